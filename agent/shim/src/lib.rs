@@ -1,0 +1,1 @@
+//! The per-launchable supervisor of platctrl.

@@ -1,0 +1,1 @@
+//! The node agent of platctrl: turns pod intent into running processes.

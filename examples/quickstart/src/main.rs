@@ -1,0 +1,2 @@
+//! The quickstart program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Reconcile loops over a store you already run: model, store trait, caches, queue, controllers.

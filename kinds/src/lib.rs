@@ -1,0 +1,1 @@
+//! The kinds of platctrl.dev/v1: pods, nodes, replication controllers.

@@ -1,0 +1,2 @@
+//! The platctrl binary.
+fn main() {}

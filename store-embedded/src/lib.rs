@@ -1,0 +1,1 @@
+//! The durable single-process store backend of platctrl.
