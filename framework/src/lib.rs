@@ -1,1 +1,18 @@
-//! Reconcile loops over a store you already run: model, store trait, caches, queue, controllers.
+//! Reconcile loops over a store you already run.
+//!
+//! An object is up to two records: its *intent* (metadata and spec, written by people and by the
+//! controllers that own it) and its *reality* (status, written only by whoever does the work).
+//! A controller closes the difference between the two. This crate holds the [`model`] (objects,
+//! keys, kinds), the [`store`] trait with its memory backend, and what runs a controller.
+//!
+//! It builds without network, protoc or root, and knows nothing of pods: the kinds that
+//! platctrl ships are one layer up, like yours.
+
+// The derive macro names this crate by its public path, also from inside it.
+extern crate self as platctrl_framework;
+
+pub mod environment;
+#[macro_use]
+pub mod failpoint;
+pub mod model;
+pub mod store;

@@ -1,0 +1,109 @@
+//! Named places where a test can make a process die, fail or wait.
+//!
+//! `failpoint!("agent.unpack.rename")` does nothing unless the environment variable
+//! `PLATCTRL_FAILPOINTS` names it, as in `agent.unpack.rename=abort;x=sleep:50`. The variable is
+//! read once per process, so that a run without it pays one atomic load per place. Actions:
+//! `abort` (die at once, as by `kill -9`), `exit:N`, `sleep:MILLISECONDS`, and `after:N:ACTION`,
+//! which lets N passages through first.
+
+use std::collections::HashMap;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+#[derive(Debug)]
+enum Action {
+    Abort,
+    Exit(i32),
+    Sleep(Duration),
+}
+
+#[derive(Debug)]
+struct Place {
+    skip: u64,
+    passed: AtomicU64,
+    action: Action,
+}
+
+static PLACES: OnceLock<HashMap<String, Place>> = OnceLock::new();
+
+fn parse(text: &str) -> HashMap<String, Place> {
+    text.split(';')
+        .filter_map(|entry| {
+            let (name, mut action) = entry.trim().split_once('=')?;
+            let mut skip = 0;
+            if let Some(rest) = action.strip_prefix("after:") {
+                let (count, rest) = rest.split_once(':')?;
+                skip = count.parse().ok()?;
+                action = rest;
+            }
+            let action = match action.split_once(':') {
+                None if action == "abort" => Action::Abort,
+                Some(("exit", code)) => Action::Exit(code.parse().ok()?),
+                Some(("sleep", ms)) => Action::Sleep(Duration::from_millis(ms.parse().ok()?)),
+                _ => return None,
+            };
+            Some((
+                name.to_owned(),
+                Place {
+                    skip,
+                    passed: AtomicU64::new(0),
+                    action,
+                },
+            ))
+        })
+        .collect()
+}
+
+/// Acts as the process environment asks for the place `name`. Use [`failpoint!`](crate::failpoint!).
+#[doc(hidden)]
+pub fn pass(name: &str) {
+    let places = PLACES.get_or_init(|| {
+        std::env::var("PLATCTRL_FAILPOINTS")
+            .map(|text| parse(&text))
+            .unwrap_or_default()
+    });
+    if places.is_empty() {
+        return;
+    }
+    let Some(place) = places.get(name) else {
+        return;
+    };
+    if place.passed.fetch_add(1, Ordering::Relaxed) < place.skip {
+        return;
+    }
+    match place.action {
+        Action::Abort => std::process::abort(),
+        Action::Exit(code) => std::process::exit(code),
+        Action::Sleep(duration) => std::thread::sleep(duration),
+    }
+}
+
+/// Marks a place where tests can interrupt this process; see [the module](crate::failpoint).
+#[macro_export]
+macro_rules! failpoint {
+    ($name:expr) => {
+        $crate::failpoint::pass($name)
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn actions_are_read_and_nonsense_is_left_out() {
+        let places = parse("a=abort; b=after:3:sleep:20;c=exit:7;d=dance;e");
+        assert_eq!(places.len(), 3);
+        assert!(matches!(places["a"].action, Action::Abort));
+        assert!(
+            matches!(places["b"], Place { skip: 3, action: Action::Sleep(d), .. } if d.as_millis() == 20)
+        );
+        assert!(matches!(places["c"].action, Action::Exit(7)));
+    }
+
+    #[test]
+    fn a_place_nobody_named_does_nothing() {
+        failpoint!("framework.test.nobody");
+    }
+}

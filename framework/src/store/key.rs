@@ -1,0 +1,202 @@
+//! Keys and prefixes of the store, checked once when they are made.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// The most bytes a key may have, without the root.
+pub const MAX_KEY_BYTES: usize = 512;
+
+/// A key of the store, relative to the root: segments of `a-z 0-9 . _ -` with `/` between them,
+/// no leading or trailing slash, no segment `.` or `..`. Every backend takes every such key as
+/// it is; cheap to clone.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(Arc<str>);
+
+/// The start of keys: empty for all of them, else whole segments with a slash at the end, so that
+/// `web1/` never covers `web10/…`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix(Arc<str>);
+
+/// Text that cannot be a key or prefix.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("invalid store key `{key}`: {reason}")]
+pub struct InvalidKey {
+    key: String,
+    reason: &'static str,
+}
+
+fn check(text: &str) -> Result<(), &'static str> {
+    if text.len() > MAX_KEY_BYTES {
+        return Err("it is longer than 512 bytes");
+    }
+    for segment in text.split('/') {
+        match segment {
+            "" => return Err("it has an empty segment"),
+            "." | ".." => return Err("`.` and `..` are no segments"),
+            _ => {}
+        }
+        let allowed =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
+        if !segment.bytes().all(allowed) {
+            return Err("only a-z, 0-9, `.`, `_`, `-` and `/` are allowed");
+        }
+    }
+    Ok(())
+}
+
+fn shown(text: &str) -> String {
+    text.chars()
+        .take(80)
+        .flat_map(char::escape_default)
+        .collect()
+}
+
+impl Key {
+    /// Checks and keeps a key.
+    ///
+    /// # Errors
+    /// [`InvalidKey`] says what is wrong with it.
+    pub fn new(text: impl AsRef<str>) -> Result<Self, InvalidKey> {
+        let text = text.as_ref();
+        check(text).map_err(|reason| InvalidKey {
+            key: shown(text),
+            reason,
+        })?;
+        Ok(Self(text.into()))
+    }
+
+    /// The key as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The key begins with the prefix.
+    #[must_use]
+    pub fn is_under(&self, prefix: &Prefix) -> bool {
+        self.0.starts_with(prefix.as_str())
+    }
+}
+
+impl Prefix {
+    /// Every key.
+    #[must_use]
+    pub fn all() -> Self {
+        Self("".into())
+    }
+
+    /// Checks and keeps a prefix, which ends with a slash or is empty.
+    ///
+    /// # Errors
+    /// [`InvalidKey`] says what is wrong with it.
+    pub fn new(text: impl AsRef<str>) -> Result<Self, InvalidKey> {
+        let text = text.as_ref();
+        if text.is_empty() {
+            return Ok(Self::all());
+        }
+        let invalid = |reason| InvalidKey {
+            key: shown(text),
+            reason,
+        };
+        let body = text
+            .strip_suffix('/')
+            .ok_or_else(|| invalid("a prefix ends with `/`"))?;
+        check(body).map_err(invalid)?;
+        Ok(Self(text.into()))
+    }
+
+    /// The prefix as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// A key below this prefix.
+    ///
+    /// # Errors
+    /// [`InvalidKey`] when `rest` is no valid rest of a key.
+    pub fn key(&self, rest: impl AsRef<str>) -> Result<Key, InvalidKey> {
+        Key::new(format!("{}{}", self.0, rest.as_ref()))
+    }
+
+    /// The first text, in byte order, that is behind every key of this prefix; None when there
+    /// is no such text. With [`Prefix::as_str`] it bounds a range scan.
+    #[must_use]
+    pub fn end(&self) -> Option<String> {
+        // A prefix ends with `/`, and `0` is the byte after it.
+        let body = self.0.strip_suffix('/')?;
+        Some(format!("{body}0"))
+    }
+}
+
+impl Borrow<str> for Key {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+macro_rules! as_text {
+    ($type:ident) => {
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+                Self::new(text).map_err(de::Error::custom)
+            }
+        }
+    };
+}
+
+as_text!(Key);
+as_text!(Prefix);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_covers_its_own_segment_only() {
+        let prefix = Prefix::new("o/intent/web1/").unwrap();
+        assert!(Key::new("o/intent/web1/a").unwrap().is_under(&prefix));
+        assert!(!Key::new("o/intent/web10/a").unwrap().is_under(&prefix));
+        let end = prefix.end().unwrap();
+        assert!("o/intent/web1/zzz" < end.as_str() && end.as_str() < "o/intent/web10/a");
+    }
+
+    #[test]
+    fn keys_that_a_backend_would_clean_or_refuse_are_refused() {
+        let long = "a".repeat(513);
+        for text in [
+            "", "/a", "a/", "a//b", "a/../b", "./a", "A", "a b", "a%2fb", "a\0", "é", &long,
+        ] {
+            assert!(Key::new(text).is_err(), "{text:?}");
+        }
+        assert!(Key::new("o/intent/platctrl.dev/pods/.anchor").is_ok());
+    }
+
+    #[test]
+    fn a_prefix_without_its_slash_is_refused() {
+        assert!(Prefix::new("o").is_err());
+        assert_eq!(Prefix::new("").unwrap(), Prefix::all());
+    }
+}
