@@ -1,0 +1,55 @@
+//! Nodes: the machines that pods run on.
+
+use std::collections::BTreeMap;
+
+use platctrl_framework::model::Resource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A machine that runs pods.
+///
+/// The record is written when the machine is admitted, never by its agent: labels attract pods,
+/// and a stolen machine must not attract other teams' pods.
+#[derive(Resource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[resource(
+    group = "platctrl.dev",
+    version = "v1",
+    kind = "Node",
+    short("no"),
+    scope = "Cluster",
+    status = NodeStatus,
+    column(name = "Ready", path = ".status.conditions.Ready"),
+    column(name = "Pods", path = ".status.pods"),
+    column(name = "Version", path = ".status.agentVersion", wide)
+)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeSpec {
+    /// No new pods are placed here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unschedulable: bool,
+    /// Raised when the node was given up and its pods replaced: an agent that finds a number
+    /// above its own stops what it started before.
+    #[serde(default)]
+    pub incarnation: u64,
+    /// The addresses that the node's pods may be reached under.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+}
+
+/// What a node's agent reports.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatus {
+    /// Facts about the machine, as `attr.os` and `attr.cpus`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub attributes: BTreeMap<String, String>,
+    /// The agent's version.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub agent_version: String,
+    /// The incarnation that the agent works under.
+    #[serde(default)]
+    pub incarnation: u64,
+    /// Pods that the agent knows of.
+    #[serde(default)]
+    pub pods: u64,
+}

@@ -1,0 +1,114 @@
+//! Replication controllers: so many pods of one template, on nodes that a selector chooses.
+
+use std::collections::BTreeMap;
+
+use platctrl_framework::model::{FieldError, Propagation, Resource, Selector};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::PodSpec;
+
+/// Keeps so many pods of one template on nodes that a selector chooses.
+#[derive(Resource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[resource(
+    group = "platctrl.dev",
+    version = "v1",
+    kind = "ReplicationController",
+    short("rc"),
+    status = ReplicationControllerStatus,
+    validate = validate,
+    deletion_policy = deletion_policy,
+    column(name = "Desired", path = ".spec.replicas"),
+    column(name = "Current", path = ".status.replicas"),
+    column(name = "Ready", path = ".status.readyReplicas"),
+    column(name = "Selector", path = ".spec.nodeSelector", wide)
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicationControllerSpec {
+    /// How many pods.
+    pub replicas: u32,
+    /// Which nodes may run them: a label selector, `*` for every node.
+    pub node_selector: String,
+    /// What happens to pods on nodes that are lost or no longer match.
+    #[serde(default)]
+    pub strategy: Strategy,
+    /// How many of them one node may run. Default 1.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1))]
+    pub max_per_node: u32,
+    /// What becomes of the pods when this is deleted.
+    #[serde(default)]
+    pub deletion_policy: Propagation,
+    /// What the pods are.
+    pub template: PodTemplate,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// What happens to pods on nodes that are lost or no longer match.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Strategy {
+    /// They stay and are reported.
+    #[default]
+    Static,
+}
+
+/// What a controller's pods are.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodTemplate {
+    /// Labels and annotations for the pods.
+    #[serde(default)]
+    pub metadata: TemplateMetadata,
+    /// Their spec, without a node.
+    pub spec: PodSpec,
+}
+
+/// Metadata that a template gives to pods.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TemplateMetadata {
+    /// Their labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Their annotations.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// What a replication controller reports.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReplicationControllerStatus {
+    /// Pods that it owns and that are not on their way out.
+    #[serde(default)]
+    pub replicas: u32,
+    /// Those of them that are ready with the present template.
+    #[serde(default)]
+    pub ready_replicas: u32,
+}
+
+/// More pods than this of one replication controller are refused.
+const MAX_REPLICAS: u32 = 1_000_000;
+
+fn validate(spec: &ReplicationControllerSpec, errors: &mut Vec<FieldError>) {
+    if spec.replicas > MAX_REPLICAS {
+        errors.push(FieldError::new("spec.replicas", format!("is above {MAX_REPLICAS}")));
+    }
+    if let Err(error) = spec.node_selector.parse::<Selector>() {
+        errors.push(FieldError::new("spec.nodeSelector", error.to_string()));
+    }
+    if let Err(error) = platctrl_framework::model::check_labels(&spec.template.metadata.labels) {
+        errors.push(FieldError::new("spec.template.metadata.labels", error.to_string()));
+    }
+    if spec.template.spec.node_name.is_some() {
+        errors.push(FieldError::new("spec.template.spec.nodeName", "is chosen for each pod: leave it out, and choose nodes by spec.nodeSelector"));
+    }
+    spec.template.spec.validate("spec.template.spec", errors);
+}
+
+fn deletion_policy(spec: &ReplicationControllerSpec) -> Propagation {
+    spec.deletion_policy
+}
