@@ -9,6 +9,10 @@
 //! platctrl ships are one layer up, like yours.
 
 // The derive macro names this crate by its public path, also from inside it.
+#[allow(
+    unused_extern_crates,
+    reason = "used only where a kind is derived inside this crate"
+)]
 extern crate self as platctrl_framework;
 
 pub mod environment;

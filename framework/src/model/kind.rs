@@ -105,6 +105,10 @@ pub trait Resource: Sized + Send + Sync + 'static {
 
 pub use platctrl_derive::Resource;
 
+/// The status of a kind that has none of its own: phase and conditions only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NoStatus {}
+
 /// A column of a kind's table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

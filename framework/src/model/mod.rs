@@ -22,7 +22,7 @@ pub use event::{Event, EventReason, EventType, ObjectReference};
 pub use key::{
     GroupPlural, Incarnation, InvalidName, MAX_NAME_BYTES, ObjectKey, Scope, Tree, check_name,
 };
-pub use kind::{Column, FieldError, KindDefinition, Resource};
+pub use kind::{Column, FieldError, KindDefinition, NoStatus, Resource};
 pub use metadata::{Deletion, Metadata, OwnerReference, Propagation};
 pub use object::{Object, RawObject};
 pub use preserve::preserve_unknown;
