@@ -29,9 +29,8 @@ struct Written {
 
 #[derive(FromMeta)]
 struct WrittenColumn {
-    name: LitStr,
-    path: LitStr,
-    #[darling(default)]
+    name: Option<LitStr>,
+    path: Option<LitStr>,
     wide: Flag,
 }
 
@@ -72,7 +71,7 @@ impl Kind {
     /// Reads the attribute of a spec's type; the errors are all of them, each at its place.
     pub(crate) fn read(input: &DeriveInput) -> Result<Self, Error> {
         check_spec(input)?;
-        let written = Written::from_derive_input(input)?;
+        let written = Written::from_derive_input(input).map_err(say_what_is_known)?;
         let mut errors = Error::accumulator();
         let spec = &input.ident;
 
@@ -131,7 +130,7 @@ impl Kind {
         }
 
         let scope = errors.handle(scope(spec, written.scope.as_ref(), written.node));
-        let columns = columns(&mut errors, written.columns);
+        let columns = columns(&mut errors, spec, written.columns);
         errors.finish()?;
 
         // Whatever is None below was pushed as an error, with which `finish` returned.
@@ -184,6 +183,23 @@ fn check_spec(input: &DeriveInput) -> Result<(), Error> {
     Err(Error::custom(text).with_span(name))
 }
 
+/// Where no known attribute is similar to an unknown one, the error says which there are.
+fn say_what_is_known(errors: Error) -> Error {
+    let complete = |error: Error| {
+        let text = error.to_string();
+        if !text.starts_with("Unknown field") || text.contains("Did you mean") {
+            return error;
+        }
+        let text = format!(
+            "{text}. `resource` takes group, version, kind, status, plural, singular, short, scope, \
+             node, column, validate, validate_update and deletion_policy; `column` takes name, \
+             path and wide"
+        );
+        Error::custom(text).with_span(&error.span())
+    };
+    Error::multiple(errors.into_iter().map(complete).collect())
+}
+
 fn required(
     errors: &mut darling::error::Accumulator,
     spec: &Ident,
@@ -192,8 +208,7 @@ fn required(
     example: &str,
 ) -> Option<LitStr> {
     if value.is_none() {
-        let text =
-            format!("the kind's {name} is missing: write `#[resource({name} = \"{example}\", …)]`");
+        let text = format!("`{name}` is missing: write `#[resource({name} = \"{example}\", …)]`");
         errors.push(Error::custom(text).with_span(spec));
     }
     value
@@ -250,30 +265,37 @@ fn scope(spec: &Ident, written: Option<&LitStr>, node: Option<Path>) -> Result<S
     Err(Error::custom(text).with_span(&written))
 }
 
-fn columns(errors: &mut darling::error::Accumulator, written: Vec<WrittenColumn>) -> Vec<Column> {
+fn columns(
+    errors: &mut darling::error::Accumulator,
+    spec: &Ident,
+    written: Vec<WrittenColumn>,
+) -> Vec<Column> {
     let mut columns: Vec<Column> = Vec::new();
     for column in written {
-        check(
-            errors,
-            "column path",
-            Some(&column.path),
-            names::check_column_path,
-        );
-        let name = column.name.value();
-        if name.trim().is_empty() || name.chars().any(char::is_control) {
+        let (Some(name), Some(path)) = (&column.name, &column.path) else {
+            let span = column.name.as_ref().or(column.path.as_ref());
+            let span = span.map_or_else(|| spec.span(), LitStr::span);
+            let text = "a column has a heading and a path: \
+                        write `column(name = \"Ready\", path = \".status.readyReplicas\")`";
+            errors.push(Error::custom(text).with_span(&span));
+            continue;
+        };
+        check(errors, "column path", Some(path), names::check_column_path);
+        let heading = name.value();
+        if heading.trim().is_empty() || heading.chars().any(char::is_control) {
             let text = "a column needs a heading: write `name = \"Ready\"`";
-            errors.push(Error::custom(text).with_span(&column.name));
+            errors.push(Error::custom(text).with_span(name));
         }
         if columns
             .iter()
-            .any(|other| other.name.eq_ignore_ascii_case(&name))
+            .any(|other| other.name.eq_ignore_ascii_case(&heading))
         {
-            let text = format!("there is a column `{name}` already");
-            errors.push(Error::custom(text).with_span(&column.name));
+            let text = format!("there is a column `{heading}` already");
+            errors.push(Error::custom(text).with_span(name));
         }
         columns.push(Column {
-            name,
-            path: column.path.value(),
+            name: heading,
+            path: path.value(),
             wide: column.wide.is_present(),
         });
     }

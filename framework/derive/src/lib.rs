@@ -16,22 +16,6 @@ use proc_macro::TokenStream;
 /// Beside the trait's implementation it makes the kind's own type: an enum without variants of
 /// the kind's name, with the spec's visibility and documentation.
 ///
-/// ```ignore
-/// /// A web site.
-/// #[derive(Resource, Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
-/// #[resource(
-///     group = "example.dev",
-///     version = "v1",
-///     kind = "Site",
-///     status = SiteStatus,
-///     short("si"),
-///     column(name = "Domain", path = ".spec.domain"),
-///     column(name = "Pages", path = ".status.pages", wide),
-///     validate = check_site,
-/// )]
-/// pub struct SiteSpec { domain: String }
-/// ```
-///
 /// | attribute | what | without it |
 /// |---|---|---|
 /// | `group = "example.dev"` | the API group | required |

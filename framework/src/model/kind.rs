@@ -103,6 +103,31 @@ pub trait Resource: Sized + Send + Sync + 'static {
     }
 }
 
+/// ```
+/// # use platctrl_framework::model::{FieldError, Resource};
+/// # use schemars::JsonSchema;
+/// # use serde::{Deserialize, Serialize};
+/// /// A web site.
+/// #[derive(Resource, Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+/// #[resource(
+///     group = "example.dev",
+///     version = "v1",
+///     kind = "Site",
+///     short("si"),
+///     column(name = "Domain", path = ".spec.domain"),
+///     validate = check_site
+/// )]
+/// pub struct SiteSpec {
+///     domain: String,
+/// }
+///
+/// fn check_site(spec: &SiteSpec, errors: &mut Vec<FieldError>) {
+///     if !spec.domain.contains('.') {
+///         errors.push(FieldError::new("spec.domain", "it has no dot: write it in full"));
+///     }
+/// }
+/// ```
+///
 pub use platctrl_derive::Resource;
 
 /// The status of a kind that has none of its own: phase and conditions only.

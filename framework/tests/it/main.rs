@@ -1,0 +1,3 @@
+//! The framework from the outside.
+
+mod derive;

@@ -1,0 +1,9 @@
+use platctrl_framework::model::Resource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+#[derive(Resource, Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[resource(group = "example.dev", version = "v1", kind = "Site", scope = "Global")]
+struct SiteSpec {}
+
+fn main() {}
