@@ -10,6 +10,7 @@
 
 mod error;
 mod key;
+mod memory;
 mod revision;
 mod transaction;
 
@@ -23,6 +24,9 @@ use serde::{Deserialize, Serialize};
 
 pub use error::StoreError;
 pub use key::{InvalidKey, Key, MAX_KEY_BYTES, Prefix};
+pub use memory::{
+    CommitFault, FaultCounts, Faults, HistoryEntry, MemoryOptions, MemorySnapshot, MemoryStore,
+};
 pub use revision::{ParseRevisionError, Revision};
 pub use transaction::{Compare, Transaction, Write};
 
