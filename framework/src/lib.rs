@@ -19,4 +19,5 @@ pub mod environment;
 #[macro_use]
 pub mod failpoint;
 pub mod model;
+mod queue;
 pub mod store;
