@@ -39,6 +39,7 @@ mod process;
 pub mod protocol;
 mod spec;
 mod state;
+mod supervisor;
 
 pub use client::{Client, Event, spawn};
 pub use protocol::{Reply, Request};
@@ -48,3 +49,4 @@ pub use spec::{
 pub use state::{
     ExitRecord, ExitStatus, Phase, ProcessId, State, is_alive, read_exits, read_state,
 };
+pub use supervisor::main;

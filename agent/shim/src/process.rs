@@ -38,36 +38,43 @@ fn clock_ms(clock: ClockId) -> u64 {
         .saturating_add(nanoseconds / 1_000_000)
 }
 
-/// What `/proc/<pid>/stat` tells about a process.
+/// A process as `/proc/<pid>/stat` describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stat {
+pub(crate) struct Process {
+    pub(crate) id: ProcessId,
     pub(crate) parent: u32,
-    pub(crate) start_ticks: u64,
+    pub(crate) group: u32,
+    /// Whether it has ended and only its parent has not noticed.
+    pub(crate) dead: bool,
 }
 
-impl Stat {
+impl Process {
     pub(crate) fn read(pid: u32) -> Option<Self> {
-        Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+        Self::parse(pid, &fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    fn parse(stat: &[u8]) -> Option<Self> {
+    fn parse(pid: u32, stat: &[u8]) -> Option<Self> {
         // The second field is the program's name in parentheses, and may hold any byte.
         let after = stat.iter().rposition(|byte| *byte == b')')? + 1;
         let mut fields = std::str::from_utf8(&stat[after..])
             .ok()?
             .split_ascii_whitespace();
-        let parent = fields.nth(1)?.parse().ok()?; // field 4
-        let start_ticks = fields.nth(17)?.parse().ok()?; // field 22
+        let dead = matches!(fields.next()?, "Z" | "X" | "x"); // field 3
+        let parent = fields.next()?.parse().ok()?;
+        let group = fields.next()?.parse().ok()?;
+        let start_ticks = fields.nth(16)?.parse().ok()?; // field 22
         Some(Self {
+            id: ProcessId { pid, start_ticks },
             parent,
-            start_ticks,
+            group,
+            dead,
         })
     }
 }
 
 /// When the process was started, in ticks after boot; `None` when there is none.
 pub(crate) fn start_ticks(pid: u32) -> Option<u64> {
-    Stat::read(pid).map(|stat| stat.start_ticks)
+    Process::read(pid).map(|process| process.id.start_ticks)
 }
 
 /// The process of that number as it is now.
@@ -93,34 +100,30 @@ pub(crate) fn kill_exactly(process: ProcessId) {
     }
 }
 
-/// All processes as (identity, parent).
-fn everybody() -> Vec<(ProcessId, u32)> {
+/// The user a process was started by or became; `None` when there is no such process.
+pub(crate) fn real_uid(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// All processes there are.
+pub(crate) fn everybody() -> Vec<Process> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return Vec::new();
     };
     entries
-        .filter_map(|entry| {
-            let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            let Stat {
-                parent,
-                start_ticks,
-            } = Stat::read(pid)?;
-            Some((ProcessId { pid, start_ticks }, parent))
-        })
+        .filter_map(|entry| Process::read(entry.ok()?.file_name().to_str()?.parse().ok()?))
         .collect()
 }
 
-/// Everything that descends from `ancestor`, without itself.
-pub(crate) fn descendants(ancestor: u32) -> Vec<ProcessId> {
-    tree(ancestor, &everybody())
-}
-
-fn tree(ancestor: u32, everybody: &[(ProcessId, u32)]) -> Vec<ProcessId> {
+/// Everything among `everybody` that descends from `ancestor`, without itself.
+pub(crate) fn tree(ancestor: u32, everybody: &[Process]) -> Vec<ProcessId> {
     let mut by_parent: Vec<_> = everybody
         .iter()
-        .map(|(who, parent)| (*parent, *who))
+        .map(|other| (other.parent, other.id))
         .collect();
-    by_parent.sort_by_key(|(parent, who)| (*parent, who.pid));
+    by_parent.sort_by_key(|(parent, child)| (*parent, child.pid));
     let children = |parent: u32| {
         let from = by_parent.partition_point(|(other, _)| *other < parent);
         by_parent[from..]
@@ -134,11 +137,11 @@ fn tree(ancestor: u32, everybody: &[(ProcessId, u32)]) -> Vec<ProcessId> {
     while found.len() <= everybody.len() {
         found.extend(
             children(next)
-                .map(|(_, who)| *who)
-                .filter(|who| who.pid != ancestor),
+                .map(|(_, child)| *child)
+                .filter(|c| c.pid != ancestor),
         );
-        let Some(who) = found.get(at) else { break };
-        next = who.pid;
+        let Some(child) = found.get(at) else { break };
+        next = child.pid;
         at += 1;
     }
     found
@@ -148,27 +151,34 @@ fn tree(ancestor: u32, everybody: &[(ProcessId, u32)]) -> Vec<ProcessId> {
 mod tests {
     use super::*;
 
-    fn entry(pid: u32, parent: u32) -> (ProcessId, u32) {
-        (
-            ProcessId {
+    fn entry(pid: u32, parent: u32) -> Process {
+        Process {
+            id: ProcessId {
                 pid,
                 start_ticks: 1,
             },
             parent,
-        )
+            group: pid,
+            dead: false,
+        }
     }
 
     #[test]
     fn a_program_name_with_spaces_and_parentheses_does_not_shift_the_fields() {
-        let stat = b"7 (a) R 1 (b) S 42 7 7 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 9911 1 1\n";
+        let stat = b"7 (a) R 1 (b) S 42 8 7 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 9911 1 1\n";
+        let process = Process::parse(7, stat).unwrap();
         assert_eq!(
-            Stat::parse(stat),
-            Some(Stat {
-                parent: 42,
-                start_ticks: 9911
-            })
+            (process.parent, process.group, process.dead),
+            (42, 8, false)
         );
-        assert_eq!(Stat::parse(b"7 (a) S 1"), None);
+        assert_eq!(
+            process.id,
+            ProcessId {
+                pid: 7,
+                start_ticks: 9911
+            }
+        );
+        assert_eq!(Process::parse(7, b"7 (a) S 1"), None);
     }
 
     #[test]

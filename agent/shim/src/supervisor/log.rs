@@ -1,0 +1,494 @@
+//! The launchable's output: from a FIFO to a file that is replaced before it grows too large.
+//!
+//! The launchable holds the FIFO open for reading *and* writing, so a killed shim costs it
+//! nothing but waiting, and the next shim finds what it wrote. Output that cannot be written (a
+//! full disk) is dropped and counted, never waited for; a line in the log tells how much is
+//! missing once there is room again.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+
+use rustix::fs::{AtFlags, Mode, OFlags, fchown, openat, renameat, unlinkat};
+use rustix::process::Uid;
+
+use crate::process::boot_clock_ms;
+use crate::spec::LogSpec;
+
+/// The FIFO's name in the shim's directory.
+pub(super) const FIFO: &str = "out";
+/// Read at once. It is resident once used, so it is small.
+const BUFFER: usize = 16 << 10;
+/// Reads in a row before the shim looks at anything else.
+const BURST: u32 = 32;
+/// How often the line about dropped output is tried when nothing else is written.
+const RETRY_MS: u64 = 1000;
+
+/// Both ends of the way from the launchable to its log.
+#[derive(Debug)]
+pub(super) struct Output {
+    fifo: File,
+    sink: Sink,
+    buffer: Box<[u8]>,
+}
+
+impl Output {
+    /// Opens the FIFO in the current directory, making it if needed; tells whether it was there.
+    pub(super) fn open(log: LogSpec) -> io::Result<(Self, bool)> {
+        let mode = Mode::RUSR | Mode::WUSR;
+        let existed = match rustix::fs::mkfifoat(rustix::fs::CWD, FIFO, mode) {
+            Ok(()) => false,
+            Err(rustix::io::Errno::EXIST) => true,
+            Err(error) => return Err(error.into()),
+        };
+        // Open for writing too, so that it never reports the end of its writers.
+        let fifo = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(FIFO)?;
+        let kind = fifo.metadata()?.mode() & libc::S_IFMT;
+        if kind != libc::S_IFIFO {
+            return Err(io::Error::other(format!("{FIFO} is not a FIFO; remove it")));
+        }
+        let buffer = vec![0; BUFFER].into_boxed_slice();
+        Ok((
+            Self {
+                fifo,
+                sink: Sink::new(log),
+                buffer,
+            },
+            existed,
+        ))
+    }
+
+    /// Lets the launchable's user open its own output again, as `/dev/stdout`.
+    pub(super) fn give_to(&self, uid: Option<u32>) -> io::Result<()> {
+        if let Some(uid) = uid.filter(|_| rustix::process::geteuid().is_root()) {
+            fchown(&self.fifo, Some(Uid::from_raw(uid)), None)?;
+        }
+        Ok(())
+    }
+
+    /// The FIFO's identity as (device, inode).
+    pub(super) fn identity(&self) -> io::Result<(u64, u64)> {
+        let metadata = self.fifo.metadata()?;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+
+    /// Copies what there is, up to a limit.
+    pub(super) fn pump(&mut self) {
+        for _ in 0..BURST {
+            match self.fifo.read(&mut self.buffer) {
+                Ok(0) => return,
+                Ok(n) => {
+                    self.sink.write(&self.buffer[..n]);
+                    if n < BUFFER {
+                        return;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return, // nothing there
+            }
+        }
+    }
+
+    /// Changes where it goes, from the next byte on.
+    pub(super) fn redirect(&mut self, log: &LogSpec) {
+        if self.sink.log != *log {
+            self.pump();
+            let dropped = self.sink.dropped_ever;
+            self.sink = Sink {
+                dropped_ever: dropped,
+                ..Sink::new(log.clone())
+            };
+        }
+    }
+
+    /// Bytes dropped since the shim started, and why, while dropping goes on.
+    pub(super) fn dropped(&self) -> (u64, Option<&str>) {
+        (
+            self.sink.dropped_ever,
+            self.sink
+                .missing
+                .as_ref()
+                .map(|missing| missing.why.as_str()),
+        )
+    }
+
+    /// When [`Output::retry`] is due.
+    pub(super) fn deadline(&self) -> Option<u64> {
+        self.sink.missing.as_ref().map(|missing| missing.retry_at)
+    }
+
+    /// Tries to write the line about dropped output.
+    pub(super) fn retry(&mut self) {
+        if self.deadline().is_some_and(|at| at <= boot_clock_ms()) {
+            self.sink.admit();
+        }
+    }
+}
+
+impl AsFd for Output {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fifo.as_fd()
+    }
+}
+
+/// Output that was lost and of which the log does not tell yet.
+#[derive(Debug)]
+struct Missing {
+    bytes: u64,
+    why: String,
+    retry_at: u64,
+}
+
+/// The file at the end.
+#[derive(Debug)]
+struct Sink {
+    log: LogSpec,
+    open: Option<Open>,
+    missing: Option<Missing>,
+    dropped_ever: u64,
+}
+
+#[derive(Debug)]
+struct Open {
+    dir: OwnedFd,
+    file: File,
+    size: u64,
+    at_line_start: bool,
+}
+
+impl Sink {
+    fn new(log: LogSpec) -> Self {
+        Self {
+            log,
+            open: None,
+            missing: None,
+            dropped_ever: 0,
+        }
+    }
+
+    fn write(&mut self, mut data: &[u8]) {
+        // Somebody who removes a full log expects the space back.
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|open| open.file.metadata().is_ok_and(|m| m.nlink() == 0))
+        {
+            self.open = None;
+        }
+        while !data.is_empty() {
+            let written = if self.missing.is_some() && !self.admit() {
+                Err((0, io::ErrorKind::StorageFull.into()))
+            } else {
+                self.write_some(data)
+            };
+            match written {
+                Ok(n) => data = &data[n..],
+                Err((n, error)) => {
+                    self.lose(data.len() - n, &error);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Writes what goes into one file, at least one byte; closes a file that is full. An error
+    /// comes with what was written before it.
+    fn write_some(&mut self, data: &[u8]) -> Result<usize, (usize, io::Error)> {
+        let none = |error| (0, error);
+        let max = self.log.max_bytes;
+        let open = self.opened().map_err(none)?;
+        let room = usize::try_from(max.saturating_sub(open.size)).unwrap_or(usize::MAX);
+        if data.len() <= room {
+            return open.append(data).map(|()| data.len());
+        }
+        // Lines stay whole as long as a line fits a file.
+        let lines = data[..room]
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map(|at| at + 1);
+        let cut = match lines {
+            Some(end) => end,
+            None if open.at_line_start && open.size > 0 => 0,
+            None => room,
+        };
+        open.append(&data[..cut])?;
+        self.rotate().map_err(|error| (cut, error))?;
+        if cut == 0 {
+            self.write_some(data)
+        } else {
+            Ok(cut)
+        }
+    }
+
+    fn opened(&mut self) -> io::Result<&mut Open> {
+        let open = match self.open.take() {
+            Some(open) => open,
+            None => Open::new(&self.log)?,
+        };
+        Ok(self.open.insert(open))
+    }
+
+    /// Makes room for a new file: `.log` becomes `.log.1`, and so on; the oldest goes.
+    fn rotate(&mut self) -> io::Result<()> {
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
+        let name = |number: u32| match number {
+            0 => format!("{}.log", self.log.name),
+            n => format!("{}.log.{n}", self.log.name),
+        };
+        // Files of a time when more were kept.
+        for number in self.log.max_files.. {
+            if unlinkat(&open.dir, name(number), AtFlags::empty()).is_err() {
+                break;
+            }
+        }
+        for number in (1..self.log.max_files).rev() {
+            match renameat(&open.dir, name(number - 1), &open.dir, name(number)) {
+                Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+                // Then nothing can be kept; the file must not grow without bound all the same.
+                Err(_) => break,
+            }
+        }
+        // Either it has another name now, or it is the one that cannot be kept.
+        let mut fresh = Open::new(&self.log)?;
+        if fresh.size > 0 {
+            fresh.file.set_len(0)?;
+            fresh.size = 0;
+            fresh.at_line_start = true;
+        }
+        self.open = Some(fresh);
+        Ok(())
+    }
+
+    fn lose(&mut self, bytes: usize, error: &io::Error) {
+        let bytes = bytes as u64;
+        self.dropped_ever = self.dropped_ever.saturating_add(bytes);
+        let retry_at = boot_clock_ms().saturating_add(RETRY_MS);
+        match &mut self.missing {
+            Some(missing) => {
+                missing.bytes = missing.bytes.saturating_add(bytes);
+                missing.retry_at = retry_at;
+            }
+            None => {
+                self.missing = Some(Missing {
+                    bytes,
+                    why: error.to_string(),
+                    retry_at,
+                });
+            }
+        }
+    }
+
+    /// Tells in the log what is missing from it; whether that succeeded.
+    fn admit(&mut self) -> bool {
+        let Some(missing) = self.missing.take() else {
+            return true;
+        };
+        let told = self.opened().and_then(|open| {
+            let break_line = if open.at_line_start { "" } else { "\n" };
+            let Missing { bytes, why, .. } = &missing;
+            let line =
+                format!("{break_line}[platctrl-shim: {bytes} bytes of output lost: {why}]\n");
+            open.append_whole(line.as_bytes())
+        });
+        if told.is_err() {
+            let retry_at = boot_clock_ms().saturating_add(RETRY_MS);
+            self.missing = Some(Missing {
+                retry_at,
+                ..missing
+            });
+        }
+        told.is_ok()
+    }
+}
+
+impl Open {
+    fn new(log: &LogSpec) -> io::Result<Self> {
+        let dir = rustix::fs::open(
+            &log.dir,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )?;
+        let flags = OFlags::RDWR
+            | OFlags::APPEND
+            | OFlags::CREATE
+            | OFlags::NOFOLLOW
+            | OFlags::NONBLOCK
+            | OFlags::NOCTTY
+            | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR | Mode::RGRP;
+        let file = File::from(openat(&dir, format!("{}.log", log.name), flags, mode)?);
+        let metadata = file.metadata()?;
+        if !metadata.is_file() || metadata.nlink() != 1 {
+            return Err(io::Error::other(format!(
+                "{}/{}.log is not a regular file with one name",
+                log.dir.display(),
+                log.name
+            )));
+        }
+        let size = metadata.len();
+        let mut last = [b'\n'];
+        if size > 0 {
+            file.read_exact_at(&mut last, size - 1)?;
+        }
+        Ok(Self {
+            dir,
+            file,
+            size,
+            at_line_start: last == *b"\n",
+        })
+    }
+
+    fn append(&mut self, mut data: &[u8]) -> Result<(), (usize, io::Error)> {
+        let mut written = 0;
+        while !data.is_empty() {
+            match self.file.write(data) {
+                Ok(0) => return Err((written, io::ErrorKind::WriteZero.into())),
+                Ok(n) => {
+                    self.at_line_start = data[n - 1] == b'\n';
+                    self.size = self.size.saturating_add(n as u64);
+                    written += n;
+                    data = &data[n..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err((written, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends all of it or nothing.
+    fn append_whole(&mut self, data: &[u8]) -> io::Result<()> {
+        let (size, at_line_start) = (self.size, self.at_line_start);
+        self.append(data).map_err(|(written, error)| {
+            if written > 0 && self.file.set_len(size).is_ok() {
+                self.size = size;
+                self.at_line_start = at_line_start;
+            }
+            error
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::path::Path;
+
+    fn sink(dir: &Path, max_bytes: u64, max_files: u32) -> Sink {
+        let mut log = LogSpec::new(dir, "web");
+        (log.max_bytes, log.max_files) = (max_bytes, max_files);
+        Sink::new(log)
+    }
+
+    fn text(dir: &Path, name: &str) -> String {
+        fs::read_to_string(dir.join(name)).unwrap_or_default()
+    }
+
+    #[test]
+    fn files_are_replaced_at_line_ends_and_only_so_many_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sink = sink(dir.path(), 10, 3);
+        for line in ["aaa\n", "bbb\nccc\n", "ddd\neee\nfff\n", "ggg"] {
+            sink.write(line.as_bytes());
+        }
+        assert_eq!(text(dir.path(), "web.log.2"), "ccc\nddd\n");
+        assert_eq!(text(dir.path(), "web.log.1"), "eee\nfff\n");
+        assert_eq!(text(dir.path(), "web.log"), "ggg");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
+        assert_eq!(sink.dropped_ever, 0);
+    }
+
+    #[test]
+    fn a_line_longer_than_a_file_is_cut_and_nothing_of_it_is_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sink = sink(dir.path(), 10, 9);
+        sink.write(b"ab\n");
+        sink.write(&[b'x'; 25]);
+        sink.write(b"\nyz\n");
+        let all: String = (1..9)
+            .rev()
+            .map(|number| text(dir.path(), &format!("web.log.{number}")))
+            .chain([text(dir.path(), "web.log")])
+            .collect();
+        assert_eq!(all, format!("ab\n{}\nyz\n", "x".repeat(25)));
+        for entry in fs::read_dir(dir.path()).unwrap() {
+            assert!(entry.unwrap().metadata().unwrap().len() <= 10);
+        }
+    }
+
+    #[test]
+    fn a_new_sink_goes_on_in_the_file_and_removes_more_than_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut five = sink(dir.path(), 10, 5);
+        five.write(b"111111\n222222\n333333\n444444\n555");
+        let mut two = sink(dir.path(), 10, 2);
+        two.write(b"55\n666666\n");
+        assert_eq!(text(dir.path(), "web.log.1"), "444444\n555");
+        assert_eq!(text(dir.path(), "web.log"), "55\n666666\n");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn links_and_other_things_in_place_of_the_log_are_not_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let victim = dir.path().join("victim");
+        let log = dir.path().join("web.log");
+        fs::write(&victim, "precious").unwrap();
+        let attack = |place: &dyn Fn()| {
+            let _ = fs::remove_file(&log);
+            place();
+            let mut sink = sink(dir.path(), 100, 2);
+            sink.write(b"hostile\n");
+            assert_eq!(sink.dropped_ever, 8);
+            assert_eq!(text(dir.path(), "victim"), "precious");
+        };
+        attack(&|| std::os::unix::fs::symlink(&victim, &log).unwrap());
+        attack(&|| fs::hard_link(&victim, &log).unwrap());
+        attack(&|| rustix::fs::mkfifoat(rustix::fs::CWD, &log, Mode::RUSR).unwrap());
+        let _ = fs::remove_file(&log);
+        let linked = dir.path().join("linked");
+        std::os::unix::fs::symlink(dir.path(), &linked).unwrap();
+        let mut sink = sink(&linked, 100, 2);
+        sink.write(b"hostile\n");
+        assert_eq!(sink.dropped_ever, 8);
+        assert!(!log.exists());
+    }
+
+    #[test]
+    fn what_was_lost_is_told_once_the_log_can_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = dir.path().join("logs");
+        let mut sink = sink(&logs, 1000, 2);
+        sink.write(b"lost\n");
+        sink.write(b"also lost\n");
+        assert_eq!(sink.dropped_ever, 15);
+        fs::create_dir(&logs).unwrap();
+        sink.write(b"here\n");
+        let log = text(&logs, "web.log");
+        let (first, rest) = log.split_once('\n').unwrap();
+        assert!(
+            first.starts_with("[platctrl-shim: 15 bytes of output lost: "),
+            "{first}"
+        );
+        assert_eq!(rest, "here\n");
+        assert!(sink.missing.is_none());
+    }
+
+    #[test]
+    fn a_removed_log_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sink = sink(dir.path(), 1000, 2);
+        sink.write(b"one\n");
+        fs::remove_file(dir.path().join("web.log")).unwrap();
+        sink.write(b"two\n");
+        assert_eq!(text(dir.path(), "web.log"), "two\n");
+    }
+}

@@ -1,0 +1,115 @@
+//! A file of fixed slots, each holding one line, rewritten in place.
+//!
+//! All space is taken when the file is made, so recording an end or a start needs none: a full
+//! disk cannot make a shim forget. A write touches one slot; a power cut can damage that one
+//! only, and the checksum in the line shows it.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+#[derive(Debug)]
+pub(super) struct SlotFile {
+    file: File,
+    size: usize,
+    count: u64,
+}
+
+impl SlotFile {
+    /// Opens or makes the file. One of another size is laid out anew, with `keep` in it.
+    pub(super) fn open(
+        path: &str,
+        size: usize,
+        count: u64,
+        keep: impl IntoIterator<Item = (u64, String)>,
+    ) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)?;
+        let slots = Self { file, size, count };
+        let metadata = slots.file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::other(format!("{path} is not a regular file")));
+        }
+        if metadata.len() != count.saturating_mul(size as u64) {
+            for slot in 0..count {
+                slots.fill(slot, "")?;
+            }
+            for (number, line) in keep {
+                slots.fill(number % count, &line)?;
+            }
+            slots.file.set_len(count.saturating_mul(size as u64))?;
+            slots.file.sync_all()?;
+            File::open(Path::new("."))?.sync_all()?;
+        }
+        Ok(slots)
+    }
+
+    /// Writes a line in the slot its number falls on; `durable` waits until it is on disk.
+    pub(super) fn write(&self, number: u64, line: &str, durable: bool) -> io::Result<()> {
+        self.fill(number % self.count, line)?;
+        if durable {
+            self.file.sync_data()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn fill(&self, slot: u64, line: &str) -> io::Result<()> {
+        let mut bytes = [b'\n'; 4096];
+        let bytes = bytes
+            .get_mut(..self.size)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        // One newline at least stays, to end the line.
+        let room = bytes.len() - 1;
+        let line = line.as_bytes();
+        let target = bytes[..room]
+            .get_mut(..line.len())
+            .ok_or(io::ErrorKind::FileTooLarge)?;
+        target.copy_from_slice(line);
+        self.file
+            .write_all_at(bytes, slot.saturating_mul(self.size as u64))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_lines_are_kept_and_another_layout_is_replaced_with_what_is_to_be_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("slots");
+        let path = path.to_str().unwrap();
+        let lines = || {
+            let text = std::fs::read_to_string(path).unwrap();
+            text.lines()
+                .filter(|line| !line.is_empty())
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        let slots = SlotFile::open(path, 64, 2, []).unwrap();
+        for number in 1..=5 {
+            slots
+                .write(number, &format!("line {number}\n"), true)
+                .unwrap();
+        }
+        assert_eq!(lines(), ["line 4", "line 5"]);
+        assert!(slots.write(6, &"x".repeat(64), true).is_err());
+        let keep = [(4, "line 4\n".to_owned())];
+        drop(SlotFile::open(path, 64, 2, keep.clone()).unwrap());
+        assert_eq!(
+            lines(),
+            ["line 4", "line 5"],
+            "the same layout is left alone"
+        );
+        drop(SlotFile::open(path, 128, 4, keep).unwrap());
+        assert_eq!(lines(), ["line 4"]);
+    }
+}
