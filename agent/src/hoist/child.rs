@@ -1,0 +1,265 @@
+//! The helper processes: what they do, and how they answer.
+//!
+//! An agent starts its own binary again with a hidden subcommand; that subcommand's whole body is
+//! [`main`]. There are two tasks, each for the kind of work an agent should not do as root:
+//! - `unpack`: standard input is the artifact, open; standard output is the directory to fill, open.
+//! - `read`: opens a file beneath a directory and copies it to standard output.
+//!
+//! The answer is one line of JSON on standard error. Nothing else is shared, and the parent checks
+//! what was done rather than believing the answer.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use rustix::fs::{self, FileType, Mode, OFlags, ResolveFlags};
+use serde::{Deserialize, Serialize};
+
+use super::sandbox::{self, Beneath};
+use super::{Digest, Error, Limits, Refusal, Rule, unpack};
+
+/// The hidden subcommand of `platctrl` whose body is [`main`].
+pub const SUBCOMMAND: &str = "__hoist-child";
+
+/// How a helper process is started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChildCommand {
+    pub(super) program: PathBuf,
+    pub(super) arguments: Vec<OsString>,
+}
+
+impl ChildCommand {
+    /// This very program with the hidden subcommand [`SUBCOMMAND`].
+    ///
+    /// It is named by what the kernel is running, not by a path: so it is the same version after
+    /// the file was replaced by an upgrade, and starts where the helper's user may not enter the
+    /// directory that the program lies in.
+    #[must_use]
+    pub fn this_program() -> Self {
+        Self::new("/proc/self/exe", [SUBCOMMAND])
+    }
+
+    /// Another program that hands the arguments after `arguments` to [`main`].
+    pub fn new<A: Into<OsString>>(
+        program: impl Into<PathBuf>,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Self {
+        Self {
+            program: program.into(),
+            arguments: arguments.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+/// The unprivileged user that helper processes run as. It needs no entry in the user database and
+/// must own nothing on the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChildUser {
+    /// User id.
+    pub uid: u32,
+    /// Group id; there are no further groups.
+    pub gid: u32,
+}
+
+impl Default for ChildUser {
+    /// 64999, which the common distributions leave unassigned (60000 to 64999 is Debian's
+    /// "dynamically allocated on demand", used from the bottom).
+    fn default() -> Self {
+        Self {
+            uid: 64_999,
+            gid: 64_999,
+        }
+    }
+}
+
+/// What `unpack` is asked.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Order {
+    pub(super) limits: Limits,
+    pub(super) digest: Digest,
+}
+
+/// What a helper answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Report {
+    Done {
+        entries: u64,
+        bytes: u64,
+        /// Fences of the sandbox that this kernel did not give.
+        missing: Vec<String>,
+    },
+    Refused(Refusal),
+    DigestMismatch {
+        actual: Digest,
+        expected: Digest,
+    },
+    NotFound,
+    /// Resolving the path would have left the allowed directory.
+    Outside,
+    Denied {
+        errno: i32,
+    },
+    NotAFile,
+    Failed {
+        doing: String,
+        path: PathBuf,
+        errno: Option<i32>,
+        message: String,
+    },
+}
+
+/// The whole of a helper process. `args` are the arguments after the subcommand.
+///
+/// Call it first thing in `main`, before anything has opened a file or started a thread or a
+/// runtime: it closes all inherited files and gives up rights of the whole process.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    sandbox::close_inherited();
+    let mut args = args.into_iter();
+    let task = args.next().unwrap_or_default();
+    let args: Vec<OsString> = args.collect();
+    let outcome = match (task.to_str(), args.as_slice()) {
+        (Some("unpack"), [order]) => do_unpack(order.to_str().unwrap_or_default()),
+        (Some("read"), [limit, root, path]) => do_read(
+            limit.to_str().unwrap_or_default(),
+            Path::new(root),
+            Path::new(path),
+        ),
+        _ => {
+            eprintln!("this is a part of the agent, which starts it by itself");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(report) => {
+            answer(&report);
+            ExitCode::SUCCESS
+        }
+        Err(report) => {
+            answer(&report);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn answer(report: &Report) {
+    // When nobody listens, there is nobody to tell either.
+    if let Ok(mut line) = serde_json::to_vec(report) {
+        line.push(b'\n');
+        let _ = io::stderr().lock().write_all(&line);
+    }
+}
+
+/// Answers, from the watching thread, that the time is up.
+pub(super) fn report_too_slow(wall_time: Duration) {
+    answer(&Report::Refused(Refusal {
+        entry: String::new(),
+        rule: Rule::TooSlow,
+        detail: format!("it took longer than {wall_time:?}"),
+    }));
+}
+
+fn do_unpack(order: &str) -> Result<Report, Report> {
+    let order: Order = serde_json::from_str(order).map_err(|e| failed("understand", e))?;
+    let dup = |e| failed("open the standard files", e);
+    let artifact = File::from(io::stdin().as_fd().try_clone_to_owned().map_err(dup)?);
+    let root = io::stdout().as_fd().try_clone_to_owned().map_err(dup)?;
+    let missing = sandbox::enter(root.as_fd(), Beneath::Write, &order.limits);
+    let Order { limits, digest } = order;
+    match unpack::unpack(artifact, "the artifact", Some(&digest), &limits, root) {
+        Ok(totals) => Ok(Report::Done {
+            entries: totals.entries,
+            bytes: totals.bytes,
+            missing,
+        }),
+        Err(Error::Refused(refusal)) => Err(Report::Refused(refusal)),
+        Err(Error::DigestMismatch {
+            actual, expected, ..
+        }) => Err(Report::DigestMismatch { actual, expected }),
+        Err(Error::NoSpace { path }) => {
+            let errno = Some(rustix::io::Errno::NOSPC.raw_os_error());
+            Err(Report::Failed {
+                doing: "write".into(),
+                path,
+                errno,
+                message: String::new(),
+            })
+        }
+        Err(Error::Io {
+            doing,
+            path,
+            source,
+        }) => Err(Report::Failed {
+            doing: doing.to_owned(),
+            path,
+            errno: source.raw_os_error(),
+            message: source.to_string(),
+        }),
+        Err(other) => Err(failed("unpack", other)),
+    }
+}
+
+fn failed(doing: &str, error: impl std::fmt::Display) -> Report {
+    let (doing, message) = (doing.to_owned(), error.to_string());
+    Report::Failed {
+        doing,
+        path: "the artifact".into(),
+        errno: None,
+        message,
+    }
+}
+
+fn do_read(limit: &str, root: &Path, path: &Path) -> Result<Report, Report> {
+    let limit: u64 = limit.parse().map_err(|e| failed("understand", e))?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // The directory is the operator's word: links on the way to it are theirs.
+    let root = fs::open(root, flags, Mode::empty()).map_err(opening)?;
+    let missing = sandbox::enter(root.as_fd(), Beneath::Read, &Limits::default());
+    let file = open_beneath(&root, path)?;
+    let stat = fs::fstat(&file).map_err(opening)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(Report::NotAFile);
+    }
+    let out = io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|e| failed("open", e))?;
+    // One more than the limit, for the parent to see that there is more.
+    let mut input = File::from(file).take(limit.saturating_add(1));
+    let bytes = io::copy(&mut input, &mut File::from(out)).map_err(|e| Report::Failed {
+        doing: "read".into(),
+        path: path.to_owned(),
+        errno: e.raw_os_error(),
+        message: e.to_string(),
+    })?;
+    Ok(Report::Done {
+        entries: 1,
+        bytes,
+        missing,
+    })
+}
+
+/// Opens `path` beneath `root`; links on the way may lead anywhere beneath `root` too.
+fn open_beneath(root: impl std::os::fd::AsFd, path: &Path) -> Result<rustix::fd::OwnedFd, Report> {
+    // Without NONBLOCK, opening a named pipe would wait for a writer.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    fs::openat2(root, path, flags, Mode::empty(), resolve).map_err(opening)
+}
+
+fn opening(errno: rustix::io::Errno) -> Report {
+    use rustix::io::Errno;
+    match errno {
+        Errno::NOENT | Errno::NOTDIR => Report::NotFound,
+        Errno::XDEV | Errno::LOOP => Report::Outside,
+        Errno::ACCESS | Errno::PERM => Report::Denied {
+            errno: errno.raw_os_error(),
+        },
+        Errno::NXIO | Errno::ISDIR => Report::NotAFile,
+        other => failed("open", other),
+    }
+}

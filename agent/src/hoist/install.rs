@@ -1,0 +1,260 @@
+//! Turns a tree that an unprivileged process has written into an install: sealed, marked, renamed.
+//!
+//! The steps and why they are in this order. (1) Walk the tree by open directories, check that it
+//! is what an unpacker makes and nothing else, and make it root's. (2) Flush it. (3) Write the
+//! marker, flush it and its directory. (4) Rename the whole to its name, flush that. The name
+//! exists only after all bytes are on the disk, and the marker says so once more: a crash anywhere
+//! leaves a temporary directory, which the next start removes, or the complete install.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{self, AtFlags, Dir, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
+use serde::{Deserialize, Serialize};
+
+use super::rules::MARKER;
+use super::unpack::INSIDE;
+use super::{ChildUser, Digest, Error, Launch, Limits, launch};
+
+/// The form of the marker and of the tree beside it.
+const FORMAT: u32 = 1;
+/// A marker has a few hundred bytes, and up to that much with a large `bin/launch/`.
+const MARKER_BYTES: u64 = 4 * 1024 * 1024;
+
+/// An installed artifact: complete, checked, never changed again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Install {
+    /// The directory it is installed in.
+    pub path: PathBuf,
+    /// Its digest.
+    pub digest: Digest,
+    /// What it offers to be started, beneath `path`.
+    pub launch: Launch,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Marker {
+    format: u32,
+    digest: Digest,
+    entries: u64,
+    bytes: u64,
+    launch: Launch,
+}
+
+/// The install of `digest` at `path`, if one is complete there.
+pub(super) fn installed(path: &Path, digest: &Digest) -> Option<Install> {
+    let file = fs::open(
+        path.join(MARKER),
+        OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
+        Mode::empty(),
+    );
+    let file = File::from(file.ok()?);
+    let metadata = file.metadata().ok()?;
+    // What root installed, only root can have marked.
+    if !metadata.is_file() || metadata.uid() != rustix::process::geteuid().as_raw() {
+        return None;
+    }
+    let mut text = Vec::new();
+    file.take(MARKER_BYTES).read_to_end(&mut text).ok()?;
+    let marker: Marker = serde_json::from_slice(&text).ok()?;
+    (marker.format == FORMAT && marker.digest == *digest).then(|| Install {
+        path: path.to_owned(),
+        digest: *digest,
+        launch: marker.launch,
+    })
+}
+
+/// What the unpacker said of the tree, which is compared with what is there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Told {
+    pub(super) digest: Digest,
+    pub(super) entries: u64,
+    pub(super) bytes: u64,
+}
+
+/// Makes the tree in the directory `from` (written by `owner`) the install at `to`.
+///
+/// Blocks. On failure `from` is left as it is then, for the caller to remove.
+pub(super) fn complete(
+    from: &Path,
+    to: &Path,
+    owner: Option<ChildUser>,
+    told: Told,
+    limits: &Limits,
+) -> Result<Install, Error> {
+    let root = open_directory(from)?;
+    Seal::new(owner, limits).tree(&root, told.entries)?;
+    let launch = launch::judge(Launch::look(&root)?, Some(std::env::consts::ARCH))?;
+
+    // One flush of the file system in place of one of each file: an artifact may have a hundred
+    // thousand files, and each would be a commit of its own to the file system's journal. This
+    // may also write what others have not flushed yet; it reports errors of writing back like fsync.
+    fs::syncfs(&root).map_err(|e| Error::io("flush", from, e))?;
+
+    let Told {
+        digest,
+        entries,
+        bytes,
+    } = told;
+    let marker = Marker {
+        format: FORMAT,
+        digest,
+        entries,
+        bytes,
+        launch,
+    };
+    write_marker(&root, &marker).map_err(|e| Error::io("mark", from, e))?;
+    rename(from, to)?;
+    Ok(Install {
+        path: to.to_owned(),
+        digest,
+        launch: marker.launch,
+    })
+}
+
+fn write_marker(root: &OwnedFd, marker: &Marker) -> io::Result<()> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = fs::openat2(root, MARKER, flags, Mode::from_raw_mode(0o644), INSIDE)?;
+    let mut file = File::from(file);
+    file.write_all(&serde_json::to_vec(marker)?)?;
+    fs::fchmod(&file, Mode::from_raw_mode(0o644))?;
+    file.sync_all()?;
+    fs::fsync(root)?;
+    Ok(())
+}
+
+/// Renames `from` to `to` in the same directory, for good.
+fn rename(from: &Path, to: &Path) -> Result<(), Error> {
+    let io = |e| Error::io("rename to", to, e);
+    fs::renameat_with(fs::CWD, from, fs::CWD, to, RenameFlags::NOREPLACE).map_err(io)?;
+    let parent = to.parent().unwrap_or(Path::new("/"));
+    fs::fsync(open_directory(parent)?).map_err(io)
+}
+
+pub(super) fn open_directory(path: &Path) -> Result<OwnedFd, Error> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    fs::open(path, flags, Mode::empty()).map_err(|e| Error::io("open", path, e))
+}
+
+/// Checks a tree and makes it root's (when root), by open directories, following nothing.
+struct Seal {
+    /// Who must own everything now.
+    owner: Uid,
+    /// Whether everything becomes root's.
+    take: bool,
+    device: u64,
+    /// Files with several names that have been taken under the first.
+    taken: HashSet<u64>,
+    depth: usize,
+    entries: u64,
+}
+
+impl Seal {
+    fn new(owner: Option<ChildUser>, limits: &Limits) -> Self {
+        Self {
+            owner: owner.map_or_else(rustix::process::geteuid, |user| Uid::from_raw(user.uid)),
+            take: owner.is_some(),
+            device: 0,
+            taken: HashSet::new(),
+            depth: limits.depth,
+            entries: 0,
+        }
+    }
+
+    fn tree(mut self, root: &OwnedFd, entries: u64) -> Result<(), Error> {
+        let stat = fs::fstat(root).map_err(|e| Error::io("look at", "the tree", e))?;
+        self.device = stat.st_dev;
+        self.check(".", &stat)?;
+        self.take_directory(".", root)?;
+        // It was private to its writer so far.
+        fs::fchmod(root, Mode::from_raw_mode(0o755))
+            .map_err(|e| Error::io("seal", "the tree", e))?;
+        self.directory("", root, 0)?;
+        if self.entries != entries {
+            let problem = format!("has {} entries, not {entries}", self.entries);
+            return Err(Error::Tampered {
+                path: ".".into(),
+                problem,
+            });
+        }
+        Ok(())
+    }
+
+    fn directory(&mut self, prefix: &str, directory: &OwnedFd, depth: usize) -> Result<(), Error> {
+        let io = |e| Error::io("read", prefix, e);
+        if depth > self.depth {
+            return Err(tampered(prefix, "is nested too deeply"));
+        }
+        for entry in Dir::read_from(directory.as_fd()).map_err(io)? {
+            let entry = entry.map_err(io)?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let path = format!("{prefix}{}", name.to_string_lossy());
+            let io = |e| Error::io("seal", &path, e);
+            self.entries += 1;
+            let stat = fs::statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
+            let kind = self.check(&path, &stat)?;
+            if kind == FileType::Directory {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let child =
+                    fs::openat2(directory, name, flags, Mode::empty(), INSIDE).map_err(io)?;
+                self.take_directory(&path, &child)?;
+                self.directory(&format!("{path}/"), &child, depth + 1)?;
+            } else if self.take {
+                let (uid, gid) = (Some(Uid::ROOT), Some(Gid::ROOT));
+                fs::chownat(directory, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
+                if stat.st_nlink > 1 {
+                    self.taken.insert(stat.st_ino);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Before its entries, so that its writer, were it still there, could add none.
+    fn take_directory(&self, path: &str, directory: &OwnedFd) -> Result<(), Error> {
+        if self.take {
+            fs::fchown(directory, Some(Uid::ROOT), Some(Gid::ROOT))
+                .map_err(|e| Error::io("seal", path, e))?;
+        }
+        Ok(())
+    }
+
+    fn check(&self, path: &str, stat: &Stat) -> Result<FileType, Error> {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let mode = stat.st_mode & 0o7777;
+        let is_root = path == ".";
+        let owned = stat.st_uid == self.owner.as_raw() || self.taken.contains(&stat.st_ino);
+        if !owned {
+            return Err(tampered(path, "belongs to somebody else"));
+        }
+        if stat.st_dev != self.device {
+            return Err(tampered(path, "is on another file system"));
+        }
+        let plain = match kind {
+            FileType::RegularFile => matches!(mode, 0o644 | 0o755),
+            FileType::Directory => mode == 0o755 || is_root,
+            FileType::Symlink => true,
+            _ => false,
+        };
+        if !plain {
+            return Err(tampered(path, "has a type or mode that no unpacker gives"));
+        }
+        Ok(kind)
+    }
+}
+
+fn tampered(path: &str, problem: &str) -> Error {
+    Error::Tampered {
+        path: super::escape(path.as_bytes()),
+        problem: problem.to_owned(),
+    }
+}
