@@ -4,7 +4,7 @@
 //! slots (see `slots`). Readers take what is whole and ignore the rest.
 
 use std::fs;
-use std::io::{self, Read as _};
+use std::io::{self, BufRead as _, Read as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,6 +15,8 @@ const STATE: &str = "platctrl-shim-state";
 const EXIT: &str = "platctrl-shim-exit";
 /// More than either file ever holds.
 const MAX_BYTES: u64 = 1 << 20;
+/// More than any record.
+const MAX_LINE: u64 = 4096;
 
 /// What a launchable is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -338,10 +340,15 @@ fn shortened(message: &str) -> &[u8] {
 /// # Errors
 /// When the file exists and cannot be read.
 pub fn read_state(dir: &Path) -> io::Result<Option<State>> {
-    let bytes = read(&dir.join("state"))?;
-    Ok(lines(&bytes)
-        .filter_map(State::decode)
-        .max_by_key(|state| state.seq))
+    let mut newest: Option<State> = None;
+    each_line(&dir.join("state"), |line| {
+        if let Some(state) = State::decode(line)
+            && newest.as_ref().is_none_or(|newest| newest.seq < state.seq)
+        {
+            newest = Some(state);
+        }
+    })?;
+    Ok(newest)
 }
 
 /// The exit records kept in `dir`, oldest first: the last 32.
@@ -349,25 +356,34 @@ pub fn read_state(dir: &Path) -> io::Result<Option<State>> {
 /// # Errors
 /// When the file exists and cannot be read.
 pub fn read_exits(dir: &Path) -> io::Result<Vec<ExitRecord>> {
-    let bytes = read(&dir.join("exits"))?;
-    let mut exits: Vec<_> = lines(&bytes).filter_map(ExitRecord::decode).collect();
+    let mut exits: Vec<ExitRecord> = Vec::new();
+    each_line(&dir.join("exits"), |line| {
+        exits.extend(ExitRecord::decode(line))
+    })?;
     exits.sort_by_key(|exit| exit.seq);
     exits.dedup_by_key(|exit| exit.seq);
     Ok(exits)
 }
 
-fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    bytes
-        .split(|byte| *byte == b'\n')
-        .filter(|line| !line.is_empty())
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    match fs::File::open(path) {
-        Ok(file) => file.take(MAX_BYTES).read_to_end(&mut bytes).map(|_| bytes),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(bytes),
-        Err(error) => Err(error),
+/// Hands out the lines of a file one by one: most of it is empty space, and a shim that read it
+/// whole would stay that large.
+fn each_line(path: &Path, mut line_is: impl FnMut(&[u8])) -> io::Result<()> {
+    let file = match fs::File::open(path) {
+        Ok(file) => file.take(MAX_BYTES),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let mut file = io::BufReader::with_capacity(1024, file);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        // A line longer than any record is read in pieces, of which none is whole.
+        if file.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        if line != b"\n" {
+            line_is(&line);
+        }
     }
 }
 

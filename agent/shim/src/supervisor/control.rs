@@ -23,7 +23,7 @@ const MAX_REQUEST: usize = 128;
 #[derive(Debug)]
 pub(super) struct Control {
     listener: OwnedFd,
-    clients: [Option<Connection>; MAX_CLIENTS],
+    clients: [Option<Box<Connection>>; MAX_CLIENTS],
 }
 
 #[derive(Debug)]
@@ -76,14 +76,14 @@ impl Control {
             filled: 0,
             subscribed: false,
         };
-        self.clients[client] = Some(connection);
+        self.clients[client] = Some(Box::new(connection));
         self.send(client, &format!("{GREETING}\n"));
         Some(client)
     }
 
     /// Takes what a client sent; drops one that is gone or talks without end.
     pub(super) fn receive(&mut self, client: usize) {
-        let Some(connection) = self.clients.get_mut(client).and_then(Option::as_mut) else {
+        let Some(connection) = self.clients.get_mut(client).and_then(Option::as_deref_mut) else {
             return;
         };
         let free = &mut connection.input[connection.filled..];
@@ -97,7 +97,7 @@ impl Control {
 
     /// The next whole line a client sent, without its newline.
     pub(super) fn next_line(&mut self, client: usize) -> Option<Vec<u8>> {
-        let connection = self.clients.get_mut(client)?.as_mut()?;
+        let connection = self.clients.get_mut(client)?.as_deref_mut()?;
         let filled = &connection.input[..connection.filled];
         let Some(end) = filled.iter().position(|byte| *byte == b'\n') else {
             if connection.filled == MAX_REQUEST {

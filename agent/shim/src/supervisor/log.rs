@@ -6,7 +6,7 @@
 //! missing once there is room again.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 
@@ -18,8 +18,11 @@ use crate::spec::LogSpec;
 
 /// The FIFO's name in the shim's directory.
 pub(super) const FIFO: &str = "out";
-/// Read at once. It is resident once used, so it is small.
+/// Read at once. What was used of it once stays resident, so it is small.
 const BUFFER: usize = 16 << 10;
+/// Reserved for it: enough that the allocator maps it apart from everything else, where what is
+/// not used costs nothing.
+const RESERVED: usize = 256 << 10;
 /// Reads in a row before the shim looks at anything else.
 const BURST: u32 = 32;
 /// How often the line about dropped output is tried when nothing else is written.
@@ -30,7 +33,7 @@ const RETRY_MS: u64 = 1000;
 pub(super) struct Output {
     fifo: File,
     sink: Sink,
-    buffer: Box<[u8]>,
+    buffer: Vec<u8>,
 }
 
 impl Output {
@@ -52,7 +55,7 @@ impl Output {
         if kind != libc::S_IFIFO {
             return Err(io::Error::other(format!("{FIFO} is not a FIFO; remove it")));
         }
-        let buffer = vec![0; BUFFER].into_boxed_slice();
+        let buffer = Vec::with_capacity(RESERVED);
         Ok((
             Self {
                 fifo,
@@ -80,15 +83,16 @@ impl Output {
     /// Copies what there is, up to a limit.
     pub(super) fn pump(&mut self) {
         for _ in 0..BURST {
-            match self.fifo.read(&mut self.buffer) {
-                Ok(0) => return,
-                Ok(n) => {
-                    self.sink.write(&self.buffer[..n]);
+            let room = &mut self.buffer.spare_capacity_mut()[..BUFFER];
+            match rustix::io::read(&self.fifo, room) {
+                Ok((read, _)) => {
+                    let n = read.len();
+                    self.sink.write(read);
                     if n < BUFFER {
                         return;
                     }
                 }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return, // nothing there
             }
         }

@@ -86,6 +86,8 @@ struct Supervisor {
     /// Whether nothing that descends from this process is left.
     childless: bool,
     done: bool,
+    /// Whether memory was used that an idle shim has no use for.
+    untidy: bool,
     output: Output,
     /// Whether the state tells that output is being lost.
     losing: bool,
@@ -145,6 +147,7 @@ impl Supervisor {
             ending: None,
             childless: true,
             done: false,
+            untidy: true,
             output,
             losing: false,
             control,
@@ -182,6 +185,9 @@ impl Supervisor {
                 break;
             }
             let timeout = self.timeout();
+            if std::mem::take(&mut self.untidy) {
+                sys::trim_memory();
+            }
             match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
                 Ok((events, _)) => {
                     for event in events {
@@ -286,6 +292,7 @@ impl Supervisor {
                 self.describe();
                 self.control.send(client, &self.state.encode());
                 self.control.subscribe(client);
+                self.untidy = true;
                 Ok(())
             }
             Request::Start => self.want_up(),
@@ -330,6 +337,7 @@ impl Supervisor {
     /// cannot be written the launchable still comes first: it is run, and the message tells.
     fn save(&mut self, durable: bool) {
         self.state.seq = self.state.seq.saturating_add(1);
+        self.untidy = true;
         self.describe();
         if let Err(error) = self
             .state_file

@@ -5,9 +5,14 @@
 //! only, and the checksum in the line shows it.
 
 use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+
+use rustix::io::pwritev;
+
+/// What fills a slot up.
+static BLANK: [u8; 4096] = [b'\n'; 4096];
 
 #[derive(Debug)]
 pub(super) struct SlotFile {
@@ -62,19 +67,18 @@ impl SlotFile {
     }
 
     fn fill(&self, slot: u64, line: &str) -> io::Result<()> {
-        let mut bytes = [b'\n'; 4096];
-        let bytes = bytes
-            .get_mut(..self.size)
-            .ok_or(io::ErrorKind::InvalidInput)?;
         // One newline at least stays, to end the line.
-        let room = bytes.len() - 1;
-        let line = line.as_bytes();
-        let target = bytes[..room]
-            .get_mut(..line.len())
+        let padding = self.size.checked_sub(line.len()).filter(|left| *left > 0);
+        let padding = padding
+            .and_then(|left| BLANK.get(..left))
             .ok_or(io::ErrorKind::FileTooLarge)?;
-        target.copy_from_slice(line);
-        self.file
-            .write_all_at(bytes, slot.saturating_mul(self.size as u64))
+        let parts = [IoSlice::new(line.as_bytes()), IoSlice::new(padding)];
+        let written = pwritev(&self.file, &parts, slot.saturating_mul(self.size as u64))?;
+        if written == self.size {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::StorageFull.into())
+        }
     }
 }
 

@@ -198,3 +198,12 @@ pub(super) fn close_above_stdio(at_exec: bool) -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Gives memory that is not used any more back to the kernel.
+pub(super) fn trim_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes a number and touches the allocator's free memory only.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -55,7 +55,7 @@ fn the_environment_is_exactly_the_given_one_also_with_newlines_and_bytes() {
 #[test]
 fn it_starts_with_three_files_clean_signals_a_session_and_its_limits() {
     let mut rig = Rig::new(
-        "umask; pwd; ulimit -Hn; ulimit -Sn; ulimit -c; ls -l /proc/$$/fd; cat /proc/$$/status; echo pgrp $(cut -d' ' -f5,6 /proc/$$/stat) me $$; echo end",
+        "umask; pwd; ulimit -Hn; ulimit -Sn; ulimit -c; ls -l /proc/$$/fd; cat /proc/self/status; echo pgrp $(cut -d' ' -f5,6 /proc/$$/stat) me $$; echo end",
     );
     rig.spec.umask = 0o027;
     rig.spec.rlimits.push(Rlimit {
