@@ -15,6 +15,8 @@
 )]
 extern crate self as platctrl_framework;
 
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod environment;
 #[macro_use]
 pub mod failpoint;

@@ -1,3 +1,4 @@
 //! The framework from the outside.
 
+mod conformance;
 mod derive;

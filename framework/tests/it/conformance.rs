@@ -1,0 +1,105 @@
+//! The conformance suite, on the memory store and on stores that break one promise each.
+
+mod bites;
+mod broken;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use platctrl_framework::conformance::{self, Subject, conformance_tests};
+use platctrl_framework::environment::Environment;
+use platctrl_framework::store::{CommitFault, MemoryOptions, MemoryStore, Revision, Store};
+use tokio::runtime::{Handle, RuntimeFlavor};
+
+/// A memory store with every hook it can have.
+fn subject_of(store: MemoryStore) -> Subject {
+    let paused = Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread;
+    if paused {
+        tokio::time::pause();
+    }
+    let (compacted, lossy) = (store.clone(), store.clone());
+    Subject::new(Arc::new(store))
+        .with_time(move |duration| {
+            Box::pin(async move {
+                if paused {
+                    tokio::time::advance(duration).await;
+                } else {
+                    tokio::time::sleep(duration).await;
+                }
+            })
+        })
+        .with_compaction(move |revision: Revision| {
+            compacted.faults().compact(revision);
+            Box::pin(std::future::ready(()))
+        })
+        .with_lost_answers(move || {
+            lossy.faults().next_commits(1, CommitFault::UnknownApplied);
+            Box::pin(std::future::ready(()))
+        })
+}
+
+async fn memory() -> Subject {
+    subject_of(MemoryStore::new(Environment::system()))
+}
+
+/// The least that a backend may do: few operations, small values, watches that merge.
+async fn modest() -> Subject {
+    let mut options = MemoryOptions::default();
+    options.limits.max_writes = 20;
+    options.limits.max_compares = 20;
+    options.limits.max_operations = 32;
+    options.limits.max_value_bytes = 4096;
+    options.limits.max_transaction_bytes = 16 * 1024;
+    options.exact_watch = false;
+    options.history = 60;
+    subject_of(MemoryStore::with_options(Environment::system(), options))
+}
+
+mod on_memory {
+    use super::*;
+
+    conformance_tests! {
+        memory,
+        without: [
+            operations_up_to_the_limit_are_taken,
+            acknowledged_commits_survive_reopening,
+            revisions_go_on_after_reopening,
+            a_watch_after_reopening_misses_nothing,
+        ]
+    }
+}
+
+mod on_modest_memory {
+    use super::*;
+
+    conformance_tests! {
+        modest,
+        without: [
+            an_exact_watch_tells_every_transaction_in_order,
+            acknowledged_commits_survive_reopening,
+            revisions_go_on_after_reopening,
+            a_watch_after_reopening_misses_nothing,
+        ]
+    }
+}
+
+#[test]
+fn conformance_cases_have_names_of_their_own() {
+    let mut names: Vec<&str> = conformance::cases()
+        .iter()
+        .map(conformance::Case::name)
+        .collect();
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), count);
+    assert!(count >= 30, "{count}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn conformance_subjects_wait_on_virtual_time() {
+    let store = MemoryStore::new(Environment::system());
+    let lease = store.grant_lease(Duration::from_secs(1)).await.unwrap();
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert!(store.keep_alive(lease.id).await.is_err());
+}
