@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use flate2::write::GzEncoder;
 use flate2::{Compression, GzBuilder};
 use rustix::fs::OFlags;
 use serde::Serialize;
@@ -78,7 +79,7 @@ pub fn build(dir: impl AsRef<Path>, out_file: impl AsRef<Path>) -> Result<Built,
     pack.directory(dir, "")?;
     let mut hashed = archive
         .into_inner()
-        .and_then(|gzip| gzip.finish())
+        .and_then(GzEncoder::finish)
         .map_err(io_out)?;
     hashed.flush().map_err(io_out)?;
     let built = Built {

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{self, AtFlags, Dir, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
 use serde::{Deserialize, Serialize};
 
-use super::rules::MARKER;
+use super::rules::{self, MARKER};
 use super::unpack::INSIDE;
 use super::{ChildUser, Digest, Error, Launch, Limits, launch};
 
@@ -151,7 +151,7 @@ struct Seal {
     device: u64,
     /// Files with several names that have been taken under the first.
     taken: HashSet<u64>,
-    depth: usize,
+    limits: Limits,
     entries: u64,
 }
 
@@ -162,7 +162,7 @@ impl Seal {
             take: owner.is_some(),
             device: 0,
             taken: HashSet::new(),
-            depth: limits.depth,
+            limits: limits.clone(),
             entries: 0,
         }
     }
@@ -188,7 +188,7 @@ impl Seal {
 
     fn directory(&mut self, prefix: &str, directory: &OwnedFd, depth: usize) -> Result<(), Error> {
         let io = |e| Error::io("read", prefix, e);
-        if depth > self.depth {
+        if depth > self.limits.depth {
             return Err(tampered(prefix, "is nested too deeply"));
         }
         for entry in Dir::read_from(directory.as_fd()).map_err(io)? {
@@ -208,7 +208,15 @@ impl Seal {
                     fs::openat2(directory, name, flags, Mode::empty(), INSIDE).map_err(io)?;
                 self.take_directory(&path, &child)?;
                 self.directory(&format!("{path}/"), &child, depth + 1)?;
-            } else if self.take {
+                continue;
+            }
+            if kind == FileType::Symlink {
+                let target = fs::readlinkat(directory, name, Vec::new()).map_err(io)?;
+                if rules::symlink(&path, target.to_bytes(), &self.limits).is_err() {
+                    return Err(tampered(&path, "links to where no unpacker lets it"));
+                }
+            }
+            if self.take {
                 let (uid, gid) = (Some(Uid::ROOT), Some(Gid::ROOT));
                 fs::chownat(directory, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW).map_err(io)?;
                 if stat.st_nlink > 1 {

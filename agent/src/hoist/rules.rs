@@ -292,3 +292,37 @@ impl Tree {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_takes_as_many_entries_as_the_limit_and_no_more() {
+        let limits = Limits::default();
+        let mut tree = Tree::new(&limits);
+        for i in 0..limits.entries {
+            tree.add(&format!("{i:x}"), Kind::Directory).unwrap();
+        }
+        let error = tree.add("one-more", Kind::File).unwrap_err();
+        assert!(
+            error.to_string().contains("more than 200000 entries"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn parents_are_made_once_and_before_their_children() {
+        let mut tree = Tree::new(&Limits::default());
+        let parents = |tree: &mut Tree, path| {
+            let parents: Vec<_> = tree.add(path, Kind::File).unwrap().parents;
+            parents.into_iter().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(parents(&mut tree, "a/b/c"), ["a", "a/b"]);
+        assert_eq!(parents(&mut tree, "a/b/d"), [] as [&str; 0]);
+        assert_eq!(parents(&mut tree, "a/e/f"), ["a/e"]);
+        assert_eq!(parents(&mut tree, "g"), [] as [&str; 0]);
+        assert!(tree.add("a", Kind::Directory).unwrap().exists);
+        assert!(tree.add("a", Kind::Directory).is_err());
+    }
+}

@@ -144,3 +144,98 @@ fn watch(wall_time: Duration) -> std::io::Result<()> {
         })?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::io::ErrorKind;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// Landlock binds the thread that asks for it, so a test can have a thread of its own confined.
+    fn confined<T: Send>(
+        directory: &File,
+        beneath: Beneath,
+        work: impl Sync + Fn() -> T,
+    ) -> Option<T> {
+        thread::scope(|scope| {
+            scope
+                .spawn(|| match landlock(directory.as_fd(), beneath).unwrap() {
+                    RulesetStatus::NotEnforced => None,
+                    _ => Some(work()),
+                })
+                .join()
+                .unwrap()
+        })
+    }
+
+    #[test]
+    fn a_confined_writer_reaches_its_directory_and_nothing_else() {
+        let area = tempfile::tempdir().unwrap();
+        let (inside, outside) = (area.path().join("in"), area.path().join("out"));
+        fs::create_dir(&inside).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("secret"), "secret").unwrap();
+        fs::write(inside.join("file"), "").unwrap();
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = server.local_addr().unwrap();
+        let directory = File::open(&inside).unwrap();
+        let denied = confined(&directory, Beneath::Write, || {
+            // What an unpacker does works.
+            fs::create_dir(inside.join("d")).unwrap();
+            fs::write(inside.join("d/new"), "x").unwrap();
+            fs::hard_link(inside.join("file"), inside.join("d/hard")).unwrap();
+            std::os::unix::fs::symlink("file", inside.join("soft")).unwrap();
+            [
+                ("write", fs::write(outside.join("new"), "x").map(drop)),
+                ("read", fs::read(outside.join("secret")).map(drop)),
+                ("list", fs::read_dir(&outside).map(drop)),
+                ("remove", fs::remove_file(outside.join("secret"))),
+                (
+                    "link out",
+                    fs::hard_link(inside.join("file"), outside.join("file")),
+                ),
+                (
+                    "link in",
+                    fs::hard_link(outside.join("secret"), inside.join("secret")),
+                ),
+                ("bind", TcpListener::bind("127.0.0.1:0").map(drop)),
+                ("connect", TcpStream::connect(address).map(drop)),
+            ]
+        });
+        let Some(denied) = denied else {
+            eprintln!("skipped: this kernel has no Landlock");
+            return;
+        };
+        for (what, outcome) in denied {
+            let kind = outcome.map_err(|e| e.kind());
+            let refused = matches!(
+                kind,
+                Err(ErrorKind::PermissionDenied | ErrorKind::CrossesDevices)
+            );
+            assert!(refused, "{what}: {kind:?}");
+        }
+        assert_eq!(fs::read(outside.join("secret")).unwrap(), b"secret");
+        // The test itself is as free as before.
+        fs::write(outside.join("new"), "x").unwrap();
+    }
+
+    #[test]
+    fn a_confined_reader_reads_beneath_its_directory_and_writes_nowhere() {
+        let area = tempfile::tempdir().unwrap();
+        let inside = area.path().join("in");
+        fs::create_dir(&inside).unwrap();
+        fs::write(inside.join("file"), "text").unwrap();
+        fs::write(area.path().join("secret"), "secret").unwrap();
+        let directory = File::open(&inside).unwrap();
+        let outcome = confined(&directory, Beneath::Read, || {
+            assert_eq!(fs::read(inside.join("file")).unwrap(), b"text");
+            (
+                fs::read(area.path().join("secret")).is_err(),
+                fs::write(inside.join("file"), "").is_err(),
+            )
+        });
+        assert!(matches!(outcome, None | Some((true, true))), "{outcome:?}");
+    }
+}

@@ -268,15 +268,12 @@ impl Inner {
         let mut fresh = false;
         loop {
             let cached = self.cached(&digest);
-            let artifact = match blocking(move || open_cached(&cached)).await? {
-                Some(artifact) => artifact,
-                None => {
-                    let permit = self.fetches.acquire().await;
-                    fetch::fetch(&self, &digest, &source).await?;
-                    drop(permit);
-                    fresh = true;
-                    continue;
-                }
+            let Some(artifact) = blocking(move || open_cached(&cached)).await? else {
+                let permit = self.fetches.acquire().await;
+                fetch::fetch(&self, &digest, &source).await?;
+                drop(permit);
+                fresh = true;
+                continue;
             };
             // In a task of its own: once it has begun, giving up must not leave half of it.
             let task = tokio::spawn(Arc::clone(&self).install(digest, artifact, guard));
