@@ -1,8 +1,8 @@
 //! The derive macro that makes a kind of the type of its spec.
 //!
-//! [`Resource`] reads the `#[resource(…)]` attribute ([`attributes`]), checks everything that can
-//! be wrong with it while compiling ([`names`]), and writes the kind's type and its
-//! implementation of the trait ([`expand`]). Use it by its other name,
+//! [`Resource`] reads the `#[resource(…)]` attribute (`attributes`), checks everything that can
+//! be wrong with it while compiling (`names`), and writes the kind's type and its
+//! implementation of the trait (`expand`). Use it by its other name,
 //! `platctrl_framework::model::Resource`, which brings the trait along.
 
 mod attributes;

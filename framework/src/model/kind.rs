@@ -239,7 +239,7 @@ impl KindDefinition {
             "properties": {
                 "apiVersion": { "type": "string" },
                 "kind": { "type": "string" },
-                "metadata": { "type": "object" },
+                "metadata": super::schema::metadata_schema(),
                 "spec": spec,
                 "status": status,
             },

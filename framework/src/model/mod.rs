@@ -14,6 +14,8 @@ mod metadata;
 mod object;
 mod preserve;
 mod record;
+pub mod schema;
+mod selector;
 mod uid;
 
 pub use condition::{Condition, ConditionStatus, Conditions};
@@ -27,4 +29,5 @@ pub use metadata::{Deletion, Metadata, OwnerReference, Propagation};
 pub use object::{Object, RawObject};
 pub use preserve::preserve_unknown;
 pub use record::{Intent, Joined, Phase, Reality, RealityMetadata, RecordError, Status, Versioned};
+pub use selector::{MAX_SELECTOR_BYTES, Requirement, Selector, SelectorError, check_labels};
 pub use uid::Uid;
