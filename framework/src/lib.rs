@@ -15,6 +15,10 @@
 )]
 extern crate self as platctrl_framework;
 
+mod backoff;
+pub mod cache;
+pub mod client;
+pub mod controller;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod environment;

@@ -1,0 +1,191 @@
+//! The kinds that a program knows, found by any of their names.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::Value;
+
+use super::{FieldError, GroupPlural, KindDefinition, Propagation, Resource, Scope};
+
+/// What a kind's types check, behind untyped values.
+#[derive(Clone, Copy)]
+pub struct KindChecks {
+    validate: fn(&Value) -> Vec<FieldError>,
+    validate_update: fn(&Value, &Value) -> Vec<FieldError>,
+    deletion_policy: fn(&Value) -> Propagation,
+    node: fn(&Value) -> Option<String>,
+}
+
+impl fmt::Debug for KindChecks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KindChecks").finish_non_exhaustive()
+    }
+}
+
+fn decode<K: Resource>(spec: &Value) -> Result<K::Spec, FieldError> {
+    serde::Deserialize::deserialize(spec)
+        .map_err(|error: serde_json::Error| FieldError::new("spec", error.to_string()))
+}
+
+impl KindChecks {
+    /// The checks of a kind known by its types.
+    #[must_use]
+    pub fn of<K: Resource>() -> Self {
+        Self {
+            validate: |spec| match decode::<K>(spec) {
+                Ok(spec) => {
+                    let mut errors = Vec::new();
+                    K::validate(&spec, &mut errors);
+                    errors
+                }
+                Err(error) => vec![error],
+            },
+            validate_update: |old, new| match (decode::<K>(old), decode::<K>(new)) {
+                (Ok(old), Ok(new)) => {
+                    let mut errors = Vec::new();
+                    K::validate_update(&old, &new, &mut errors);
+                    errors
+                }
+                // What is stored cannot be read: any readable spec is an improvement.
+                (Err(_), Ok(_)) => Vec::new(),
+                (_, Err(error)) => vec![error],
+            },
+            deletion_policy: |spec| {
+                decode::<K>(spec)
+                    .map(|spec| K::deletion_policy(&spec))
+                    .unwrap_or_default()
+            },
+            node: |spec| K::node(&decode::<K>(spec).ok()?).map(ToOwned::to_owned),
+        }
+    }
+
+    /// What is wrong with a spec by itself.
+    #[must_use]
+    pub fn validate(&self, spec: &Value) -> Vec<FieldError> {
+        (self.validate)(spec)
+    }
+
+    /// What is wrong with a change of a spec.
+    #[must_use]
+    pub fn validate_update(&self, old: &Value, new: &Value) -> Vec<FieldError> {
+        (self.validate_update)(old, new)
+    }
+}
+
+/// A kind as a program knows it: its definition and, when it has the types, their checks.
+#[derive(Clone, Debug)]
+pub struct KnownKind {
+    /// The definition.
+    pub definition: KindDefinition,
+    /// The checks. None for a kind that is known by its definition alone.
+    pub checks: Option<KindChecks>,
+}
+
+impl KnownKind {
+    /// What becomes of the objects that an object of this kind owns.
+    #[must_use]
+    pub fn deletion_policy(&self, spec: &Value) -> Propagation {
+        self.checks
+            .map(|checks| (checks.deletion_policy)(spec))
+            .unwrap_or_default()
+    }
+
+    /// The node that works on an object, for kinds scoped by node: by convention
+    /// `spec.nodeName` where the types are not known.
+    #[must_use]
+    pub fn node(&self, spec: &Value) -> Option<String> {
+        if self.definition.scope != Scope::Node {
+            return None;
+        }
+        match self.checks {
+            Some(checks) => (checks.node)(spec),
+            None => spec.get("nodeName")?.as_str().map(ToOwned::to_owned),
+        }
+    }
+}
+
+/// The kinds that a program knows.
+#[derive(Clone, Debug, Default)]
+pub struct Kinds {
+    by_key: BTreeMap<GroupPlural, KnownKind>,
+}
+
+impl Kinds {
+    /// No kinds.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a kind by its types.
+    #[must_use]
+    pub fn with<K: Resource>(mut self) -> Self {
+        let known = KnownKind {
+            definition: KindDefinition::of::<K>(),
+            checks: Some(KindChecks::of::<K>()),
+        };
+        self.by_key.insert(K::group_plural(), known);
+        self
+    }
+
+    /// Adds a kind by its definition, unless its types are known.
+    pub fn define(&mut self, definition: KindDefinition) {
+        let known = self.by_key.entry(definition.group_plural());
+        known.or_insert(KnownKind {
+            definition,
+            checks: None,
+        });
+    }
+
+    /// All kinds.
+    pub fn iter(&self) -> impl Iterator<Item = &KnownKind> {
+        self.by_key.values()
+    }
+
+    /// The kind of a group and plural.
+    #[must_use]
+    pub fn get(&self, kind: &GroupPlural) -> Option<&KnownKind> {
+        self.by_key.get(kind)
+    }
+
+    /// The kind that a manifest names.
+    #[must_use]
+    pub fn of_manifest(&self, api_version: &str, kind: &str) -> Option<&KnownKind> {
+        self.iter().find(|known| {
+            known.definition.kind == kind && known.definition.api_version() == api_version
+        })
+    }
+
+    /// The kinds that a word on the command line names: plural, singular, kind or short name,
+    /// with or without `.group`. Several groups may share one.
+    #[must_use]
+    pub fn named(&self, word: &str) -> Vec<&KnownKind> {
+        let word = word.to_ascii_lowercase();
+        let matches = |known: &&KnownKind| {
+            let definition = &known.definition;
+            let short = definition.short_names.iter().map(String::as_str);
+            let kind = definition.kind.to_ascii_lowercase();
+            [
+                definition.plural.as_str(),
+                definition.singular.as_str(),
+                kind.as_str(),
+            ]
+            .into_iter()
+            .chain(short)
+            .any(|name| {
+                let rest = word.strip_prefix(name);
+                rest.is_some_and(|rest| {
+                    rest.is_empty() || rest.strip_prefix('.') == Some(&definition.group)
+                })
+            })
+        };
+        self.iter().filter(matches).collect()
+    }
+
+    /// The scope of a kind, for [`ObjectKey::parse`](super::ObjectKey::parse).
+    #[must_use]
+    pub fn scope(&self, group: &str, plural: &str) -> Option<Scope> {
+        self.get(&GroupPlural::new(group, plural))
+            .map(|known| known.definition.scope)
+    }
+}
