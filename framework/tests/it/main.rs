@@ -1,4 +1,5 @@
 //! The framework from the outside.
 
 mod conformance;
+mod controller;
 mod derive;

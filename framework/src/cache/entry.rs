@@ -1,0 +1,330 @@
+//! One object in the cache: its records as bytes, and the little that is read from them at once.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+use crate::model::{
+    Intent, Joined, Object, ObjectKey, Phase, Reality, RecordError, Resource, Tree, Uid, Versioned,
+};
+use crate::store::{Key, Record, Revision};
+
+/// Which of an object's records.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Slot {
+    Intent,
+    Reality,
+    Grant,
+    Ledger,
+    /// A further writer's share.
+    Part(Box<str>),
+}
+
+impl Slot {
+    pub(crate) fn of(tree: Tree, writer: Option<&str>) -> Self {
+        match tree {
+            Tree::Intent => Self::Intent,
+            Tree::Reality => Self::Reality,
+            Tree::Grant => Self::Grant,
+            Tree::Ledger => Self::Ledger,
+            Tree::Part => Self::Part(writer.unwrap_or_default().into()),
+        }
+    }
+
+    pub(crate) fn tree(&self) -> Tree {
+        match self {
+            Self::Intent => Tree::Intent,
+            Self::Reality => Tree::Reality,
+            Self::Grant => Tree::Grant,
+            Self::Ledger => Tree::Ledger,
+            Self::Part(_) => Tree::Part,
+        }
+    }
+}
+
+/// A record without its key, which follows from the entry.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub(crate) slot: Slot,
+    pub(crate) value: Bytes,
+    pub(crate) created: Revision,
+    pub(crate) modified: Revision,
+}
+
+/// An owner as far as it takes to find it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    pub(crate) group: Box<str>,
+    pub(crate) kind: Box<str>,
+    pub(crate) name: Box<str>,
+    pub(crate) uid: Uid,
+}
+
+type Decoded = Result<Arc<dyn Any + Send + Sync>, Arc<RecordError>>;
+
+/// All records of one object. Immutable: a change makes another entry.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) key: Arc<ObjectKey>,
+    /// The key of its records behind `o/<tree>/`.
+    pub(crate) path: Arc<str>,
+    pub(crate) records: Box<[Stored]>,
+    pub(crate) uid: Uid,
+    pub(crate) owners: Box<[Owner]>,
+    /// The intent has a tombstone.
+    pub(crate) deleted: bool,
+    /// The records that cannot be read, at most one for each.
+    pub(crate) unreadable: Box<[Arc<RecordError>]>,
+    typed: OnceLock<Decoded>,
+}
+
+/// The part of a record that indexes need. Reading it also checks that the whole is JSON.
+#[derive(Deserialize)]
+struct Header<'a> {
+    #[serde(borrow)]
+    metadata: HeaderMetadata<'a>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct HeaderMetadata<'a> {
+    #[serde(borrow, default)]
+    name: Cow<'a, str>,
+    #[serde(borrow, default)]
+    namespace: Option<Cow<'a, str>>,
+    #[serde(default)]
+    uid: Uid,
+    #[serde(default)]
+    owner_references: Vec<OwnerHeader>,
+    #[serde(default)]
+    deletion: Option<serde::de::IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OwnerHeader {
+    api_version: Box<str>,
+    kind: Box<str>,
+    name: Box<str>,
+    uid: Uid,
+}
+
+impl From<OwnerHeader> for Owner {
+    fn from(header: OwnerHeader) -> Self {
+        let group = header.api_version.split_once('/');
+        Self {
+            group: group.map_or("", |(group, _)| group).into(),
+            kind: header.kind,
+            name: header.name,
+            uid: header.uid,
+        }
+    }
+}
+
+impl Entry {
+    /// The entry of these records, sorted by slot. `before` is the object's entry until now: what
+    /// an unreadable intent hides is taken from it.
+    pub(crate) fn new(
+        key: Arc<ObjectKey>,
+        path: Arc<str>,
+        records: Vec<Stored>,
+        before: Option<&Self>,
+    ) -> Self {
+        let mut entry = Self {
+            key,
+            path,
+            records: records.into(),
+            uid: Uid::default(),
+            owners: Box::default(),
+            deleted: false,
+            unreadable: Box::default(),
+            typed: OnceLock::new(),
+        };
+        let mut unreadable = Vec::new();
+        for stored in &entry.records {
+            let intent = stored.slot == Slot::Intent;
+            let header = match stored.slot {
+                Slot::Intent | Slot::Reality | Slot::Part(_) => entry.header(stored),
+                // Read by those who know their form.
+                Slot::Grant | Slot::Ledger => continue,
+            };
+            match header {
+                Ok(metadata) if intent => {
+                    entry.uid = metadata.uid;
+                    entry.deleted = metadata.deletion.is_some();
+                    entry.owners = metadata
+                        .owner_references
+                        .into_iter()
+                        .map(Owner::from)
+                        .collect();
+                }
+                Ok(metadata) => {
+                    // Without an intent, the reality says which one it was.
+                    if entry.uid.is_empty() && stored.slot == Slot::Reality {
+                        entry.uid = metadata.uid;
+                    }
+                }
+                Err(error) => {
+                    if intent && let Some(before) = before {
+                        entry.uid = before.uid.clone();
+                        entry.deleted = before.deleted;
+                        entry.owners = before.owners.clone();
+                    }
+                    unreadable.push(Arc::new(error));
+                }
+            }
+        }
+        entry.unreadable = unreadable.into();
+        entry
+    }
+
+    fn header<'s>(&self, stored: &'s Stored) -> Result<HeaderMetadata<'s>, RecordError> {
+        let fail = |reason: String| RecordError {
+            key: self.store_key(&stored.slot).to_string(),
+            revision: stored.modified,
+            reason,
+        };
+        let header: Header<'s> =
+            serde_json::from_slice(&stored.value).map_err(|error| fail(error.to_string()))?;
+        let metadata = header.metadata;
+        if metadata.name != self.key.name() || metadata.namespace.as_deref() != self.key.namespace()
+        {
+            let says = metadata.namespace.as_deref().unwrap_or("-");
+            let reason = format!(
+                "it says it is {says}/{}, which is not its key",
+                metadata.name
+            );
+            return Err(fail(reason.chars().take(200).collect()));
+        }
+        if stored.slot == Slot::Intent && metadata.uid.is_empty() {
+            return Err(fail("its metadata has no uid".to_owned()));
+        }
+        Ok(metadata)
+    }
+
+    fn store_key(&self, slot: &Slot) -> Key {
+        match slot {
+            Slot::Part(writer) => self
+                .key
+                .part(writer)
+                .expect("a part's writer was parsed from a key"),
+            other => self.key.store_key(other.tree()),
+        }
+    }
+
+    pub(crate) fn stored(&self, slot: &Slot) -> Option<&Stored> {
+        self.records.iter().find(|stored| stored.slot == *slot)
+    }
+
+    /// The intent's record is there, readable or not.
+    pub(crate) fn has_intent(&self) -> bool {
+        self.stored(&Slot::Intent).is_some()
+    }
+
+    /// The records, decoded. Those that cannot be read are left out, except an intent, which
+    /// makes the whole unreadable: without it nothing can be said about the object.
+    pub(crate) fn joined(&self) -> Result<Joined, RecordError> {
+        let mut joined = Joined::empty((*self.key).clone());
+        for stored in &self.records {
+            let record = || Record {
+                key: self.store_key(&stored.slot),
+                value: stored.value.clone(),
+                created: stored.created,
+                modified: stored.modified,
+                lease: None,
+            };
+            match &stored.slot {
+                Slot::Intent => {
+                    let intent = Versioned::<Intent>::from_record(&self.key, &record())?;
+                    joined.intent = Some(intent);
+                }
+                Slot::Reality => {
+                    let reality = Versioned::<Reality>::from_record(&self.key, &record());
+                    joined.reality = Some(reality.unwrap_or_else(|_| self.blank(stored)));
+                }
+                Slot::Part(writer) => {
+                    let part = Versioned::<Reality>::from_record(&self.key, &record());
+                    let part = part.unwrap_or_else(|_| self.blank(stored));
+                    joined.parts.insert(writer.to_string(), part);
+                }
+                Slot::Grant | Slot::Ledger => {}
+            }
+        }
+        Ok(joined)
+    }
+
+    /// Stands for a report that cannot be read: it is about no uid, and keeps its revision so
+    /// that its writer can replace it.
+    fn blank(&self, stored: &Stored) -> Versioned<Reality> {
+        let value = Reality {
+            api_version: String::new(),
+            kind: String::new(),
+            metadata: crate::model::RealityMetadata {
+                name: self.key.name().to_owned(),
+                namespace: self.key.namespace().map(ToOwned::to_owned),
+                ..Default::default()
+            },
+            status: crate::model::Status::default(),
+            other: serde_json::Map::new(),
+        };
+        Versioned {
+            value,
+            created: stored.created,
+            modified: stored.modified,
+        }
+    }
+
+    fn decode<K: Resource>(&self) -> Result<Arc<Object<K>>, Arc<RecordError>> {
+        let joined = self.joined().map_err(Arc::new)?;
+        let fail = |reason: String| {
+            Arc::new(RecordError {
+                key: self.key.store_key(Tree::Intent).to_string(),
+                revision: joined.resource_version(),
+                reason,
+            })
+        };
+        let Some(mut raw) = joined.object() else {
+            return Err(fail("there is no intent".to_owned()));
+        };
+        match raw.typed::<K>() {
+            Ok(object) => Ok(Arc::new(object)),
+            Err(error) => {
+                // A status that these types cannot read says nothing; the spec still counts.
+                raw.status.detail.clear();
+                raw.status.phase = Phase::default();
+                raw.status.conditions = crate::model::Conditions::default();
+                raw.status.observed_spec = None;
+                let object = raw.typed::<K>().map_err(|_| fail(error.to_string()))?;
+                Ok(Arc::new(object))
+            }
+        }
+    }
+
+    /// The object with its types, decoded once. None without an intent.
+    pub(crate) fn object<K: Resource>(&self) -> Option<Result<Arc<Object<K>>, Arc<RecordError>>> {
+        if !self.has_intent() {
+            return None;
+        }
+        let decoded = self.typed.get_or_init(|| {
+            let object = self.decode::<K>()?;
+            Ok(object as Arc<dyn Any + Send + Sync>)
+        });
+        Some(match decoded {
+            Err(error) => Err(error.clone()),
+            Ok(object) => match object.clone().downcast::<Object<K>>() {
+                Ok(object) => Ok(object),
+                // Two types for one kind in one program: the second decodes each time.
+                Err(_) => self.decode::<K>(),
+            },
+        })
+    }
+
+    /// The highest revision of its records.
+    pub(crate) fn revision(&self) -> Revision {
+        let revisions = self.records.iter().map(|stored| stored.modified);
+        revisions.max().unwrap_or(Revision::ZERO)
+    }
+}

@@ -1,0 +1,23 @@
+//! A mirror of the objects that a program works with, kept up to date by watches.
+//!
+//! A cache holds records as the bytes they were stored as and decodes an object when it is first
+//! read, so its size stays near that of the data. All that one transaction changed appears at
+//! once. A [`View`] is everything at one moment and does not change while it is held: what a
+//! reconcile sees of several kinds fits together. A record that cannot be read is set aside,
+//! where [`View::set_aside`] shows it, and stops nothing else.
+//!
+//! Each prefix that is mirrored is a *source*: it is listed, then watched. A list that follows a
+//! gap is compared with what was known, so that a delete in the gap is seen, and must show the
+//! store's anchor: without it an empty answer is an error and no empty fleet.
+
+mod entry;
+mod source;
+mod view;
+mod writer;
+
+pub(crate) use entry::Entry;
+pub(crate) use source::{Feed, Source, SourceState, feed};
+pub use source::{SourceError, SourceStatus, write_prefix_anchor};
+pub use view::{Freshness, Query, View};
+pub use writer::Reader;
+pub(crate) use writer::{EntryChange, Writer, cache};

@@ -1,0 +1,423 @@
+//! One prefix of the store, listed and then watched for as long as the cache lives.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt;
+use tokio::sync::{Notify, mpsc};
+
+use crate::backoff::Backoff;
+use crate::environment::Environment;
+use crate::model::identity::{Anchor, IdentityError, PREFIX_ANCHOR, anchor_key, open};
+use crate::store::{
+    Change, Key, ListRequest, Prefix, Record, Revision, Store, StoreError, Transaction, WatchEvent,
+};
+
+/// After this long without a word from a watch, the store is asked whether there was nothing.
+const SILENCE: Duration = Duration::from_secs(60);
+/// Watches have bugs: now and then everything is read and compared.
+const FULL_DIFF: Duration = Duration::from_secs(30 * 60);
+/// A source that worked this long has recovered.
+const CALM: Duration = Duration::from_secs(120);
+
+/// Why a source cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The answer does not show which store it is from.
+    #[error(
+        "the answer for `{prefix}` has no anchor, so it is not taken for an empty store: nothing was initialised here, the root is wrong, or the credential may not read it"
+    )]
+    NoAnchor {
+        /// The prefix that was read.
+        prefix: Prefix,
+    },
+    /// The anchor is not readable.
+    #[error("the anchor {key} is not readable: {reason}")]
+    BadAnchor {
+        /// Where it is.
+        key: Key,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Another store answers.
+    #[error("another store answers: this is {found}, what was read before is {expected}")]
+    OtherStore {
+        /// The identity of the store that was read before.
+        expected: String,
+        /// The identity of the store that answers now.
+        found: String,
+    },
+    /// The store is at an older revision than it was.
+    #[error(
+        "the store went back from revision {had} to {found}: it was restored or replaced, and nothing is taken from it until a person has looked"
+    )]
+    OlderHistory {
+        /// The revision that was seen.
+        had: Revision,
+        /// The revision it has now.
+        found: Revision,
+    },
+}
+
+/// How a source stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SourceStatus {
+    /// What it reads.
+    pub prefix: Prefix,
+    /// Everything up to here was delivered. None before the first list.
+    pub revision: Option<Revision>,
+    /// How long ago it was last heard of. None before the first list.
+    pub heard: Option<Duration>,
+    /// How often everything was read.
+    pub lists: u64,
+    /// How often a watch was begun.
+    pub watches: u64,
+    /// Why it is not up to date, while it is not.
+    pub failing: Option<SourceError>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    revision: Option<Revision>,
+    heard: Option<Duration>,
+    lists: u64,
+    watches: u64,
+    failing: Option<SourceError>,
+}
+
+/// A source's state, as others see it.
+#[derive(Debug)]
+pub(crate) struct SourceState {
+    prefix: Prefix,
+    known: Mutex<Known>,
+    again: Notify,
+}
+
+impl SourceState {
+    pub(crate) fn new(prefix: Prefix) -> Self {
+        Self {
+            prefix,
+            known: Mutex::default(),
+            again: Notify::new(),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn status(&self, now: Duration) -> SourceStatus {
+        let known = self.known();
+        SourceStatus {
+            prefix: self.prefix.clone(),
+            revision: known.revision,
+            heard: known.heard.map(|heard| now.saturating_sub(heard)),
+            lists: known.lists,
+            watches: known.watches,
+            failing: known.failing.clone(),
+        }
+    }
+
+    /// Asks for a full read, because something waits for what the watch did not tell.
+    pub(crate) fn read_again(&self) {
+        self.again.notify_one();
+    }
+}
+
+/// What sources tell the cache's writer.
+#[derive(Debug)]
+pub(crate) enum Feed {
+    List(usize, Vec<Record>, Revision),
+    Changes(usize, Vec<Change>, Revision),
+    Progress(usize, Revision),
+}
+
+/// What a source needs.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) index: usize,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) environment: Environment,
+    pub(crate) state: Arc<SourceState>,
+    pub(crate) feed: mpsc::Sender<Feed>,
+}
+
+/// Writes the anchor that a prefix needs to be read alone.
+///
+/// # Errors
+/// `Uninitialised` for a store without an anchor of its own; the store's errors.
+pub async fn write_prefix_anchor(store: &dyn Store, prefix: &Prefix) -> Result<(), IdentityError> {
+    open(store).await?;
+    let key = prefix.key(PREFIX_ANCHOR).map_err(|error| {
+        let reason = error.to_string();
+        StoreError::Invalid { reason }
+    })?;
+    let mut records = store
+        .get(&[anchor_key(), key.clone()])
+        .await?
+        .records
+        .into_iter();
+    let root = records
+        .next()
+        .flatten()
+        .ok_or(IdentityError::Uninitialised)?;
+    let held = records.next().flatten();
+    if held.is_some_and(|held| held.value == root.value) {
+        return Ok(());
+    }
+    let transaction = Transaction::new()
+        .require_unchanged(root.key, Some(root.modified))
+        .put(key, root.value);
+    store.commit(transaction).await?;
+    Ok(())
+}
+
+/// Keeps the cache fed from one source. Ends when nobody takes what it tells.
+pub(crate) async fn feed(source: Source) {
+    let mut reading = Reading {
+        source,
+        store_id: None,
+        failures: 0,
+        last_failure: Duration::ZERO,
+    };
+    // The writer is gone: so is the cache.
+    let _: Result<(), mpsc::error::SendError<Feed>> = reading.run().await;
+}
+
+struct Reading {
+    source: Source,
+    /// The store that was read first; no other is ever taken for it.
+    store_id: Option<String>,
+    failures: u32,
+    last_failure: Duration,
+}
+
+/// How a watch ended.
+enum Ended {
+    /// Go on from where it was.
+    Broken(SourceError),
+    /// Read everything.
+    Stale,
+}
+
+type Sent<T> = Result<T, mpsc::error::SendError<Feed>>;
+
+impl Reading {
+    async fn run(&mut self) -> Sent<()> {
+        loop {
+            let begun = self.now();
+            let (records, revision) = match self.list().await {
+                Ok(listed) => listed,
+                Err(error) => {
+                    self.failed(error).await;
+                    continue;
+                }
+            };
+            let index = self.source.index;
+            self.heard(revision, |known| known.lists += 1);
+            self.source
+                .feed
+                .send(Feed::List(index, records, revision))
+                .await?;
+            let full_diff = self.now() + self.source.environment.jitter(FULL_DIFF);
+            let mut after = revision;
+            while let Ended::Broken(error) = self.watch(&mut after, full_diff).await? {
+                self.failed(error).await;
+                if let Err(error) = self.still_the_same(after).await {
+                    self.failed(error).await;
+                    break;
+                }
+            }
+            if self.now().saturating_sub(begun) < Backoff::SOURCE.first {
+                // Whatever asks for one full read after another gets them at this pace.
+                let pause = Backoff::SOURCE.delay(1, &self.source.environment);
+                self.source.environment.sleep(pause).await;
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.source.environment.monotonic()
+    }
+
+    fn heard(&self, revision: Revision, also: impl FnOnce(&mut Known)) {
+        let now = self.now();
+        let mut known = self.source.state.known();
+        known.revision = known.revision.max(Some(revision));
+        known.heard = Some(now);
+        known.failing = None;
+        also(&mut known);
+    }
+
+    async fn failed(&mut self, error: SourceError) {
+        let now = self.now();
+        if now.saturating_sub(self.last_failure) > CALM {
+            self.failures = 0;
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.last_failure = now;
+        let prefix = &self.source.state.prefix;
+        tracing::warn!(%prefix, failures = self.failures, %error, "the store is not readable");
+        self.source.state.known().failing = Some(error);
+        let delay = Backoff::SOURCE.delay(self.failures, &self.source.environment);
+        self.source.environment.sleep(delay).await;
+        self.last_failure = self.now();
+    }
+
+    /// Reads the whole prefix, at one revision where the backend can.
+    async fn list(&mut self) -> Result<(Vec<Record>, Revision), SourceError> {
+        let mut request = ListRequest::new(self.source.state.prefix.clone());
+        let mut records = Vec::new();
+        let mut revision = None;
+        loop {
+            let page = self.source.store.list(&request).await?;
+            let first = *revision.get_or_insert(page.revision);
+            request.at = Some(first);
+            request.after = page.records.last().map(|record| record.key.clone());
+            records.extend(page.records);
+            if !page.more || request.after.is_none() {
+                break;
+            }
+        }
+        let revision = revision.unwrap_or(Revision::ZERO);
+        self.check_anchor(&records, revision).await?;
+        let had = self.source.state.known().revision;
+        if let Some(had) = had.filter(|&had| had > revision) {
+            return Err(SourceError::OlderHistory {
+                had,
+                found: revision,
+            });
+        }
+        Ok((records, revision))
+    }
+
+    /// The anchor that proves an answer for this source: its own, or the root's for a source that
+    /// covers all objects.
+    fn anchors(&self) -> (Option<Key>, bool) {
+        let prefix = &self.source.state.prefix;
+        let whole = matches!(prefix.as_str(), "" | "o/");
+        (prefix.key(PREFIX_ANCHOR).ok(), whole)
+    }
+
+    async fn check_anchor(
+        &mut self,
+        records: &[Record],
+        revision: Revision,
+    ) -> Result<(), SourceError> {
+        let (own, whole) = self.anchors();
+        let found = own.and_then(|own| {
+            let place = records.binary_search_by(|record| record.key.cmp(&own)).ok();
+            place.and_then(|place| records.get(place)).cloned()
+        });
+        let found = match found {
+            Some(found) => Some(found),
+            // Read after the list, and not changed since before it: so it was there.
+            None if whole => {
+                let snapshot = self.source.store.get(&[anchor_key()]).await?;
+                let anchor = snapshot.records.into_iter().next().flatten();
+                anchor.filter(|anchor| anchor.modified <= revision)
+            }
+            None => None,
+        };
+        let prefix = self.source.state.prefix.clone();
+        self.identify(&found.ok_or(SourceError::NoAnchor { prefix })?)
+    }
+
+    fn identify(&mut self, record: &Record) -> Result<(), SourceError> {
+        let anchor: Anchor = serde_json::from_slice(&record.value).map_err(|error| {
+            let (key, reason) = (record.key.clone(), error.to_string());
+            SourceError::BadAnchor { key, reason }
+        })?;
+        let expected = self.store_id.get_or_insert_with(|| anchor.store_id.clone());
+        if *expected == anchor.store_id {
+            return Ok(());
+        }
+        Err(SourceError::OtherStore {
+            expected: expected.clone(),
+            found: anchor.store_id,
+        })
+    }
+
+    /// Before a watch goes on after an interruption: is it still this store, and no older?
+    async fn still_the_same(&mut self, after: Revision) -> Result<(), SourceError> {
+        let (own, whole) = self.anchors();
+        let prefix = self.source.state.prefix.clone();
+        let mut keys: Vec<Key> = own.into_iter().collect();
+        if whole {
+            keys.push(anchor_key());
+        }
+        let snapshot = self.source.store.get(&keys).await?;
+        let found = snapshot.records.into_iter().flatten().next();
+        self.identify(&found.ok_or(SourceError::NoAnchor { prefix })?)?;
+        if snapshot.revision < after {
+            return Err(SourceError::OlderHistory {
+                had: after,
+                found: snapshot.revision,
+            });
+        }
+        Ok(())
+    }
+
+    async fn watch(&mut self, after: &mut Revision, full_diff: Duration) -> Sent<Ended> {
+        let index = self.source.index;
+        let state = self.source.state.clone();
+        let environment = self.source.environment.clone();
+        state.known().watches += 1;
+        let mut stream = self.source.store.watch(state.prefix.clone(), *after);
+        let mut heard = self.now();
+        let mut quiet = Box::pin(environment.sleep(SILENCE));
+        loop {
+            let event = tokio::select! {
+                event = stream.next() => event,
+                () = state.again.notified() => return Ok(Ended::Stale),
+                () = &mut quiet => {
+                    let now = self.now();
+                    if now >= full_diff {
+                        return Ok(Ended::Stale);
+                    }
+                    if now.saturating_sub(heard) >= SILENCE {
+                        match self.source.store.get(&[anchor_key()]).await {
+                            Ok(snapshot) if snapshot.revision > *after => return Ok(Ended::Stale),
+                            Ok(_) => heard = now,
+                            Err(error) => return Ok(Ended::Broken(error.into())),
+                        }
+                    }
+                    quiet = Box::pin(environment.sleep(SILENCE.saturating_sub(now.saturating_sub(heard))));
+                    continue;
+                }
+            };
+            heard = self.now();
+            match event {
+                Some(Ok(WatchEvent::Changes { revision, changes })) => {
+                    *after = revision.max(*after);
+                    self.heard(revision, |_| {});
+                    let feed = Feed::Changes(index, changes, revision);
+                    self.source.feed.send(feed).await?;
+                }
+                Some(Ok(WatchEvent::Progress(revision))) => {
+                    *after = revision.max(*after);
+                    self.heard(revision, |_| {});
+                    self.source
+                        .feed
+                        .send(Feed::Progress(index, revision))
+                        .await?;
+                }
+                Some(Ok(WatchEvent::Reset { reason })) => {
+                    tracing::info!(prefix = %state.prefix, %reason, "reading everything again");
+                    return Ok(Ended::Stale);
+                }
+                Some(Err(StoreError::Compacted { .. })) => return Ok(Ended::Stale),
+                Some(Err(error)) => return Ok(Ended::Broken(error.into())),
+                None => {
+                    let error = StoreError::unavailable("the watch ended");
+                    return Ok(Ended::Broken(error.into()));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! What a reconcile reads: all objects of a cache at one moment, and the questions to it.
+
+use std::marker::PhantomData;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use rpds::RedBlackTreeMapSync;
+
+use super::entry::{Entry, Slot};
+use super::writer::Shared;
+use crate::model::{GroupPlural, Joined, Object, ObjectKey, RecordError, Resource, Tree, Uid};
+use crate::store::{Key, Revision};
+
+/// How new a [`View`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// All of it is the state at this revision.
+    Exact(Revision),
+    /// Each part is the state at some revision between these two.
+    Bounded(Revision, Revision),
+}
+
+impl Freshness {
+    /// Everything up to this revision is in the view.
+    #[must_use]
+    pub fn complete_to(self) -> Revision {
+        match self {
+            Self::Exact(revision) | Self::Bounded(revision, _) => revision,
+        }
+    }
+}
+
+/// The content of a cache. Clones share structure, so a snapshot costs a few reference counts.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct State {
+    /// By the path of their keys, so that a kind, and in it a namespace or node, is a range.
+    pub(crate) objects: RedBlackTreeMapSync<Arc<str>, Arc<Entry>>,
+    /// `<uid>/<path>` of each object that is owned, to its path.
+    pub(crate) owned: RedBlackTreeMapSync<Arc<str>, Arc<str>>,
+    /// Records whose keys are no object's, or that cannot be read, by key.
+    pub(crate) set_aside: RedBlackTreeMapSync<Arc<str>, Arc<RecordError>>,
+    /// How far each source has come; None before its first list.
+    pub(crate) sources: Arc<[Option<Revision>]>,
+}
+
+/// All objects of a cache at one moment. It does not change; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct View {
+    pub(super) state: State,
+    pub(super) shared: Arc<Shared>,
+}
+
+/// The text range of everything that begins with `prefix`, which ends with `/`.
+pub(crate) fn range(prefix: &str) -> (Bound<Arc<str>>, Bound<Arc<str>>) {
+    let end = match prefix.strip_suffix('/') {
+        // `0` is the byte after `/`.
+        Some(body) => Bound::Excluded(format!("{body}0").into()),
+        None => Bound::Unbounded,
+    };
+    (Bound::Included(prefix.into()), end)
+}
+
+fn path_of_kind(kind: &GroupPlural) -> String {
+    format!("{}/{}/", kind.group, kind.plural)
+}
+
+/// The path of an object's keys behind `o/<tree>/`.
+pub(crate) fn path_of(key: &ObjectKey) -> String {
+    let mut path = path_of_kind(key.kind());
+    for segment in [key.node(), key.namespace()].into_iter().flatten() {
+        path.push_str(segment);
+        path.push('/');
+    }
+    path.push_str(key.name());
+    path
+}
+
+impl View {
+    /// How new the view is.
+    ///
+    /// # Panics
+    /// Never for a view from a runtime: it hands out none before every source was read once.
+    #[must_use]
+    pub fn freshness(&self) -> Freshness {
+        let revisions = || {
+            let sources = self.state.sources.iter();
+            sources.map(|source| source.unwrap_or(Revision::ZERO))
+        };
+        let low = revisions().min().unwrap_or(Revision::ZERO);
+        let high = revisions().max().unwrap_or(Revision::ZERO);
+        if self.state.sources.len() == 1 {
+            Freshness::Exact(low)
+        } else {
+            Freshness::Bounded(low, high)
+        }
+    }
+
+    /// Everything up to this revision is in the view.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.freshness().complete_to()
+    }
+
+    pub(crate) fn entry(&self, key: &ObjectKey) -> Option<&Arc<Entry>> {
+        self.state.objects.get(path_of(key).as_str())
+    }
+
+    /// The object at `key`. None when it has no intent, or one that cannot be read, which
+    /// [`View::unreadable`] tells.
+    #[must_use]
+    pub fn get<K: Resource>(&self, key: &ObjectKey) -> Option<Arc<Object<K>>> {
+        self.typed(self.entry(key)?)?.ok()
+    }
+
+    pub(crate) fn typed<K: Resource>(
+        &self,
+        entry: &Entry,
+    ) -> Option<Result<Arc<Object<K>>, Arc<RecordError>>> {
+        let object = entry.object::<K>()?;
+        if let Err(error) = &object {
+            self.shared.note_unreadable(entry, error);
+        }
+        Some(object)
+    }
+
+    /// All records of one object, decoded on each call. Without any record, an empty one.
+    ///
+    /// # Errors
+    /// The intent cannot be read.
+    pub fn joined(&self, key: &ObjectKey) -> Result<Joined, RecordError> {
+        match self.entry(key) {
+            Some(entry) => entry.joined(),
+            None => Ok(Joined::empty(key.clone())),
+        }
+    }
+
+    /// The value of an object's record in one of the trees, as stored.
+    #[must_use]
+    pub fn record(&self, key: &ObjectKey, tree: Tree) -> Option<(bytes::Bytes, Revision)> {
+        let stored = self.entry(key)?.stored(&Slot::of(tree, None))?;
+        Some((stored.value.clone(), stored.modified))
+    }
+
+    /// The objects of a kind that have an intent.
+    #[must_use]
+    pub fn list<K: Resource>(&self) -> Query<'_, K> {
+        Query {
+            view: self,
+            path: path_of_kind(&K::group_plural()),
+            node: None,
+            namespace: None,
+            owner: None,
+            kind: PhantomData,
+        }
+    }
+
+    /// The objects of a kind that are reported on though their intent is missing and nobody
+    /// ordered their end.
+    pub fn unexplained<K: Resource>(&self) -> impl Iterator<Item = Joined> + '_ {
+        self.entries(&path_of_kind(&K::group_plural()))
+            .into_iter()
+            .filter(|entry| !entry.has_intent())
+            .filter_map(|entry| entry.joined().ok())
+            .filter(Joined::is_unexplained)
+    }
+
+    /// The intents of a kind that cannot be read. They are in no list: a plan that counts
+    /// objects of this kind does not know how many there are.
+    #[must_use]
+    pub fn unreadable<K: Resource>(&self) -> Vec<Arc<RecordError>> {
+        let prefix = format!("o/intent/{}", path_of_kind(&K::group_plural()));
+        let set_aside = self.set_aside();
+        let of_kind = |error: &Arc<RecordError>| error.key.starts_with(&prefix);
+        set_aside.into_iter().filter(of_kind).collect()
+    }
+
+    /// Every record that cannot be read.
+    #[must_use]
+    pub fn set_aside(&self) -> Vec<Arc<RecordError>> {
+        let mut errors: Vec<_> = self.state.set_aside.values().cloned().collect();
+        for error in self.shared.unreadable(&self.state) {
+            if !self.state.set_aside.contains_key(error.key.as_str()) {
+                errors.push(error);
+            }
+        }
+        errors
+    }
+
+    fn entries(&self, path: &str) -> Vec<&Arc<Entry>> {
+        let entries = self.state.objects.range(range(path));
+        entries.map(|(_, entry)| entry).collect()
+    }
+
+    /// The keys of all objects of a kind that have any record.
+    pub(crate) fn keys_of(&self, kind: &GroupPlural) -> Vec<Arc<ObjectKey>> {
+        let entries = self.entries(&path_of_kind(kind)).into_iter();
+        entries.map(|entry| entry.key.clone()).collect()
+    }
+
+    /// Some record is shown under this key.
+    pub(crate) fn shows(&self, key: &Key) -> bool {
+        let mut segments = key.as_str().splitn(3, '/').skip(1);
+        let (Some(tree), Some(path)) = (segments.next(), segments.next()) else {
+            return false;
+        };
+        let (path, part) = match (tree, path.rsplit_once('/')) {
+            ("part", Some((path, writer))) => (path, Some(writer)),
+            _ => (path, None),
+        };
+        self.state.objects.get(path).is_some_and(|entry| {
+            entry
+                .records
+                .iter()
+                .any(|stored| match (&stored.slot, part) {
+                    (Slot::Part(writer), Some(part)) => **writer == *part,
+                    (slot, None) => slot.tree().as_str() == tree,
+                    _ => false,
+                })
+        })
+    }
+
+    /// How far each source has come.
+    pub(crate) fn reached(&self) -> Vec<Revision> {
+        let sources = self.state.sources.iter();
+        sources
+            .map(|source| source.unwrap_or(Revision::ZERO))
+            .collect()
+    }
+
+    /// The sources that a key is read by.
+    pub(crate) fn sources_of(&self, key: &Key) -> impl Iterator<Item = usize> + '_ {
+        let prefixes = self.shared.prefixes.iter().enumerate();
+        let key = key.clone();
+        prefixes
+            .filter(move |(_, prefix)| key.is_under(prefix))
+            .map(|(index, _)| index)
+    }
+}
+
+/// Some of the objects of a kind in a [`View`].
+#[derive(Debug)]
+pub struct Query<'v, K> {
+    view: &'v View,
+    path: String,
+    node: Option<String>,
+    namespace: Option<String>,
+    owner: Option<Uid>,
+    kind: PhantomData<fn() -> K>,
+}
+
+impl<'v, K: Resource> Query<'v, K> {
+    /// Only those that this node works on.
+    #[must_use]
+    pub fn on_node(mut self, node: &str) -> Self {
+        self.node = Some(node.to_owned());
+        self
+    }
+
+    /// Only those in this namespace.
+    #[must_use]
+    pub fn in_namespace(mut self, namespace: &str) -> Self {
+        self.namespace = Some(namespace.to_owned());
+        self
+    }
+
+    /// Only those that name this uid as an owner.
+    #[must_use]
+    pub fn owned_by(mut self, uid: &Uid) -> Self {
+        self.owner = Some(uid.clone());
+        self
+    }
+
+    fn entries(&self) -> Vec<&'v Arc<Entry>> {
+        let namespace = self.namespace.as_deref();
+        let mut path = self.path.clone();
+        if let Some(node) = &self.node {
+            path.push_str(node);
+            path.push('/');
+        }
+        let fits = |entry: &&'v Arc<Entry>| {
+            namespace.is_none_or(|namespace| entry.key.namespace() == Some(namespace))
+        };
+        if let Some(owner) = &self.owner {
+            let owned = self.view.state.owned.range(range(&format!("{owner}/")));
+            return owned
+                .filter(|(_, object)| object.starts_with(&path))
+                .filter_map(|(_, object)| self.view.state.objects.get(object))
+                .filter(fits)
+                .collect();
+        }
+        if let (None, Some(namespace), crate::model::Scope::Namespaced) =
+            (&self.node, namespace, K::SCOPE)
+        {
+            path.push_str(namespace);
+            path.push('/');
+        }
+        self.view.entries(&path).into_iter().filter(fits).collect()
+    }
+
+    /// The objects' keys, in their order, also of those that cannot be read.
+    #[must_use]
+    pub fn keys(&self) -> Vec<ObjectKey> {
+        let entries = self.entries().into_iter();
+        entries
+            .filter(|entry| entry.has_intent())
+            .map(|entry| (*entry.key).clone())
+            .collect()
+    }
+
+    /// The objects, in the order of their keys.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<Arc<Object<K>>> {
+        let entries = self.entries().into_iter();
+        entries
+            .filter_map(|entry| self.view.typed(entry)?.ok())
+            .collect()
+    }
+}
+
+impl<K: Resource> IntoIterator for Query<'_, K> {
+    type Item = Arc<Object<K>>;
+    type IntoIter = std::vec::IntoIter<Arc<Object<K>>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.to_vec().into_iter()
+    }
+}

@@ -1,0 +1,412 @@
+//! Declaring a controller: its kind, its functions, and what else makes it run.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+
+use super::action::Action;
+use super::context::Context;
+use super::error::ReconcileError;
+use crate::cache::{Entry, EntryChange, View};
+use crate::model::{
+    EventType, GroupPlural, Kinds, Object, ObjectKey, Reality, Resource, Versioned,
+};
+
+/// An object whose intent is missing. That is never an order to take anything away: only a
+/// tombstone is.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Absent<K: Resource> {
+    /// Which object.
+    pub key: ObjectKey,
+    /// What is still reported on it. None when all its records are gone.
+    pub reality: Option<Versioned<Reality>>,
+    /// The object as this process last knew it.
+    pub last: Option<Arc<Object<K>>>,
+}
+
+pub(crate) type Outcome = Result<Action, ReconcileError>;
+type Handler<T> = Arc<dyn Fn(T, Context) -> BoxFuture<'static, Outcome> + Send + Sync>;
+
+/// Calls `emit` with each key that a change makes run.
+pub(crate) type Map =
+    Box<dyn Fn(&EntryChange, &View, &mut dyn FnMut(Arc<ObjectKey>)) + Send + Sync>;
+
+/// A controller without its types.
+pub(crate) struct Registered {
+    pub(crate) name: Arc<str>,
+    pub(crate) api_version: String,
+    pub(crate) kind: String,
+    pub(crate) group_plural: GroupPlural,
+    pub(crate) kinds: Kinds,
+    pub(crate) maps: Vec<Map>,
+    pub(crate) run: Box<dyn Fn(Context) -> BoxFuture<'static, Outcome> + Send + Sync>,
+    pub(crate) concurrency: usize,
+    pub(crate) timeout: Duration,
+    pub(crate) triggers: Vec<Trigger>,
+}
+
+impl fmt::Debug for Registered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Registered")
+            .field("name", &self.name)
+            .field("kind", &self.group_plural)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes keys run for reasons outside of the store: a process that ended, a timer of a device.
+/// Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Trigger {
+    state: Arc<Mutex<TriggerState>>,
+}
+
+#[derive(Default)]
+struct TriggerState {
+    /// What was fired before the runtime began.
+    early: HashMap<ObjectKey, Arc<str>>,
+    target: Option<Arc<dyn Fn(Arc<ObjectKey>, Arc<str>) + Send + Sync>>,
+}
+
+impl fmt::Debug for TriggerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TriggerState").finish_non_exhaustive()
+    }
+}
+
+impl Trigger {
+    /// A trigger, to be given to [`Controller::triggered_by`].
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes `key` run. `reason` is shown among the run's causes.
+    pub fn fire(&self, key: ObjectKey, reason: impl Into<Arc<str>>) {
+        let reason = reason.into();
+        let target = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(target) = state.target.clone() else {
+                state.early.insert(key, reason);
+                return;
+            };
+            target
+        };
+        target(Arc::new(key), reason);
+    }
+
+    pub(crate) fn connect(&self, target: Arc<dyn Fn(Arc<ObjectKey>, Arc<str>) + Send + Sync>) {
+        let early = {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.target = Some(target.clone());
+            std::mem::take(&mut state.early)
+        };
+        for (key, reason) in early {
+            target(Arc::new(key), reason);
+        }
+    }
+}
+
+/// Keeps objects of the kind `K` as they are wanted.
+pub struct Controller<K: Resource> {
+    name: Arc<str>,
+    reconcile: Handler<Arc<Object<K>>>,
+    on_delete: Option<Handler<Arc<Object<K>>>>,
+    on_absent: Option<Handler<Absent<K>>>,
+    kinds: Kinds,
+    maps: Vec<Map>,
+    concurrency: usize,
+    timeout: Duration,
+    triggers: Vec<Trigger>,
+    kind: PhantomData<fn() -> K>,
+}
+
+impl<K: Resource> fmt::Debug for Controller<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Controller")
+            .field("name", &self.name)
+            .field("kind", &K::KIND)
+            .finish_non_exhaustive()
+    }
+}
+
+fn handler<T, F, Fut, E>(function: F) -> Handler<T>
+where
+    T: 'static,
+    F: Fn(T, Context) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Action, E>> + Send + 'static,
+    E: Into<ReconcileError>,
+{
+    Arc::new(move |target, context| {
+        let run = function(target, context);
+        Box::pin(async move { run.await.map_err(Into::into) })
+    })
+}
+
+impl<K: Resource> Controller<K> {
+    /// A controller that calls `reconcile` for each object that is wanted, whenever the object or
+    /// something the controller declares changes, and again after an error. The name, unique in a
+    /// runtime, stands in events, tombstones and claims.
+    ///
+    /// A reconcile compares what is wanted with what its view shows, acts, and reports. It is
+    /// never called twice at once for one object, and never on a view older than what it wrote
+    /// for that object before.
+    pub fn new<F, Fut, E>(name: &str, reconcile: F) -> Self
+    where
+        F: Fn(Arc<Object<K>>, Context) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Action, E>> + Send + 'static,
+        E: Into<ReconcileError>,
+    {
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        Self {
+            name: name.into(),
+            reconcile: handler(reconcile),
+            on_delete: None,
+            on_absent: None,
+            kinds: Kinds::new().with::<K>(),
+            maps: Vec::new(),
+            concurrency: cores * 4,
+            timeout: Duration::from_secs(300),
+            triggers: Vec::new(),
+            kind: PhantomData,
+        }
+    }
+
+    /// Called instead of the reconcile for an object that has a tombstone: takes away what was
+    /// made for it, then commits [`report_gone`](super::Changes::report_gone). Without this
+    /// function, an object that this controller reported on counts as gone at once.
+    #[must_use]
+    pub fn on_delete<F, Fut, E>(mut self, function: F) -> Self
+    where
+        F: Fn(Arc<Object<K>>, Context) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Action, E>> + Send + 'static,
+        E: Into<ReconcileError>,
+    {
+        self.on_delete = Some(handler(function));
+        self
+    }
+
+    /// Called for an object without an intent: somebody still reports on it though nobody
+    /// ordered its end, or all its records are gone. Without this function the former is
+    /// recorded as an event, and nothing else happens.
+    #[must_use]
+    pub fn on_absent<F, Fut, E>(mut self, function: F) -> Self
+    where
+        F: Fn(Absent<K>, Context) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Action, E>> + Send + 'static,
+        E: Into<ReconcileError>,
+    {
+        self.on_absent = Some(handler(function));
+        self
+    }
+
+    /// Objects of the kind `T` are made by this controller: a change of one makes its owner run.
+    #[must_use]
+    pub fn owns<T: Resource>(mut self) -> Self {
+        self.kinds = self.kinds.with::<T>();
+        let kind = T::group_plural();
+        self.maps.push(Box::new(move |change, _, emit| {
+            for entry in [&change.before, &change.after].into_iter().flatten() {
+                if *entry.key.kind() != kind {
+                    return;
+                }
+                for owner in &entry.owners {
+                    if *owner.group == *K::GROUP && *owner.kind == *K::KIND {
+                        let owner = ObjectKey::of_scope(
+                            &K::group_plural(),
+                            K::SCOPE,
+                            entry.key.node(),
+                            entry.key.namespace(),
+                            &owner.name,
+                        );
+                        if let Ok(owner) = owner {
+                            emit(Arc::new(owner));
+                        }
+                    }
+                }
+            }
+        }));
+        self
+    }
+
+    /// A change of an object of the kind `T` makes those objects run that `map` names. It is
+    /// called with the object as it was and as it is.
+    #[must_use]
+    pub fn watches<T: Resource>(
+        mut self,
+        map: impl Fn(&Object<T>, &View) -> Vec<ObjectKey> + Send + Sync + 'static,
+    ) -> Self {
+        self.kinds = self.kinds.with::<T>();
+        let kind = T::group_plural();
+        self.maps.push(Box::new(move |change, view, emit| {
+            for entry in [&change.before, &change.after].into_iter().flatten() {
+                if *entry.key.kind() != kind {
+                    return;
+                }
+                if let Some(Ok(object)) = view.typed::<T>(entry) {
+                    for key in map(&object, view) {
+                        emit(Arc::new(key));
+                    }
+                }
+            }
+        }));
+        self
+    }
+
+    /// Keys can also be made to run from outside of the store.
+    #[must_use]
+    pub fn triggered_by(mut self, trigger: &Trigger) -> Self {
+        self.triggers.push(trigger.clone());
+        self
+    }
+
+    /// At most this many runs at once; four for each core unless set.
+    #[must_use]
+    pub fn concurrency(mut self, concurrency: usize) -> Self {
+        self.concurrency = concurrency.max(1);
+        self
+    }
+
+    /// A run that takes longer is dropped where it waits and counts as failed; five minutes
+    /// unless set.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    pub(crate) fn register(self) -> Registered {
+        let Self {
+            name,
+            reconcile,
+            on_delete,
+            on_absent,
+            kinds,
+            mut maps,
+            concurrency,
+            timeout,
+            triggers,
+            ..
+        } = self;
+        let kind = K::group_plural();
+        // What objects were before their intents went missing, until they were told so.
+        let last: Arc<Mutex<HashMap<Arc<ObjectKey>, Arc<Entry>>>> = Arc::default();
+        let keep_last = on_absent.is_some().then(|| last.clone());
+        let of_kind = kind.clone();
+        maps.push(Box::new(move |change, _, emit| {
+            let Some(entry) = change.after.as_ref().or(change.before.as_ref()) else {
+                return;
+            };
+            if *entry.key.kind() != of_kind {
+                return;
+            }
+            if let (Some(last), Some(before)) = (&keep_last, &change.before)
+                && before.has_intent()
+                && !change
+                    .after
+                    .as_ref()
+                    .is_some_and(|after| after.has_intent())
+            {
+                let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+                last.insert(before.key.clone(), before.clone());
+            }
+            emit(entry.key.clone());
+        }));
+        let own_name = name.clone();
+        let run = move |context: Context| -> BoxFuture<'static, Outcome> {
+            let view = context.view();
+            let found = view
+                .entry(context.key())
+                .and_then(|entry| view.typed::<K>(entry));
+            match found {
+                Some(Ok(object)) => {
+                    let metadata = &object.metadata;
+                    let tombstone = metadata.deletion.as_ref();
+                    if !tombstone.is_some_and(|deletion| deletion.uid == metadata.uid) {
+                        return reconcile(object, context);
+                    }
+                    match &on_delete {
+                        Some(on_delete) => on_delete(object, context),
+                        None => Box::pin(nothing_to_undo(own_name.clone(), context)),
+                    }
+                }
+                // Set aside, where the view shows it, until it changes.
+                Some(Err(error)) => Box::pin(async move {
+                    context.event(
+                        EventType::Warning,
+                        "Unreadable",
+                        format!("the object is left as it is: {error}"),
+                    );
+                    Ok(Action::await_change())
+                }),
+                None => {
+                    let Some(on_absent) = &on_absent else {
+                        return Box::pin(hold(context));
+                    };
+                    let known = last.lock().unwrap_or_else(PoisonError::into_inner);
+                    let before = known.get(context.key()).cloned();
+                    drop(known);
+                    let absent = Absent {
+                        key: context.key().clone(),
+                        reality: context.joined().reality,
+                        last: before.and_then(|entry| view.typed::<K>(&entry)?.ok()),
+                    };
+                    let (key, last) = (context.key().clone(), last.clone());
+                    let run = on_absent(absent, context);
+                    Box::pin(async move {
+                        let outcome = run.await;
+                        if outcome.is_ok() {
+                            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+                            last.remove(&key);
+                        }
+                        outcome
+                    })
+                }
+            }
+        };
+        Registered {
+            name,
+            api_version: K::api_version(),
+            kind: K::KIND.to_owned(),
+            group_plural: kind,
+            kinds,
+            maps,
+            run: Box::new(run),
+            concurrency,
+            timeout,
+            triggers,
+        }
+    }
+}
+
+/// The end of an object for which this controller made nothing outside of the store.
+async fn nothing_to_undo(controller: Arc<str>, context: Context) -> Outcome {
+    let joined = context.joined();
+    let mine = joined
+        .own_reality()
+        .is_some_and(|reality| reality.value.metadata.claim.as_deref() == Some(&*controller));
+    if mine {
+        let mut changes = context.changes();
+        changes.report_gone()?;
+        changes.commit().await?;
+    }
+    Ok(Action::await_change())
+}
+
+/// An intent is missing: nothing is done, and people are told.
+async fn hold(context: Context) -> Outcome {
+    if context.joined().is_unexplained() {
+        context.event(
+            EventType::Warning,
+            "Unexplained",
+            "the intent is missing though nobody asked for the object's end: everything stays as it is",
+        );
+    }
+    Ok(Action::await_change())
+}

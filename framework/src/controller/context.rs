@@ -1,0 +1,555 @@
+//! What a reconcile has in hand: its view, its causes, and the only way to write.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::claim::Fence;
+use super::error::CommitError;
+use super::event::EventRecorder;
+use crate::cache::View;
+use crate::client::{Batch, ClientError, DeleteOptions, Outcome};
+use crate::environment::Environment;
+use crate::model::{
+    EventType, Intent, Joined, Object, ObjectKey, ObjectReference, Reality, Resource, Status, Tree,
+    Uid, Versioned,
+};
+use crate::store::{Compare, Key, Prefix, Record, Revision, Store, StoreError, Transaction, Write};
+
+/// Why a key runs. For logs and people: what to do follows from the view alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Cause {
+    /// The object was there when the program began, or the claim was won.
+    InitialSync,
+    /// A record of the object was put or removed.
+    Changed {
+        /// The revision of the change.
+        revision: Revision,
+    },
+    /// Something it owns or that the controller watches was put or removed.
+    Related {
+        /// What.
+        key: Arc<ObjectKey>,
+        /// The revision of the change.
+        revision: Revision,
+    },
+    /// The last run asked for another.
+    Requeued,
+    /// The last run failed.
+    Failed,
+    /// The last run was decided on what was not so any more.
+    Conflict,
+    /// Something outside of the store.
+    Triggered(Arc<str>),
+}
+
+/// Proves that the store knows who begins to work on an object: see [`Context::claim`]. Functions
+/// with effects outside of the store ask for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    uid: Uid,
+    epoch: Option<Revision>,
+}
+
+impl Claimed {
+    /// The object's uid, to mark what is made outside with.
+    #[must_use]
+    pub fn uid(&self) -> &Uid {
+        &self.uid
+    }
+
+    /// Grows with each holder of the controller's claim: pass it to who can refuse a lower one.
+    /// None without leader election.
+    #[must_use]
+    pub fn epoch(&self) -> Option<Revision> {
+        self.epoch
+    }
+}
+
+/// What is the same for all runs of a controller.
+#[derive(Debug)]
+pub(crate) struct Setting {
+    pub(crate) controller: Arc<str>,
+    pub(crate) api_version: String,
+    pub(crate) kind: String,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) environment: Environment,
+    pub(crate) recorder: EventRecorder,
+}
+
+/// What a run did to the store, for whoever decides when its key runs again.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    /// Commits that happened: which keys, at which revision.
+    pub(crate) wrote: Vec<(Vec<Key>, Revision)>,
+    /// What is to be read afresh, because it is not as the view says or not known.
+    pub(crate) unsure: Vec<Compare>,
+    /// A commit is under way. If the run ends so, it is not known whether it happened.
+    in_flight: Vec<Compare>,
+    pub(crate) conflict: bool,
+}
+
+#[derive(Debug)]
+struct Run {
+    setting: Arc<Setting>,
+    key: Arc<ObjectKey>,
+    view: View,
+    causes: Vec<Cause>,
+    attempt: u32,
+    id: u64,
+    fence: Option<Fence>,
+    own: Mutex<Joined>,
+    notes: Mutex<Notes>,
+    undecided: AtomicBool,
+    commits: tokio::sync::Mutex<()>,
+}
+
+/// What a reconcile has in hand. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Context {
+    run: Arc<Run>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) struct Begin {
+    pub(crate) key: Arc<ObjectKey>,
+    pub(crate) view: View,
+    pub(crate) causes: Vec<Cause>,
+    pub(crate) attempt: u32,
+    pub(crate) id: u64,
+    pub(crate) fence: Option<Fence>,
+}
+
+impl Context {
+    pub(crate) fn new(setting: Arc<Setting>, begin: Begin, own: Joined) -> Self {
+        let Begin {
+            key,
+            view,
+            causes,
+            attempt,
+            id,
+            fence,
+        } = begin;
+        Self {
+            run: Arc::new(Run {
+                setting,
+                key,
+                view,
+                causes,
+                attempt,
+                id,
+                fence,
+                own: Mutex::new(own),
+                notes: Mutex::default(),
+                undecided: AtomicBool::new(false),
+                commits: tokio::sync::Mutex::default(),
+            }),
+        }
+    }
+
+    /// The object that is reconciled.
+    #[must_use]
+    pub fn key(&self) -> &ObjectKey {
+        &self.run.key
+    }
+
+    /// Everything the runtime mirrors, at one moment. It never is older than what earlier runs
+    /// of this key wrote.
+    #[must_use]
+    pub fn view(&self) -> &View {
+        &self.run.view
+    }
+
+    /// The object's own records, with what this run wrote already.
+    #[must_use]
+    pub fn joined(&self) -> Joined {
+        lock(&self.run.own).clone()
+    }
+
+    /// Why the key runs.
+    #[must_use]
+    pub fn causes(&self) -> &[Cause] {
+        &self.run.causes
+    }
+
+    /// Failures in a row before this run.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.run.attempt
+    }
+
+    /// Names this run in logs.
+    #[must_use]
+    pub fn run_id(&self) -> u64 {
+        self.run.id
+    }
+
+    /// Clock and randomness.
+    #[must_use]
+    pub fn environment(&self) -> &Environment {
+        &self.run.setting.environment
+    }
+
+    pub(crate) fn capabilities(&self) -> crate::store::Capabilities {
+        self.run.setting.store.capabilities()
+    }
+
+    /// The claim that the runtime holds; None without leader election.
+    #[must_use]
+    pub fn fence(&self) -> Option<&Fence> {
+        self.run.fence.as_ref()
+    }
+
+    /// Begins a set of changes that happen together.
+    #[must_use]
+    pub fn changes(&self) -> Changes<'_> {
+        Changes {
+            context: self,
+            batch: Batch::new(),
+        }
+    }
+
+    /// Records something that happened to the object, for people. Never waits, never fails.
+    pub fn event(&self, event_type: EventType, reason: &str, message: impl Into<String>) {
+        let setting = &self.run.setting;
+        let uid = lock(&self.run.own)
+            .intent
+            .as_ref()
+            .map(|intent| intent.value.metadata.uid.clone());
+        let object = ObjectReference {
+            api_version: setting.api_version.clone(),
+            kind: setting.kind.clone(),
+            namespace: self.key().namespace().map(ToOwned::to_owned),
+            name: self.key().name().to_owned(),
+            uid: uid.unwrap_or_default(),
+        };
+        setting.recorder.record(object, event_type, reason, message);
+    }
+
+    /// Makes the store remember that this controller works on the object, before the first effect
+    /// outside of the store. From then on the object's records stay until the controller says
+    /// that everything is undone, so that nothing leaks when a crash and a delete meet. Costs a
+    /// commit the first time and nothing afterwards.
+    ///
+    /// # Errors
+    /// See [`Context::commit`].
+    pub async fn claim(&self) -> Result<Claimed, CommitError> {
+        let own = self.joined();
+        let claimant = &self.run.setting.controller;
+        let mine = own
+            .own_reality()
+            .is_some_and(|reality| reality.value.metadata.claim.as_deref() == Some(claimant));
+        if !mine {
+            let mut batch = Batch::new();
+            batch.claim(&own, claimant)?;
+            self.commit(batch).await?;
+        } else if self.run.undecided.load(Ordering::Acquire) {
+            return Err(CommitError::Undecided);
+        }
+        if let Some(fence) = self.fence().filter(|fence| !fence.is_held()) {
+            return Err(fenced(fence));
+        }
+        let uid = own.intent.map(|intent| intent.value.metadata.uid);
+        Ok(Claimed {
+            uid: uid.ok_or_else(|| ClientError::not_found(self.key()))?,
+            epoch: self.fence().map(Fence::epoch),
+        })
+    }
+
+    /// Commits a batch, all or nothing. Whatever is in it, the object's own reality is compared
+    /// and rewritten with it, so that of two attempts at one decision only one happens, however
+    /// late the other lands; and the claim is compared if there is one. An empty batch writes
+    /// nothing and returns the view's revision.
+    ///
+    /// # Errors
+    /// `Conflict` when something is not as the run saw it; `Fenced` when the claim is lost;
+    /// `Undecided` after a commit of this run that was not confirmed; the store's.
+    pub async fn commit(&self, mut batch: Batch) -> Result<Revision, CommitError> {
+        if batch.is_empty() {
+            return Ok(self.run.view.revision());
+        }
+        let _one_at_a_time = self.run.commits.lock().await;
+        let own = self.joined();
+        if own.intent.is_some() || own.reality.is_some() {
+            batch.bump(&own)?;
+        } else {
+            batch.require(Compare::Absent(own.key.store_key(Tree::Reality)));
+        }
+        let mut transaction = batch.into_transaction();
+        self.sign(&own, &mut transaction)?;
+        self.send(transaction).await
+    }
+
+    /// Commits a transaction without touching the object's own reality, under the claim.
+    pub(crate) async fn commit_bare(
+        &self,
+        transaction: Transaction,
+    ) -> Result<Revision, CommitError> {
+        let _one_at_a_time = self.run.commits.lock().await;
+        self.send(transaction).await
+    }
+
+    /// Writes this controller's name into the own reality, where it is not yet.
+    fn sign(&self, own: &Joined, transaction: &mut Transaction) -> Result<(), CommitError> {
+        let controller = &self.run.setting.controller;
+        let claim = |reality: &Versioned<Reality>| reality.value.metadata.claim.clone();
+        if own.own_reality().and_then(claim).as_deref() == Some(controller) {
+            return Ok(());
+        }
+        let key = own.key.store_key(Tree::Reality);
+        for write in &mut transaction.writes {
+            if let Write::Put {
+                key: put, value, ..
+            } = write
+                && *put == key
+            {
+                let mut reality: Reality =
+                    serde_json::from_slice(value).map_err(ClientError::from)?;
+                // A report about an object whose intent is missing is not begun here.
+                if own.intent.is_some() {
+                    reality.metadata.claim = Some(controller.to_string());
+                    *value = serde_json::to_vec(&reality)
+                        .map_err(ClientError::from)?
+                        .into();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&self, mut transaction: Transaction) -> Result<Revision, CommitError> {
+        if self.run.undecided.load(Ordering::Acquire) {
+            return Err(CommitError::Undecided);
+        }
+        let compares = transaction.compares.clone();
+        if let Some(fence) = self.fence() {
+            if !fence.is_held() {
+                return Err(fenced(fence));
+            }
+            transaction = transaction.require(fence.compare());
+        }
+        let writes = transaction.writes.clone();
+        let touched: Vec<Compare> = writes
+            .iter()
+            .map(|write| Compare::Absent(write.key().clone()))
+            .chain(compares.iter().cloned())
+            .collect();
+        lock(&self.run.notes).in_flight.clone_from(&touched);
+        let outcome = self.run.setting.store.commit(transaction).await;
+        let outcome = self.note(outcome, &compares, touched, writes);
+        if let (Err(StoreError::Conflict { failed }), Some(fence)) = (&outcome, self.fence()) {
+            // The fence is the last compare.
+            if failed.contains(&compares.len()) && !self.still_held(fence).await {
+                fence.lose();
+                return Err(fenced(fence));
+            }
+        }
+        match outcome {
+            Err(StoreError::Conflict { .. }) => Err(CommitError::Conflict {
+                key: self.key().clone(),
+            }),
+            outcome => Ok(outcome?),
+        }
+    }
+
+    /// Keeps what a commit came to, for the rest of the run and for after it.
+    fn note(
+        &self,
+        outcome: Result<Revision, StoreError>,
+        compares: &[Compare],
+        touched: Vec<Compare>,
+        writes: Vec<Write>,
+    ) -> Result<Revision, StoreError> {
+        let mut notes = lock(&self.run.notes);
+        notes.in_flight.clear();
+        match &outcome {
+            Ok(revision) => {
+                let keys = writes.iter().map(|write| write.key().clone()).collect();
+                notes.wrote.push((keys, *revision));
+                drop(notes);
+                self.remember(writes, *revision);
+            }
+            Err(StoreError::Conflict { .. }) => {
+                notes.unsure.extend(compares.iter().cloned());
+                notes.conflict = true;
+            }
+            Err(StoreError::Unknown { .. }) => {
+                notes.unsure.extend(touched);
+                self.run.undecided.store(true, Ordering::Release);
+            }
+            Err(_) => {}
+        }
+        outcome
+    }
+
+    /// A backend may name compares that did hold: looks whether the claim is really lost.
+    async fn still_held(&self, fence: &Fence) -> bool {
+        let Compare::ClaimHeld { epoch, lease, .. } = fence.compare() else {
+            return false;
+        };
+        let keys = [fence.key().clone()];
+        match self.run.setting.store.get(&keys).await {
+            Ok(snapshot) => {
+                snapshot
+                    .records
+                    .into_iter()
+                    .flatten()
+                    .next()
+                    .is_some_and(|record: Record| {
+                        record.created == epoch && record.lease == Some(lease)
+                    })
+            }
+            // Not known: the keeper finds out.
+            Err(_) => fence.is_held(),
+        }
+    }
+
+    /// Takes what was written into the own records, so that the run's next commit compares it.
+    fn remember(&self, writes: Vec<Write>, revision: Revision) {
+        let mut own = lock(&self.run.own);
+        let intent_key = own.key.store_key(Tree::Intent);
+        let reality_key = own.key.store_key(Tree::Reality);
+        let record = |key: &Key, value: Bytes, created: Option<Revision>| Record {
+            key: key.clone(),
+            value,
+            created: created.unwrap_or(revision),
+            modified: revision,
+            lease: None,
+        };
+        for write in writes {
+            match write {
+                Write::Put { key, value, .. } if key == intent_key => {
+                    let created = own.intent.as_ref().map(|old| old.created);
+                    let record = record(&key, value, created);
+                    own.intent = Versioned::<Intent>::from_record(&own.key, &record).ok();
+                }
+                Write::Put { key, value, .. } if key == reality_key => {
+                    let created = own.reality.as_ref().map(|old| old.created);
+                    let record = record(&key, value, created);
+                    own.reality = Versioned::<Reality>::from_record(&own.key, &record).ok();
+                }
+                Write::Delete { key } if key == intent_key => own.intent = None,
+                Write::Delete { key } if key == reality_key => own.reality = None,
+                Write::Put { .. } | Write::Delete { .. } => {}
+            }
+        }
+    }
+
+    /// What the run did, once it has ended.
+    pub(crate) fn take_notes(&self) -> Notes {
+        let mut notes = std::mem::take(&mut *lock(&self.run.notes));
+        let in_flight = std::mem::take(&mut notes.in_flight);
+        notes.unsure.extend(in_flight);
+        notes
+    }
+}
+
+fn fenced(fence: &Fence) -> CommitError {
+    CommitError::Fenced {
+        claim: fence.name().to_owned(),
+    }
+}
+
+/// Changes that happen together or not at all. Each one compares what the run saw.
+#[derive(Debug)]
+#[must_use = "nothing is written before `commit`"]
+pub struct Changes<'c> {
+    context: &'c Context,
+    batch: Batch,
+}
+
+impl Changes<'_> {
+    fn joined(&self, key: &ObjectKey) -> Result<Joined, ClientError> {
+        if key == self.context.key() {
+            return Ok(self.context.joined());
+        }
+        Ok(self.context.view().joined(key)?)
+    }
+
+    /// Creates an object, and returns it with its uid.
+    ///
+    /// # Errors
+    /// See [`Batch::create_typed`].
+    pub fn create<K: Resource>(&mut self, object: &Object<K>) -> Result<Object<K>, ClientError> {
+        self.batch.create_typed(self.context.environment(), object)
+    }
+
+    /// Replaces labels, annotations, owners and spec of an object.
+    ///
+    /// # Errors
+    /// See [`Batch::update_typed`].
+    pub fn update<K: Resource>(&mut self, object: &Object<K>) -> Result<Outcome, ClientError> {
+        let joined = self.joined(&object.key()?)?;
+        self.batch.update_typed(&joined, object)
+    }
+
+    /// Asks for an object's end.
+    ///
+    /// # Errors
+    /// See [`Batch::delete`].
+    pub fn delete(
+        &mut self,
+        key: &ObjectKey,
+        options: &DeleteOptions,
+    ) -> Result<Outcome, ClientError> {
+        let joined = self.joined(key)?;
+        let at = self.context.environment().now();
+        let by = &self.context.run.setting.controller;
+        self.batch.delete(&joined, options, by, at)
+    }
+
+    /// Reports the status of the object that is reconciled. Without a difference nothing is
+    /// written.
+    ///
+    /// # Errors
+    /// See [`Batch::report_typed`].
+    pub fn report<K: Resource>(
+        &mut self,
+        status: &Status<K::Status>,
+    ) -> Result<Outcome, ClientError> {
+        let joined = self.context.joined();
+        self.batch.report_typed::<K>(&joined, status)
+    }
+
+    /// Says that everything that was done for the object that is reconciled is undone: its
+    /// records may be removed.
+    ///
+    /// # Errors
+    /// See [`Batch::report`].
+    pub fn report_gone(&mut self) -> Result<Outcome, ClientError> {
+        let joined = self.context.joined();
+        self.batch.report_gone(&joined)
+    }
+
+    /// Only if this holds.
+    pub fn require(&mut self, compare: Compare) {
+        self.batch.require(compare);
+    }
+
+    /// The batch underneath, for what has no method here.
+    pub fn batch(&mut self) -> &mut Batch {
+        &mut self.batch
+    }
+
+    /// Commits the changes: see [`Context::commit`].
+    ///
+    /// # Errors
+    /// See [`Context::commit`].
+    pub async fn commit(self) -> Result<Revision, CommitError> {
+        self.context.commit(self.batch).await
+    }
+}
+
+/// The keys that a compare is about: one, or all under a prefix.
+pub(crate) fn subject(compare: &Compare) -> Option<Result<&Key, &Prefix>> {
+    match compare {
+        Compare::Absent(key) | Compare::Revision(key, _) => Some(Ok(key)),
+        Compare::RangeNotNewer(prefix, _) => Some(Err(prefix)),
+        Compare::ClaimHeld { .. } => None,
+    }
+}
