@@ -25,7 +25,13 @@ pub struct Span(Duration);
 #[error("`{0}` is not a duration: write numbers with units, as `500ms`, `30s` or `1h30m`")]
 pub struct InvalidDuration(String);
 
-const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const UNITS: [(&str, u64); 5] = [
+    ("d", 86_400_000),
+    ("h", 3_600_000),
+    ("m", 60_000),
+    ("s", 1_000),
+    ("ms", 1),
+];
 const LIMIT: u64 = 100 * 365 * 86_400_000;
 
 impl Span {
@@ -52,7 +58,14 @@ impl FromStr for Span {
     type Err = InvalidDuration;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = || InvalidDuration(text.chars().take(40).flat_map(char::escape_default).collect());
+        let invalid = || {
+            InvalidDuration(
+                text.chars()
+                    .take(40)
+                    .flat_map(char::escape_default)
+                    .collect(),
+            )
+        };
         let mut rest = text;
         let mut millis: u64 = 0;
         let mut largest = u64::MAX;
@@ -61,7 +74,11 @@ impl FromStr for Span {
             let (number, tail) = rest.split_at(digits);
             let letters = tail.bytes().take_while(u8::is_ascii_lowercase).count();
             let (unit, tail) = tail.split_at(letters);
-            let size = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(invalid)?.1;
+            let size = UNITS
+                .iter()
+                .find(|(name, _)| *name == unit)
+                .ok_or_else(invalid)?
+                .1;
             // Each unit once, from large to small: `1m1h` is a slip more often than a wish.
             if size >= largest {
                 return Err(invalid());
@@ -69,7 +86,10 @@ impl FromStr for Span {
             largest = size;
             let number: u64 = number.parse().map_err(|_| invalid())?;
             let part = number.checked_mul(size).ok_or_else(invalid)?;
-            millis = millis.checked_add(part).filter(|&sum| sum <= LIMIT).ok_or_else(invalid)?;
+            millis = millis
+                .checked_add(part)
+                .filter(|&sum| sum <= LIMIT)
+                .ok_or_else(invalid)?;
             rest = tail;
         }
         if text.is_empty() {
@@ -142,7 +162,19 @@ mod tests {
 
     #[test]
     fn text_that_is_no_span_is_refused() {
-        for text in ["", "30", "s", "-1s", "1.5s", "1 s", "1m1h", "1s1s", "1y", "99999999999999999999s", "1000000d"] {
+        for text in [
+            "",
+            "30",
+            "s",
+            "-1s",
+            "1.5s",
+            "1 s",
+            "1m1h",
+            "1s1s",
+            "1y",
+            "99999999999999999999s",
+            "1000000d",
+        ] {
             assert!(text.parse::<Span>().is_err(), "{text}");
         }
     }

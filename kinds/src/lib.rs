@@ -16,13 +16,13 @@ mod replication_controller;
 pub use duration::{InvalidDuration, Span};
 pub use node::{Node, NodeSpec, NodeStatus};
 pub use pod::{
-    Exit, Health, HttpCheck, Launchable, LaunchableType, Pod, PodPhase, PodSpec, PodStatus, Port, Resources,
-    Restart, RestartPolicy, condition,
+    Exit, Health, HttpCheck, Launchable, LaunchableType, Pod, PodPhase, PodSpec, PodStatus, Port,
+    Resources, Restart, RestartPolicy, condition,
 };
 pub use quantity::{Bytes, Cpu, InvalidQuantity};
 pub use replication_controller::{
-    PodTemplate, ReplicationController, ReplicationControllerSpec, ReplicationControllerStatus, Strategy,
-    TemplateMetadata,
+    PodTemplate, ReplicationController, ReplicationControllerSpec, ReplicationControllerStatus,
+    Strategy, TemplateMetadata,
 };
 
 /// The API group of these kinds.

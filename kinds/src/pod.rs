@@ -319,7 +319,9 @@ impl PodPhase {
     /// The phase that a status names, if it is one of a pod's.
     #[must_use]
     pub fn of(phase: &Phase) -> Option<Self> {
-        Self::ALL.into_iter().find(|known| known.as_str() == phase.as_str())
+        Self::ALL
+            .into_iter()
+            .find(|known| known.as_str() == phase.as_str())
     }
 }
 
@@ -354,7 +356,10 @@ fn validate(spec: &PodSpec, errors: &mut Vec<FieldError>) {
 
 fn validate_update(old: &PodSpec, new: &PodSpec, errors: &mut Vec<FieldError>) {
     if old.node_name != new.node_name {
-        errors.push(FieldError::new("spec.nodeName", "cannot change: a pod is not moved, delete it and create another"));
+        errors.push(FieldError::new(
+            "spec.nodeName",
+            "cannot change: a pod is not moved, delete it and create another",
+        ));
     }
 }
 
@@ -365,41 +370,73 @@ impl PodSpec {
     /// Adds what is wrong with a spec that lies at `path` of some object: also used for the
     /// templates of controllers, which name no node.
     pub fn validate(&self, path: &str, errors: &mut Vec<FieldError>) {
-        let mut wrong = |field: String, problem: String| errors.push(FieldError::new(format!("{path}.{field}"), problem));
+        let mut wrong = |field: String, problem: String| {
+            errors.push(FieldError::new(format!("{path}.{field}"), problem))
+        };
         if let Some(app) = &self.app
             && let Err(error) = check_name("app", app)
         {
             wrong("app".into(), error.to_string());
         }
         if self.launchables.is_empty() {
-            wrong("launchables".into(), "is empty: a pod has at least one program".into());
+            wrong(
+                "launchables".into(),
+                "is empty: a pod has at least one program".into(),
+            );
         }
         if self.launchables.len() > MAX_LAUNCHABLES {
-            wrong("launchables".into(), format!("has more than {MAX_LAUNCHABLES} programs"));
+            wrong(
+                "launchables".into(),
+                format!("has more than {MAX_LAUNCHABLES} programs"),
+            );
         }
         for (name, launchable) in &self.launchables {
             if let Err(error) = check_name("launchable name", name) {
                 wrong(format!("launchables.{name}"), error.to_string());
             }
             if launchable.location.is_empty() {
-                wrong(format!("launchables.{name}.location"), "is empty: say where the artifact is".into());
+                wrong(
+                    format!("launchables.{name}.location"),
+                    "is empty: say where the artifact is".into(),
+                );
             }
             for (variable, value) in &launchable.env {
                 let field = format!("launchables.{name}.env.{variable}");
                 if !is_variable(variable) {
-                    wrong(field, "is not a name for a variable: use letters, digits and `_`, no digit first".into());
+                    wrong(
+                        field,
+                        "is not a name for a variable: use letters, digits and `_`, no digit first"
+                            .into(),
+                    );
                 } else if value.contains('\0') {
                     wrong(field, "holds a NUL character".into());
                 }
             }
-            if launchable.resources.memory.is_some_and(|memory| memory.get() < 1 << 20) {
-                wrong(format!("launchables.{name}.resources.memory"), "is below 1Mi: no program starts in that".into());
+            if launchable
+                .resources
+                .memory
+                .is_some_and(|memory| memory.get() < 1 << 20)
+            {
+                wrong(
+                    format!("launchables.{name}.resources.memory"),
+                    "is below 1Mi: no program starts in that".into(),
+                );
             }
-            if launchable.resources.cpu.is_some_and(|cpu| cpu.millis() == 0) {
-                wrong(format!("launchables.{name}.resources.cpu"), "is 0: no program runs on that".into());
+            if launchable
+                .resources
+                .cpu
+                .is_some_and(|cpu| cpu.millis() == 0)
+            {
+                wrong(
+                    format!("launchables.{name}.resources.cpu"),
+                    "is 0: no program runs on that".into(),
+                );
             }
             if launchable.resources.pids == Some(0) {
-                wrong(format!("launchables.{name}.resources.pids"), "is 0: no program starts with that".into());
+                wrong(
+                    format!("launchables.{name}.resources.pids"),
+                    "is 0: no program starts with that".into(),
+                );
             }
         }
         if self.ports.len() > MAX_PORTS {
@@ -413,16 +450,25 @@ impl PodSpec {
             if let Some(number) = port.port
                 && let Some(other) = numbers.insert(number, name)
             {
-                wrong(format!("ports.{name}.port"), format!("{number} is also that of the port `{other}`"));
+                wrong(
+                    format!("ports.{name}.port"),
+                    format!("{number} is also that of the port `{other}`"),
+                );
             }
         }
         if let Some(health) = &self.health {
             if !self.ports.contains_key(&health.http.port) {
-                wrong("health.http.port".into(), format!("`{}` is not one of the pod's ports", health.http.port));
+                wrong(
+                    "health.http.port".into(),
+                    format!("`{}` is not one of the pod's ports", health.http.port),
+                );
             }
             let path = &health.http.path;
             if !path.starts_with('/') || path.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
-                wrong("health.http.path".into(), "must begin with `/` and hold no spaces or control characters".into());
+                wrong(
+                    "health.http.path".into(),
+                    "must begin with `/` and hold no spaces or control characters".into(),
+                );
             }
             for (field, span) in [("interval", health.interval), ("timeout", health.timeout)] {
                 if span < Span::from_millis(10) {
@@ -435,6 +481,8 @@ impl PodSpec {
 
 fn is_variable(name: &str) -> bool {
     let mut bytes = name.bytes();
-    let first = bytes.next().is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
+    let first = bytes
+        .next()
+        .is_some_and(|byte| byte.is_ascii_alphabetic() || byte == b'_');
     first && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }

@@ -53,7 +53,15 @@ impl Bytes {
 }
 
 fn invalid(what: &'static str, text: &str, example: &'static str) -> InvalidQuantity {
-    InvalidQuantity { what, text: text.chars().take(40).flat_map(char::escape_default).collect(), example }
+    InvalidQuantity {
+        what,
+        text: text
+            .chars()
+            .take(40)
+            .flat_map(char::escape_default)
+            .collect(),
+        example,
+    }
 }
 
 fn digits(text: &str) -> Option<u64> {
@@ -74,15 +82,26 @@ impl FromStr for Cpu {
                 3 => Some(1),
                 _ => None,
             };
-            let fraction = digits(fraction).zip(scale).map(|(number, scale)| number * scale);
-            digits(whole).and_then(|whole| whole.checked_mul(1000)).zip(fraction).map(|(a, b)| a.saturating_add(b))
+            let fraction = digits(fraction)
+                .zip(scale)
+                .map(|(number, scale)| number * scale);
+            digits(whole)
+                .and_then(|whole| whole.checked_mul(1000))
+                .zip(fraction)
+                .map(|(a, b)| a.saturating_add(b))
         } else {
             digits(text).and_then(|number| number.checked_mul(1000))
         };
         millis
             .and_then(|millis| u32::try_from(millis).ok())
             .map(Self)
-            .ok_or_else(|| invalid("cpu", text, "processors or thousandths of one, as `2`, `1.5` or `500m`"))
+            .ok_or_else(|| {
+                invalid(
+                    "cpu",
+                    text,
+                    "processors or thousandths of one, as `2`, `1.5` or `500m`",
+                )
+            })
     }
 }
 
@@ -101,7 +120,9 @@ impl FromStr for Bytes {
     type Err = InvalidQuantity;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let found = SUFFIXES.iter().find_map(|(suffix, size)| Some((text.strip_suffix(suffix)?, *size)));
+        let found = SUFFIXES
+            .iter()
+            .find_map(|(suffix, size)| Some((text.strip_suffix(suffix)?, *size)));
         let (number, size) = found.unwrap_or((text, 1));
         digits(number)
             .and_then(|number| number.checked_mul(size))
@@ -113,13 +134,19 @@ impl FromStr for Bytes {
 
 impl fmt::Display for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_multiple_of(1000) { write!(f, "{}", self.0 / 1000) } else { write!(f, "{}m", self.0) }
+        if self.0.is_multiple_of(1000) {
+            write!(f, "{}", self.0 / 1000)
+        } else {
+            write!(f, "{}m", self.0)
+        }
     }
 }
 
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let binary = SUFFIXES[..4].iter().find(|(_, size)| self.0 > 0 && self.0.is_multiple_of(*size));
+        let binary = SUFFIXES[..4]
+            .iter()
+            .find(|(_, size)| self.0 > 0 && self.0.is_multiple_of(*size));
         match binary {
             Some((suffix, size)) => write!(f, "{}{suffix}", self.0 / size),
             None => write!(f, "{}", self.0),
@@ -200,7 +227,10 @@ mod tests {
         assert_eq!("2".parse(), Ok(Cpu::from_millis(2000)));
         assert_eq!("256Mi".parse(), Ok(Bytes::new(256 << 20)));
         assert_eq!("3k".parse(), Ok(Bytes::new(3000)));
-        assert_eq!(serde_json::from_str::<Cpu>("1.5").unwrap(), Cpu::from_millis(1500));
+        assert_eq!(
+            serde_json::from_str::<Cpu>("1.5").unwrap(),
+            Cpu::from_millis(1500)
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use platctrl_framework::model::{FieldError, Propagation, Resource, Selector};
+use platctrl_framework::model::{FieldError, Propagation, Resource, Selector, check_labels};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -95,16 +95,24 @@ const MAX_REPLICAS: u32 = 1_000_000;
 
 fn validate(spec: &ReplicationControllerSpec, errors: &mut Vec<FieldError>) {
     if spec.replicas > MAX_REPLICAS {
-        errors.push(FieldError::new("spec.replicas", format!("is above {MAX_REPLICAS}")));
+        errors.push(FieldError::new(
+            "spec.replicas",
+            format!("is above {MAX_REPLICAS}"),
+        ));
     }
     if let Err(error) = spec.node_selector.parse::<Selector>() {
         errors.push(FieldError::new("spec.nodeSelector", error.to_string()));
     }
-    if let Err(error) = platctrl_framework::model::check_labels(&spec.template.metadata.labels) {
-        errors.push(FieldError::new("spec.template.metadata.labels", error.to_string()));
-    }
+    check_labels(
+        "spec.template.metadata.labels",
+        &spec.template.metadata.labels,
+        errors,
+    );
     if spec.template.spec.node_name.is_some() {
-        errors.push(FieldError::new("spec.template.spec.nodeName", "is chosen for each pod: leave it out, and choose nodes by spec.nodeSelector"));
+        errors.push(FieldError::new(
+            "spec.template.spec.nodeName",
+            "is chosen for each pod: leave it out, and choose nodes by spec.nodeSelector",
+        ));
     }
     spec.template.spec.validate("spec.template.spec", errors);
 }
