@@ -300,7 +300,7 @@ impl Batch {
         status: Status<Map<String, Value>>,
     ) -> Result<Outcome> {
         let reality = self.next_reality(joined)?;
-        self.write_reality(joined, Reality { status, ..reality })
+        self.write_reality(joined, &Reality { status, ..reality })
     }
 
     /// As [`Batch::report`], for an object of a known kind; what its types do not know stays as
@@ -325,8 +325,9 @@ impl Batch {
             &serde_json::to_value(&status.detail)?,
         );
         let Value::Object(detail) = detail else {
-            return Err(serde::ser::Error::custom("a status is an object"))
-                .map_err(ClientError::Encode);
+            return Err(ClientError::Encode(serde::ser::Error::custom(
+                "a status is an object",
+            )));
         };
         let status = Status {
             phase: status.phase.clone(),
@@ -335,7 +336,7 @@ impl Batch {
             conditions: status.conditions.clone(),
             detail,
         };
-        self.write_reality(joined, Reality { status, ..reality })
+        self.write_reality(joined, &Reality { status, ..reality })
     }
 
     /// Records who begins to work on an object, before the first effect outside the store: from
@@ -349,7 +350,7 @@ impl Batch {
         }
         let mut reality = self.next_reality(joined)?;
         reality.metadata.claim = Some(claimant.to_owned());
-        self.write_reality(joined, reality)
+        self.write_reality(joined, &reality)
     }
 
     /// The reality that a report now would change: the stored one if it is about the wanted uid,
@@ -381,11 +382,11 @@ impl Batch {
         })
     }
 
-    fn write_reality(&mut self, joined: &Joined, reality: Reality) -> Result<Outcome> {
+    fn write_reality(&mut self, joined: &Joined, reality: &Reality) -> Result<Outcome> {
         if joined
             .reality
             .as_ref()
-            .is_some_and(|stored| stored.value == reality)
+            .is_some_and(|stored| stored.value == *reality)
         {
             return Ok(Outcome::Unchanged);
         }
@@ -393,7 +394,7 @@ impl Batch {
             self.require_intent(joined);
         }
         self.require_reality(joined);
-        self.put(&joined.key, Tree::Reality, &reality)?;
+        self.put(&joined.key, Tree::Reality, reality)?;
         Ok(Outcome::Configured)
     }
 
@@ -514,6 +515,6 @@ impl Batch {
     pub fn report_gone(&mut self, joined: &Joined) -> Result<Outcome> {
         let mut reality = self.next_reality(joined)?;
         reality.status.phase = Phase::GONE;
-        self.write_reality(joined, reality)
+        self.write_reality(joined, &reality)
     }
 }
