@@ -57,8 +57,11 @@ pub fn spawn(shim: &Path, dir: &Path) -> io::Result<Client> {
                 format!("cannot execute {}: {error}", shim.display()),
             )
         })?;
-    if output.status.success() || output.status.code() == Some(ALREADY_RUNNING) {
+    if output.status.success() {
         return Client::connect(dir);
+    }
+    if output.status.code() == Some(ALREADY_RUNNING) {
+        return connect_soon(dir);
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.trim();
@@ -68,6 +71,24 @@ pub fn spawn(shim: &Path, dir: &Path) -> io::Result<Client> {
         said.to_owned()
     };
     Err(io::Error::other(why))
+}
+
+/// Connects to a shim that is there, but perhaps not ready yet.
+fn connect_soon(dir: &Path) -> io::Result<Client> {
+    let deadline = Instant::now() + ANSWER;
+    loop {
+        match Client::connect(dir) {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            result => return result,
+        }
+    }
 }
 
 /// What a subscriber is told.

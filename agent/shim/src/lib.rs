@@ -17,6 +17,19 @@
 //! The directory is the shim's user's alone (mode 0700). Files carry a version; both sides ignore
 //! keys they do not know, so agent and shim need not be of the same age.
 //!
+//! A few rules:
+//!
+//! - A launchable that rests (stopped, or finished by its policy) keeps its shim, which answers
+//!   and uses no processor time, until [`Request::Quit`]. Another shim in the same directory goes
+//!   on where the last one was: what was stopped or finished in this generation stays so.
+//! - When the launchable's process ends by itself, what it left behind is killed before the next
+//!   start. When it is stopped, what it started has the stop timeout, too.
+//! - A killed shim ends nothing by itself. The next one kills what is left, records the end as
+//!   unknown and applies the restart policy.
+//! - SIGTERM to a shim (the machine goes down, or everything is to be cleared away by hand) stops
+//!   the launchable and then the shim; the next shim starts it again.
+//! - Quit the shim before removing its directory: without it nobody can reach the shim any more.
+//!
 //! ```no_run
 //! use std::{path::Path, time::Duration};
 //! use platctrl_shim_lib::{Request, Spec, spawn, write_spec};

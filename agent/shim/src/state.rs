@@ -358,7 +358,7 @@ pub fn read_state(dir: &Path) -> io::Result<Option<State>> {
 pub fn read_exits(dir: &Path) -> io::Result<Vec<ExitRecord>> {
     let mut exits: Vec<ExitRecord> = Vec::new();
     each_line(&dir.join("exits"), |line| {
-        exits.extend(ExitRecord::decode(line))
+        exits.extend(ExitRecord::decode(line));
     })?;
     exits.sort_by_key(|exit| exit.seq);
     exits.dedup_by_key(|exit| exit.seq);

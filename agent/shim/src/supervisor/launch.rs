@@ -398,3 +398,27 @@ fn explain(bytes: &[u8; 8], spec: &Spec) -> Failure {
     };
     Failure::new(&what, &error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{WaitOptions, waitpid};
+
+    #[test]
+    fn a_child_that_was_not_let_go_executes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let trace = dir.path().join("trace");
+        let spec = Spec::new(
+            ["/usr/bin/touch".as_ref(), trace.as_os_str()],
+            "/",
+            "/tmp",
+            "x",
+        );
+        let ready = prepare(&spec).unwrap();
+        let pid = crate::process::to_pid(ready.process.pid);
+        drop(ready); // as when the shim is killed before the start is on disk
+        let (_, status) = waitpid(pid, WaitOptions::empty()).unwrap().unwrap();
+        assert_eq!(status.exit_status(), Some(0));
+        assert!(!trace.exists());
+    }
+}

@@ -1,13 +1,12 @@
 //! Output: rotation, floods, long lines, full disks, killed shims.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
 use platctrl_shim_lib::{Phase, Request, RestartPolicy};
 
-use crate::rig::{Rig, SOON, alive, is_root, pid_in, running, wait_for};
+use crate::rig::{Rig, SOON, Tmpfs, alive, pid_in, running, wait_for};
 
 fn total(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).unwrap();
@@ -69,39 +68,13 @@ fn a_flood_without_a_newline_is_kept_within_bounds() {
     assert_eq!(rig.state().log_dropped, 0);
 }
 
-/// A tiny file system of its own; unmounted at the end.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn mount(at: &Path) -> Option<Self> {
-        if !is_root("mounting a small tmpfs") {
-            return None;
-        }
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs"])
-            .arg(at)
-            .status();
-        if !mounted.is_ok_and(|status| status.success()) {
-            eprintln!("SKIPPED: a small tmpfs cannot be mounted here");
-            return None;
-        }
-        Some(Self(at.to_owned()))
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_full_disk_loses_output_tells_how_much_and_never_stops_the_launchable() {
     let rig = Rig::new(
         "echo begin; head -c 200000 /dev/zero; echo $$ > $OUT/wrote; \
          while [ ! -e $OUT/go ]; do sleep 0.01; done; echo after; exec sleep 1000",
     );
-    let Some(_disk) = Tmpfs::mount(&rig.spec.log.dir) else {
+    let Some(_disk) = Tmpfs::mount(&rig.spec.log.dir, "64k") else {
         return;
     };
     let (mut client, state) = rig.run();

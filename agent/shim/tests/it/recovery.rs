@@ -10,7 +10,9 @@ use platctrl_shim_lib::{
 };
 use rustix::process::Signal;
 
-use crate::rig::{Rig, SOON, alive, identify, kill, pid_in, running, running_again, wait_for};
+use crate::rig::{
+    Rig, SOON, Tmpfs, alive, identify, kill, pid_in, running, running_again, wait_for,
+};
 
 #[test]
 fn after_a_killed_shim_the_next_ends_the_old_copy_records_unknown_and_starts_one() {
@@ -259,4 +261,58 @@ fn a_directory_with_a_very_long_path_works() {
     let (_, state) = rig.run();
     let again = Client::connect(&rig.dir).unwrap().status().unwrap();
     assert_eq!(again.child, state.child);
+}
+
+#[test]
+fn a_full_disk_makes_no_shim_forget() {
+    let mut rig = Rig::new("exec sleep 1000");
+    let disk = rig.root().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let Some(_mounted) = Tmpfs::mount(&disk, "256k") else {
+        return;
+    };
+    rig.dir = disk.join("shim");
+    let (mut client, first) = rig.run();
+    let full = fs::write(disk.join("filler"), vec![1; 1 << 20]).unwrap_err();
+    assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+
+    kill(first.child.unwrap(), Signal::KILL);
+    let second = running_again(&mut client, &first);
+    assert_eq!((second.last_exit, second.message.as_str()), (1, ""));
+    assert_eq!(rig.exits().len(), 1);
+    assert_eq!(rig.state().child, second.child);
+
+    // A first shim that finds no room says so.
+    let other = disk.join("other");
+    fs::create_dir(&other).unwrap();
+    fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let spec = rig.root().join("spec");
+    fs::copy(rig.dir.join("spec"), &spec).unwrap();
+    std::os::unix::fs::symlink(&spec, other.join("spec")).unwrap();
+    let shim = env!("CARGO_BIN_EXE_shim-under-test");
+    let refused = platctrl_shim_lib::spawn(shim.as_ref(), &other).unwrap_err();
+    assert!(refused.to_string().contains("No space left"), "{refused}");
+}
+
+#[test]
+fn shims_started_at_the_same_moment_are_one() {
+    let rig = Rig::new("echo $$ >> $OUT/copies; exec sleep 1000");
+    write_spec(&rig.dir, &rig.spec).unwrap();
+    let shim = env!("CARGO_BIN_EXE_shim-under-test");
+    let start = || platctrl_shim_lib::spawn(shim.as_ref(), &rig.dir).map(drop);
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let starts: Vec<_> = (0..8).map(|_| scope.spawn(start)).collect();
+        starts
+            .into_iter()
+            .map(|start| start.join().unwrap())
+            .collect()
+    });
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+    let mut client = Client::connect(&rig.dir).unwrap();
+    running(&mut client);
+    wait_for("one copy", || rig.out("copies").exists());
+    let state = client.status().unwrap();
+    assert_eq!((state.restarts, state.last_exit), (0, 0));
+    let copies = fs::read_to_string(rig.out("copies")).unwrap();
+    assert_eq!(copies, format!("{}\n", state.child.unwrap().pid));
 }
