@@ -27,7 +27,7 @@ pub(crate) struct Batch<'txn> {
     meta: Table<'txn, &'static str, &'static [u8]>,
     segment: SegmentBuilder,
     state: State,
-    began_at: Revision,
+    began: State,
     time: i64,
     commits: Vec<Commit>,
     ended: HashSet<LeaseId>,
@@ -57,7 +57,7 @@ impl<'txn> Batch<'txn> {
             meta: transaction.open_table(META)?,
             segment: SegmentBuilder::new(time),
             state,
-            began_at: state.revision,
+            began: state,
             time,
             commits: Vec::new(),
             ended: HashSet::new(),
@@ -278,7 +278,7 @@ impl<'txn> Batch<'txn> {
     /// Writes what is left and forgets old history.
     pub(crate) fn finish(mut self, options: &Options) -> Result<Outcome> {
         self.close_segment()?;
-        let changed = self.state.revision > self.began_at;
+        let changed = self.state != self.began;
         if changed {
             self.trim(options)?;
             self.meta.insert("state", self.state.encode().as_slice())?;
@@ -296,36 +296,53 @@ impl<'txn> Batch<'txn> {
         let age = i64::try_from(options.history_age.as_millis()).unwrap_or(i64::MAX);
         for _ in 0..1_024 {
             let kept = self.state.revision.as_u64() - self.state.oldest.as_u64();
-            let (first, length, time) = match self.history.first()? {
+            let time = match self.history.first()? {
                 None => return Ok(()),
-                Some((first, bytes)) => {
-                    let bytes = bytes.value();
-                    (first.value(), bytes.len() as u64, segment_time(bytes)?)
-                }
+                Some((_, bytes)) => segment_time(bytes.value())?,
             };
             let is_old = time < self.time.saturating_sub(age);
             let is_over = kept > options.history_revisions
                 || self.state.history_bytes > options.history_bytes;
-            if !is_old && !is_over {
+            if !(is_old || is_over) || !self.forget_segment(self.state.revision)? {
                 return Ok(());
             }
-            // Revisions have no gaps: the segment ends where the next one begins.
-            let next = match self.history.range(first + 1..)?.next() {
-                None => return Ok(()),
-                Some(entry) => entry?.0.value(),
-            };
-            self.history.remove(first)?;
-            self.state.oldest = Revision::from_u64(next - 1);
-            self.state.history_bytes = self.state.history_bytes.saturating_sub(length);
         }
         Ok(())
     }
 
-    /// Sets the number of openings.
-    pub(crate) fn set_opens(&mut self, opens: u64) -> Result<()> {
-        self.state.opens = opens;
-        self.meta.insert("state", self.state.encode().as_slice())?;
-        Ok(())
+    /// Forgets the history before a revision, which stays readable, and returns the oldest that
+    /// is.
+    pub(crate) fn forget(&mut self, before: Revision) -> Result<Revision> {
+        self.close_segment()?;
+        let before = before.min(self.state.revision);
+        while self.state.oldest < before && self.forget_segment(before)? {}
+        self.state.oldest = self.state.oldest.max(before);
+        Ok(self.state.oldest)
+    }
+
+    /// Removes the oldest segment if it ends at `last` or before and is not the newest.
+    fn forget_segment(&mut self, last: Revision) -> Result<bool> {
+        let (first, length) = match self.history.first()? {
+            None => return Ok(false),
+            Some((first, bytes)) => (first.value(), bytes.value().len() as u64),
+        };
+        // Revisions have no gaps: the segment ends where the next one begins.
+        let next = match self.history.range(first + 1..)?.next() {
+            None => return Ok(false),
+            Some(entry) => entry?.0.value(),
+        };
+        if next - 1 > last.as_u64() {
+            return Ok(false);
+        }
+        self.history.remove(first)?;
+        self.state.oldest = self.state.oldest.max(Revision::from_u64(next - 1));
+        self.state.history_bytes = self.state.history_bytes.saturating_sub(length);
+        Ok(true)
+    }
+
+    /// Counts an opening.
+    pub(crate) fn count_opening(&mut self) {
+        self.state.opens += 1;
     }
 }
 

@@ -10,8 +10,8 @@
 //! The methods of the store are called on a tokio runtime; [`EmbeddedStore::open`] is not.
 //!
 //! When the disk is full or fails, commits are refused with
-//! [`StoreError::Unavailable`](platctrl_framework::store::StoreError::Unavailable), nothing is
-//! half applied, reads go on, and commits work again once the disk does.
+//! [`StoreError::Unavailable`], nothing is half applied, reads go on, and commits work again once
+//! the disk does.
 //!
 //! ```
 //! # let dir = tempfile::tempdir().unwrap();
@@ -200,6 +200,15 @@ impl EmbeddedStore {
     /// `Unavailable` when the disk does not take it; nothing is lost then.
     pub async fn compact(&self) -> Result<()> {
         self.ask(Work::Compact).await.map(|_| ())
+    }
+
+    /// Forgets the history before a revision, which itself stays readable, ahead of what
+    /// [`Options`] say; returns the oldest revision that is readable then.
+    ///
+    /// # Errors
+    /// As for a commit.
+    pub async fn forget_history_before(&self, revision: Revision) -> Result<Revision> {
+        self.ask(Work::Forget(revision)).await
     }
 
     async fn ask(&self, work: Work) -> Result<Revision> {

@@ -15,12 +15,12 @@ use platctrl_framework::store::Limits;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
-    /// The limits of one call [1,024 writes, 1,024 compares, 4 MiB, values of 1 MiB].
+    /// The limits of one call [1 024 writes, 1 024 compares, 4 MiB, values of 1 MiB].
     pub limits: Limits,
     /// The engine's page cache in bytes; reads beyond it are the kernel's page cache [16 MiB].
     pub cache_bytes: usize,
     /// How many revisions stay readable behind the newest, for resumed watches and pinned
-    /// reads [50,000].
+    /// reads [50 000].
     pub history_revisions: u64,
     /// How many bytes that history may take on disk [32 MiB].
     pub history_bytes: u64,

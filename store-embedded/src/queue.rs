@@ -28,6 +28,8 @@ pub(crate) struct Job {
 pub(crate) enum Work {
     Commit(Transaction),
     EndLease(LeaseId),
+    /// Forgets the history before a revision, which stays readable.
+    Forget(Revision),
     /// Rewrites the file without its holes.
     Compact,
 }
@@ -44,7 +46,7 @@ impl Work {
                     Write::Delete { key } => key.as_str().len(),
                 })
                 .sum(),
-            Self::EndLease(_) | Self::Compact => 0,
+            Self::EndLease(_) | Self::Forget(_) | Self::Compact => 0,
         }
     }
 }

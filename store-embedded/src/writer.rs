@@ -197,6 +197,8 @@ impl Writer {
                 Ok(Err(StoreError::LeaseNotFound { lease: *lease }))
             }
             Work::EndLease(lease) => batch.end_lease(*lease).map(Ok),
+            Work::Forget(before) => batch.forget(*before).map(Ok),
+            // Served outside of batches.
             Work::Compact => Ok(Ok(self.state.revision)),
         }
     }
@@ -378,7 +380,7 @@ pub(crate) fn begin(
     transaction.set_two_phase_commit(true);
     let mut batch = Batch::new(&transaction, state, time)?;
     batch.end_all_leases()?;
-    batch.set_opens(state.opens + 1)?;
+    batch.count_opening();
     let outcome = batch.finish(options)?;
     transaction.commit()?;
     Ok(outcome.state)

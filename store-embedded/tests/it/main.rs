@@ -1,6 +1,7 @@
 //! The embedded store on real files and real processes.
 
 mod backup;
+mod conformance;
 mod crash;
 mod full_disk;
 mod helpers;
