@@ -79,7 +79,7 @@ pub fn pass(name: &str) {
     }
 }
 
-/// Marks a place where tests can interrupt this process; see [the module](crate::failpoint).
+/// Marks a place where tests can interrupt this process; see [the module](mod@crate::failpoint).
 #[macro_export]
 macro_rules! failpoint {
     ($name:expr) => {

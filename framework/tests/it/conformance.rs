@@ -2,6 +2,7 @@
 
 mod bites;
 mod broken;
+mod spoiled;
 
 use std::sync::Arc;
 use std::time::Duration;

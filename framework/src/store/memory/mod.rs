@@ -39,10 +39,10 @@ use watch::{Groups, Watcher};
 pub struct MemoryOptions {
     /// The limits it enforces; by default those of etcd.
     pub limits: Limits,
-    /// How many revisions stay readable behind the newest, for pinned reads and resumed watches
-    /// [100,000].
+    /// How many revisions stay readable behind the newest, for pinned reads and resumed watches:
+    /// 100,000 unless set.
     pub history: usize,
-    /// How many bytes of keys and values that history may hold [256 MiB].
+    /// How many bytes of keys and values that history may hold: 256 MiB unless set.
     pub history_bytes: usize,
     /// Whether watches deliver every transaction; otherwise they merge what is pending.
     pub exact_watch: bool,
@@ -69,8 +69,8 @@ impl Default for MemoryOptions {
 ///
 /// A watcher of a quiet prefix learns of newer revisions by
 /// [`WatchEvent::Progress`](super::WatchEvent::Progress): at once while the store has at most 64
-/// watchers, else within 100 ms on the environment's clock, so that a commit never costs more
-/// than a bounded number of wakes. Only the latest revision is told.
+/// watchers, else within 100 ms for each thousand watchers on the environment's clock, so that a
+/// commit never costs more than a bounded number of wakes. Only the latest revision is told.
 ///
 /// Leases end on the environment's clock. Every call looks for ended leases first; a task on the
 /// tokio runtime of the first lease or watch wakes watchers when nobody calls.

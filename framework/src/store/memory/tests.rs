@@ -179,8 +179,10 @@ async fn restores_go_back_forward_or_to_nothing() {
 
 #[tokio::test]
 async fn history_is_bounded_and_what_left_it_is_compacted() {
-    let mut options = MemoryOptions::default();
-    options.history = 10;
+    let options = MemoryOptions {
+        history: 10,
+        ..MemoryOptions::default()
+    };
     let store = MemoryStore::with_options(Environment::system(), options);
     for n in 0..100 {
         store.commit(put("hot", &n.to_string())).await.unwrap();
@@ -204,8 +206,10 @@ async fn history_is_bounded_and_what_left_it_is_compacted() {
 
 #[tokio::test]
 async fn a_slow_watcher_is_reset_and_holds_nobody_up() {
-    let mut options = MemoryOptions::default();
-    options.history = 10;
+    let options = MemoryOptions {
+        history: 10,
+        ..MemoryOptions::default()
+    };
     let store = MemoryStore::with_options(Environment::system(), options);
     let mut slow = store.watch(prefix("o/"), Revision::ZERO);
     assert!(ready(&mut slow).is_none());
@@ -239,7 +243,7 @@ fn leases_outlive_the_runtime_that_drove_them() {
             .start_paused(true)
             .build()
             .unwrap()
-            .block_on(future)
+            .block_on(future);
     };
     let grant = async {
         store.grant_lease(Duration::from_secs(1)).await.unwrap();

@@ -109,6 +109,7 @@ bites! {
     a_dropped_commit_that_happens_in_part: DroppedCommitTorn by
         a_dropped_commit_is_whole_or_nothing;
     a_get_in_two_reads: TornGet by a_get_of_many_keys_is_never_torn;
+    a_watch_that_is_always_reset: AlwaysReset by a_watch_tells_every_change_to_come;
     a_resumed_watch_that_skips_one: ResumeSkipsOne by
         a_watch_resumes_behind_the_revision_it_is_given;
 }

@@ -1,12 +1,15 @@
 //! Stores that each break one promise, in front of a memory store that keeps them all.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::spoiled::{
+    filtered, going_on_after_reset, silent_from_the_future, spoiled, without_first,
+};
 use futures::future::BoxFuture;
-use futures::stream::{self, BoxStream, StreamExt};
+use futures::stream::{self, StreamExt};
 use platctrl_framework::store::{
     Capabilities, Change, Compare, Key, Lease, LeaseId, ListRequest, Page, Prefix, Record, Result,
     Revision, Snapshot, Store, StoreError, Transaction, WatchEvent, WatchStream, Write,
@@ -46,6 +49,7 @@ pub(super) enum Bug {
     ByteTooFew,
     RangeCompareForgotten,
     DroppedCommitTorn,
+    AlwaysReset,
     TornGet,
     ResumeSkipsOne,
 }
@@ -55,11 +59,17 @@ pub(super) enum Bug {
 pub(super) struct Broken {
     inner: Arc<dyn Store>,
     bug: Bug,
-    /// What a stale read still shows.
-    stale: Mutex<HashMap<Key, Option<Record>>>,
     calls: AtomicU64,
-    /// Since when a forgotten lease was not written to.
-    created: Mutex<HashMap<Key, Revision>>,
+    known: Mutex<Known>,
+}
+
+/// What some bugs remember of keys.
+#[derive(Debug, Default)]
+struct Known {
+    /// What a stale read still shows.
+    stale: HashMap<Key, Option<Record>>,
+    /// The first creation of each key.
+    created: HashMap<Key, Revision>,
 }
 
 impl Broken {
@@ -67,14 +77,17 @@ impl Broken {
         Arc::new(Self {
             inner,
             bug,
-            stale: Mutex::default(),
             calls: AtomicU64::new(0),
-            created: Mutex::default(),
+            known: Mutex::default(),
         })
     }
 
     fn is(&self, bug: Bug) -> bool {
         self.bug == bug
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn nth_call(&self) -> u64 {
@@ -198,20 +211,15 @@ impl Broken {
                 }
             }
         }
-        for key in transaction.writes.iter().map(Write::key) {
-            let before = self.record(key).await?;
-            if self.is(Bug::StaleGet) {
-                self.stale
-                    .lock()
-                    .unwrap()
-                    .insert(key.clone(), before.clone());
-            }
-            if let Some(record) = before {
-                self.created
-                    .lock()
-                    .unwrap()
-                    .entry(record.key)
-                    .or_insert(record.created);
+        if matches!(self.bug, Bug::StaleGet | Bug::CreationKept) {
+            for key in transaction.writes.iter().map(Write::key) {
+                let before = self.record(key).await?;
+                let mut known = self.known();
+                if let Some(record) = &before {
+                    let created = known.created.entry(key.clone());
+                    created.or_insert(record.created);
+                }
+                known.stale.insert(key.clone(), before);
             }
         }
         match self.inner.commit(transaction).await {
@@ -229,7 +237,7 @@ impl Broken {
     }
 
     fn falsify(&self, record: Record) -> Record {
-        let created = self.created.lock().unwrap().get(&record.key).copied();
+        let created = self.known().created.get(&record.key).copied();
         match created {
             Some(created) if self.is(Bug::CreationKept) => Record { created, ..record },
             _ => record,
@@ -260,7 +268,7 @@ impl Store for Broken {
                 .map(|r| r.map(|r| self.falsify(r)));
             snapshot.records = falsified.collect();
             if self.is(Bug::StaleGet) && self.nth_call() % 3 == 2 {
-                let stale = self.stale.lock().unwrap();
+                let stale = &self.known().stale;
                 for (key, record) in keys.iter().zip(&mut snapshot.records) {
                     if let Some(before) = stale.get(key) {
                         record.clone_from(before);
@@ -321,59 +329,24 @@ impl Store for Broken {
     }
 
     fn watch(&self, prefix: Prefix, after: Revision) -> WatchStream {
-        let inner = Arc::clone(&self.inner);
-        let good = |prefix, after| inner.watch(prefix, after);
         match self.bug {
-            Bug::FutureWatchSilent => {
-                let silent = |event: &Result<WatchEvent>| matches!(event, Ok(WatchEvent::Reset { reason }) if reason.contains("ahead"));
-                let waits = good(prefix, after).take_while(move |event| {
-                    let silent = silent(event);
-                    async move {
-                        if silent {
-                            std::future::pending::<()>().await;
-                        }
-                        true
-                    }
-                });
-                waits.boxed()
+            Bug::AlwaysReset => {
+                let reason = "it is all too much".to_owned();
+                stream::iter([Ok(WatchEvent::Reset { reason })]).boxed()
             }
-            Bug::ResumeSkipsOne if after > Revision::ZERO => {
-                skip_first_old(good(prefix, after), after).boxed()
-            }
-            Bug::CompactionIgnored => {
-                let retry = Arc::clone(&self.inner);
-                let first = good(prefix.clone(), after);
-                let healed = first.flat_map(move |event| -> WatchStream {
-                    match event {
-                        Ok(WatchEvent::Reset { .. }) => {
-                            // It goes on from what is left, as if nothing had been lost.
-                            let retry = Arc::clone(&retry);
-                            let prefix = prefix.clone();
-                            let now = async move { retry.commit(Transaction::new()).await };
-                            let again = Arc::clone(&self_inner(&inner));
-                            stream::once(now)
-                                .flat_map(move |now| match now {
-                                    Ok(now) => again.watch(prefix.clone(), now),
-                                    Err(error) => stream::iter([Err(error)]).boxed(),
-                                })
-                                .boxed()
-                        }
-                        event => stream::iter([event]).boxed(),
-                    }
-                });
-                healed.boxed()
-            }
+            Bug::FutureWatchSilent => silent_from_the_future(self.inner.watch(prefix, after)),
+            Bug::ResumeSkipsOne => without_first(self.inner.watch(prefix, after), after),
+            Bug::CompactionIgnored => going_on_after_reset(Arc::clone(&self.inner), prefix, after),
             Bug::PrefixWithoutSlash => {
                 let text = prefix.as_str().trim_end_matches('/').to_owned();
-                let under = move |key: &Key| key.as_str().starts_with(&text);
-                filtered(good(Prefix::all(), after), move |change| {
-                    under(change.key())
+                filtered(self.inner.watch(Prefix::all(), after), move |change| {
+                    change.key().as_str().starts_with(&text)
                 })
             }
-            Bug::DeleteNotReported => filtered(good(prefix, after), |change| {
+            Bug::DeleteNotReported => filtered(self.inner.watch(prefix, after), |change| {
                 matches!(change, Change::Put(_))
             }),
-            bug => spoiled(good(prefix, after), bug),
+            bug => spoiled(self.inner.watch(prefix, after), bug),
         }
     }
 
@@ -407,10 +380,6 @@ impl Store for Broken {
     }
 }
 
-fn self_inner(inner: &Arc<dyn Store>) -> Arc<dyn Store> {
-    Arc::clone(inner)
-}
-
 impl Broken {
     async fn list_without_slash(&self, request: &ListRequest) -> Result<Page> {
         let text = request.prefix.as_str().trim_end_matches('/');
@@ -426,90 +395,4 @@ impl Broken {
         page.records.truncate(request.limit);
         Ok(page)
     }
-}
-
-fn filtered(
-    events: WatchStream,
-    keep: impl Fn(&Change) -> bool + Send + 'static,
-) -> BoxStream<'static, Result<WatchEvent>> {
-    events
-        .map(move |event| match event {
-            Ok(WatchEvent::Changes {
-                revision,
-                mut changes,
-            }) => {
-                changes.retain(&keep);
-                Ok(if changes.is_empty() {
-                    WatchEvent::Progress(revision)
-                } else {
-                    WatchEvent::Changes { revision, changes }
-                })
-            }
-            event => event,
-        })
-        .boxed()
-}
-
-/// Takes the first event for an old one.
-fn skip_first_old(
-    events: WatchStream,
-    after: Revision,
-) -> impl futures::Stream<Item = Result<WatchEvent>> + Send {
-    events.filter(move |event| {
-        let skipped = matches!(event, Ok(WatchEvent::Changes { revision, .. })
-            if *revision == after.next());
-        std::future::ready(!skipped)
-    })
-}
-
-/// Loses, reorders, repeats or splits events.
-fn spoiled(events: WatchStream, bug: Bug) -> WatchStream {
-    let state = (events, VecDeque::new(), 0_u64, None);
-    stream::unfold(
-        state,
-        move |(mut events, mut queue, mut count, mut kept)| async move {
-            loop {
-                if let Some(event) = queue.pop_front() {
-                    return Some((event, (events, queue, count, kept)));
-                }
-                let event = events.next().await?;
-                let changes = matches!(event, Ok(WatchEvent::Changes { .. }));
-                if bug == Bug::QuietWatchersForgotten
-                    && matches!(event, Ok(WatchEvent::Progress(_)))
-                {
-                    continue;
-                }
-                if !changes {
-                    queue.push_back(event);
-                    continue;
-                }
-                count += 1;
-                match bug {
-                    Bug::LostEvent if count % 5 == 3 => {}
-                    Bug::ReorderedEvents => match kept.take() {
-                        None if count % 3 == 2 => kept = Some(event),
-                        None => queue.push_back(event),
-                        Some(before) => queue.extend([event, before]),
-                    },
-                    Bug::OldEventAgain => {
-                        queue.push_back(event.clone());
-                        match kept.take() {
-                            None => kept = Some(event),
-                            Some(before) => queue.push_back(before),
-                        }
-                    }
-                    Bug::TornEvent => {
-                        if let Ok(WatchEvent::Changes { revision, changes }) = event {
-                            for change in changes {
-                                let changes = vec![change];
-                                queue.push_back(Ok(WatchEvent::Changes { revision, changes }));
-                            }
-                        }
-                    }
-                    _ => queue.push_back(event),
-                }
-            }
-        },
-    )
-    .boxed()
 }
