@@ -298,6 +298,9 @@ impl Engine {
                 let wait = match error.class() {
                     ErrorClass::Terminal => None,
                     ErrorClass::RetryAfter(after) => Some(after),
+                    _ if error.is_store_away() => {
+                        Some(Backoff::SOURCE.delay(failures.saturating_add(1), environment))
+                    }
                     _ => Some(Backoff::KEY.delay(failures.saturating_add(1), environment)),
                 };
                 (&self.counters.errors, "error", error.to_string(), wait)

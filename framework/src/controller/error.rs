@@ -25,6 +25,8 @@ pub enum ErrorClass {
 /// a store named are recognised, everything else is [`ErrorClass::Transient`].
 pub struct ReconcileError {
     class: ErrorClass,
+    /// The store was not reachable: no fault of the object's.
+    store: bool,
     error: Box<dyn Error + Send + Sync>,
 }
 
@@ -33,6 +35,7 @@ impl ReconcileError {
     pub fn terminal(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
             class: ErrorClass::Terminal,
+            store: false,
             error: error.into(),
         }
     }
@@ -41,6 +44,7 @@ impl ReconcileError {
     pub fn retry_after(after: Duration, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
             class: ErrorClass::RetryAfter(after),
+            store: false,
             error: error.into(),
         }
     }
@@ -49,6 +53,7 @@ impl ReconcileError {
     pub fn transient(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
             class: ErrorClass::Transient,
+            store: false,
             error: error.into(),
         }
     }
@@ -58,40 +63,65 @@ impl ReconcileError {
     pub fn class(&self) -> ErrorClass {
         self.class
     }
+
+    pub(crate) fn is_store_away(&self) -> bool {
+        self.store
+    }
 }
 
-fn class_of(error: &(dyn Error + 'static)) -> ErrorClass {
+/// What this crate's own errors say about what to do.
+fn known(error: &(dyn Error + 'static)) -> Option<Known> {
+    // Transparent errors hide what they wrap from `source`, so they are looked through here.
+    if let Some(error) = error.downcast_ref::<CommitError>() {
+        return match error {
+            CommitError::Conflict { .. } => Some(Known::Conflict),
+            CommitError::Undecided => Some(Known::StoreAway(None)),
+            CommitError::Fenced { .. } => None,
+            CommitError::Client(error) => known(error),
+            CommitError::Store(error) => known(error),
+        };
+    }
+    if let Some(error) = error.downcast_ref::<ClientError>() {
+        return match error {
+            ClientError::Store(error) => known(error),
+            error => error.is_conflict().then_some(Known::Conflict),
+        };
+    }
+    match error.downcast_ref::<StoreError>()? {
+        StoreError::Conflict { .. } => Some(Known::Conflict),
+        StoreError::Unavailable { retry_after, .. } => Some(Known::StoreAway(*retry_after)),
+        StoreError::Unknown { .. } => Some(Known::StoreAway(None)),
+        _ => None,
+    }
+}
+
+enum Known {
+    Conflict,
+    StoreAway(Option<Duration>),
+}
+
+fn find(error: &(dyn Error + 'static)) -> Option<Known> {
     let mut next = Some(error);
     while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<StoreError>() {
-            match error {
-                StoreError::Conflict { .. } => return ErrorClass::Conflict,
-                StoreError::Unavailable {
-                    retry_after: Some(after),
-                    ..
-                } => return ErrorClass::RetryAfter(*after),
-                _ => {}
-            }
-        }
-        if error
-            .downcast_ref::<ClientError>()
-            .is_some_and(ClientError::is_conflict)
-            || matches!(
-                error.downcast_ref::<CommitError>(),
-                Some(CommitError::Conflict { .. })
-            )
-        {
-            return ErrorClass::Conflict;
+        if let Some(known) = known(error) {
+            return Some(known);
         }
         next = error.source();
     }
-    ErrorClass::Transient
+    None
 }
 
 impl<E: Error + Send + Sync + 'static> From<E> for ReconcileError {
     fn from(error: E) -> Self {
+        let known = find(&error);
+        let class = match known {
+            Some(Known::Conflict) => ErrorClass::Conflict,
+            Some(Known::StoreAway(Some(after))) => ErrorClass::RetryAfter(after),
+            Some(Known::StoreAway(None)) | None => ErrorClass::Transient,
+        };
         Self {
-            class: class_of(&error),
+            class,
+            store: matches!(known, Some(Known::StoreAway(_))),
             error: Box::new(error),
         }
     }
@@ -160,6 +190,9 @@ mod tests {
         struct Outer(#[source] ClientError);
         let conflict = StoreError::Conflict { failed: vec![0] };
         let error = ReconcileError::from(Outer(ClientError::Store(conflict)));
+        assert_eq!(error.class(), ErrorClass::Conflict);
+        let conflict = StoreError::Conflict { failed: vec![0] };
+        let error = ReconcileError::from(CommitError::Client(ClientError::Store(conflict)));
         assert_eq!(error.class(), ErrorClass::Conflict);
         let error = ReconcileError::from(std::io::Error::other("disk"));
         assert_eq!(error.class(), ErrorClass::Transient);

@@ -152,6 +152,15 @@ where
     panic!("never: {what}");
 }
 
+/// A page of a site, under a new name.
+pub(crate) fn page_of(site: &Object<Site>, context: &Context) -> Object<Page> {
+    let suffix = context.environment().suffix(10);
+    let mut metadata = named(&format!("{}-{suffix}", site.metadata.name));
+    metadata.owner_references.push(site.owner_reference());
+    let text = "hello".to_owned();
+    Object::new(metadata, PageSpec { text })
+}
+
 /// Makes the pages that a site is short of, all at once, and reports how many it sees.
 pub(crate) async fn make_pages(
     site: Arc<Object<Site>>,
@@ -164,15 +173,7 @@ pub(crate) async fn make_pages(
         .to_vec();
     let mut changes = context.changes();
     for _ in pages.len()..site.spec.pages as usize {
-        let name = format!(
-            "{}-{}",
-            site.metadata.name,
-            context.environment().suffix(10)
-        );
-        let mut metadata = named(&name);
-        metadata.owner_references.push(site.owner_reference());
-        let text = "hello".to_owned();
-        changes.create(&Object::<Page>::new(metadata, PageSpec { text }))?;
+        changes.create(&page_of(&site, &context))?;
     }
     let detail = SiteStatus {
         pages: pages.len() as u32,
