@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
     deletion_policy = policy
 )]
 #[serde(rename_all = "camelCase")]
-pub struct ParcelSpec {
+pub(crate) struct ParcelSpec {
     carrier: Option<String>,
     weight: u32,
 }
@@ -37,7 +37,7 @@ impl ParcelSpec {
 
 /// Where it is.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Default)]
-pub struct ParcelStatus {
+pub(crate) struct ParcelStatus {
     #[serde(default)]
     seen: Vec<String>,
 }

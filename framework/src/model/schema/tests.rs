@@ -741,12 +741,12 @@ proptest! {
         value in any_json(leaf(), schema_words()),
         schema in any_json(leaf(), schema_words()),
     ) {
-        check(&value, &schema, "spec");
-        unknown_fields(&value, &schema, "");
-        type_name(&schema);
-        field_at(&schema, "a.Git[0].type");
+        let _ = check(&value, &schema, "spec");
+        let _ = unknown_fields(&value, &schema, "");
+        let _ = type_name(&schema);
+        let _ = field_at(&schema, "a.Git[0].type");
         let definition = KindDefinition { schema, ..KindDefinition::of::<Fleet>() };
-        check_object(&definition, &value);
+        let _ = check_object(&definition, &value);
     }
 
     #[test]
