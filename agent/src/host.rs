@@ -1,0 +1,155 @@
+//! What all pods of a node share: where things are, and who does what for them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use platctrl_framework::environment::Environment;
+use platctrl_kinds::Resources;
+
+use crate::artifacts::Artifacts;
+use crate::auth::Users;
+use crate::cgroup::{Cgroups, Group};
+use crate::files::FileError;
+use crate::hoist;
+use crate::launch::{Shims, Supervisor};
+use crate::layout::{Layout, LayoutError};
+use crate::name::PodName;
+use crate::port_book::PortBook;
+
+/// How a node runs pods.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct HostConfig {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// The node's name.
+    pub node: String,
+    /// The address that pods' ports are reached under.
+    pub host_ip: String,
+    /// Time and chance.
+    pub environment: Environment,
+    /// The supervisor's program: by default `platctrl-shim` beside the running program.
+    pub shim: Option<PathBuf>,
+    /// Where `artifact:` locations are fetched from.
+    pub server: Option<hoist::Server>,
+    /// The directories that `file:` locations may lie under.
+    pub file_dirs: Vec<PathBuf>,
+    /// Run artifacts that come without a digest.
+    pub allow_unverified: bool,
+    /// How the helper processes that fetch and unpack are started: by default this program, which
+    /// has to hand [`hoist::child::SUBCOMMAND`] to [`hoist::child::main`].
+    pub helper: Option<hoist::ChildCommand>,
+}
+
+impl HostConfig {
+    /// The defaults: no server, no directories, digests required.
+    pub fn new(data_dir: impl Into<PathBuf>, node: impl Into<String>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            node: node.into(),
+            host_ip: "127.0.0.1".into(),
+            environment: Environment::system(),
+            shim: None,
+            server: None,
+            file_dirs: Vec::new(),
+            allow_unverified: false,
+            helper: None,
+        }
+    }
+}
+
+/// Why a node cannot run pods.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The artifact store cannot be used; another process may have it.
+    #[error(transparent)]
+    Artifacts(#[from] hoist::Error),
+    /// There is no supervisor to start.
+    #[error("the supervisor `platctrl-shim` is not at {}: install it beside the program that runs the agent", path.display())]
+    NoShim {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// A file operation failed.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// What all workers of a node share.
+#[derive(Debug)]
+pub struct Host {
+    pub(crate) layout: Layout,
+    pub(crate) node: String,
+    pub(crate) host_ip: String,
+    pub(crate) environment: Environment,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) users: Users,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) supervisor: Arc<dyn Supervisor>,
+    pub(crate) ports: PortBook,
+}
+
+impl Host {
+    /// Prepares the data directory and takes it for this process. Blocks, briefly.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn open(config: HostConfig) -> Result<Self, HostError> {
+        let layout = Layout::prepare(&config.data_dir)?;
+        let mut store = hoist::Config::new(layout.data_dir());
+        store.allowed_directories = config.file_dirs;
+        store.server = config.server;
+        if let Some(helper) = config.helper {
+            store.child = helper;
+        }
+        // Takes the lock: from here on no other agent works in this directory.
+        let store = hoist::Store::open(store)?;
+        let shim = config.shim.map_or_else(shim_beside_this_program, Ok)?;
+        if !shim.is_file() {
+            return Err(HostError::NoShim { path: shim });
+        }
+        let shim = layout.install_shim(&shim)?;
+        Ok(Self {
+            users: Users::open(&layout),
+            cgroups: Cgroups::open(&layout),
+            artifacts: Artifacts::new(store, config.allow_unverified),
+            supervisor: Arc::new(Shims::new(shim)),
+            ports: PortBook::default(),
+            node: config.node,
+            host_ip: config.host_ip,
+            environment: config.environment,
+            layout,
+        })
+    }
+
+    /// Where everything is.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The cgroups of a program.
+    pub(crate) fn group(
+        &self,
+        name: &PodName,
+        program: &str,
+        resources: &Resources,
+    ) -> Result<Group, String> {
+        self.cgroups.for_program(name, program, resources)
+    }
+
+    /// Removes the cgroups of a pod.
+    pub(crate) fn remove_groups(&self, name: &PodName) -> Result<(), String> {
+        self.cgroups.remove_pod(name)
+    }
+}
+
+fn shim_beside_this_program() -> Result<PathBuf, HostError> {
+    let failed = |error| FileError::new("find", std::path::Path::new("/proc/self/exe"), error);
+    let program = std::env::current_exe().map_err(failed)?;
+    Ok(program.with_file_name("platctrl-shim"))
+}

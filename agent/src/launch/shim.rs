@@ -1,0 +1,260 @@
+//! Units under `platctrl-shim`: one small process each, found again by its socket, boot and start
+//! time, and the unit by its cgroup.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use jiff::Timestamp;
+use platctrl_shim_lib::{
+    Client, ExitRecord, ExitStatus, Phase, Reply, Request, RestartPolicy, Spec, State,
+    User, is_alive, read_state, spawn, write_spec,
+};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+use super::{Activity, SuperviseError, Supervisor, Unit, UnitEvent, UnitExit, UnitSpec, UnitState};
+
+/// Records of a unit that wait to be taken: a slow pod holds up its own shim's news only.
+const QUEUE: usize = 64;
+/// How long a shim that was told to end may take.
+const QUIT: Duration = Duration::from_secs(5);
+
+/// Supervisors that are shims.
+#[derive(Clone, Debug)]
+pub struct Shims {
+    program: PathBuf,
+}
+
+impl Shims {
+    /// Starts new shims from this program; running ones are used whatever program they are.
+    pub fn new(program: impl Into<PathBuf>) -> Self {
+        Self { program: program.into() }
+    }
+}
+
+impl Supervisor for Shims {
+    fn start<'a>(
+        &'a self,
+        unit: &'a Unit,
+        spec: &'a UnitSpec,
+    ) -> BoxFuture<'a, Result<(), SuperviseError>> {
+        let (program, dir, spec) = (self.program.clone(), unit.dir.clone(), to_shim(spec));
+        Box::pin(blocking("start", unit, move || start(&program, &dir, &spec)))
+    }
+
+    fn watch(&self, unit: &Unit, after_exit: u64) -> mpsc::Receiver<UnitEvent> {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let dir = unit.dir.clone();
+        tokio::spawn(async move {
+            // However it ends, nobody hears of the unit any more.
+            if let Err(error) = follow(&dir, after_exit, &sender).await {
+                tracing::debug!(dir = %dir.display(), %error, "a shim is not heard any more");
+            }
+            let _ = sender.send(UnitEvent::Lost).await;
+        });
+        receiver
+    }
+
+    fn stop<'a>(
+        &'a self,
+        unit: &'a Unit,
+        timeout: Duration,
+    ) -> BoxFuture<'a, Result<bool, SuperviseError>> {
+        let (program, dir) = (self.program.clone(), unit.dir.clone());
+        Box::pin(blocking("stop", unit, move || {
+            let request = Request::Stop { timeout: Some(timeout) };
+            match Client::connect(&dir) {
+                Ok(mut client) => client.request(request).map(|()| true),
+                // What a killed shim left behind is found and ended by a new one.
+                Err(error) if is_absent(&error) && has_started(&dir)? => {
+                    spawn(&program, &dir)?.request(request).map(|()| true)
+                }
+                Err(error) if is_absent(&error) => Ok(false),
+                Err(error) => Err(error),
+            }
+        }))
+    }
+
+    fn forget<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<(), SuperviseError>> {
+        let dir = unit.dir.clone();
+        Box::pin(blocking("forget", unit, move || {
+            quit(&dir)?;
+            match std::fs::remove_dir_all(&dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
+        }))
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    doing: &'static str,
+    unit: &Unit,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, SuperviseError> {
+    let result = match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(panic) => Err(io::Error::other(panic)),
+    };
+    result.map_err(|source| SuperviseError { doing, program: unit.program.clone(), source })
+}
+
+/// Nobody listens: there is no shim.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// A shim has worked in this directory, so that something of its unit may be left.
+fn has_started(dir: &Path) -> io::Result<bool> {
+    Ok(read_state(dir)?.is_some())
+}
+
+fn start(program: &Path, dir: &Path, spec: &Spec) -> io::Result<()> {
+    match Client::connect(dir) {
+        Ok(mut client) => {
+            let state = client.status()?;
+            if state.generation == spec.generation && state.wanted {
+                return Ok(());
+            }
+            if !state.phase.at_rest() {
+                let why = format!("generation {} still runs", state.generation);
+                return Err(io::Error::other(why));
+            }
+            // A new version gets a new shim: the program of the shim may be a newer one too.
+            drop(client);
+            quit(dir)?;
+        }
+        Err(error) if is_absent(&error) => {}
+        Err(error) => return Err(error),
+    }
+    write_spec(dir, spec)?;
+    let mut client = spawn(program, dir)?;
+    if !client.status()?.wanted {
+        // The same generation was stopped before, and is wanted again.
+        client.request(Request::Start)?;
+    }
+    Ok(())
+}
+
+/// Ends the shim of a unit at rest and waits until it is gone.
+fn quit(dir: &Path) -> io::Result<()> {
+    match Client::connect(dir) {
+        Ok(mut client) => {
+            client.request(Request::Quit)?;
+            let deadline = std::time::Instant::now() + QUIT;
+            // It closes its socket when it leaves.
+            loop {
+                let left = deadline.saturating_duration_since(std::time::Instant::now());
+                match client.next_event(left) {
+                    Err(_) => break,
+                    Ok(Some(_)) => {}
+                    Ok(None) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the shim does not end")),
+                }
+            }
+            while read_state(dir)?.is_some_and(|state| is_alive(&state)) {
+                if std::time::Instant::now() > deadline {
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the shim does not end"));
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Ok(())
+        }
+        Err(error) if is_absent(&error) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Passes on what a shim tells until it is gone or nobody listens.
+async fn follow(dir: &Path, after_exit: u64, to: &mpsc::Sender<UnitEvent>) -> io::Result<()> {
+    let owned = dir.to_owned();
+    let stream = tokio::task::spawn_blocking(move || Client::connect(&owned).map(Client::into_stream))
+        .await
+        .map_err(io::Error::other)??;
+    stream.set_nonblocking(true)?;
+    let (reader, mut writer) = UnixStream::from_std(stream)?.into_split();
+    writer.write_all(Request::Subscribe { after_exit }.encode().as_bytes()).await?;
+    let mut lines = BufReader::new(reader).split(b'\n');
+    loop {
+        let line = tokio::select! {
+            line = lines.next_segment() => line?,
+            () = to.closed() => return Ok(()),
+        };
+        let Some(line) = line else { return Ok(()) };
+        let event = match Reply::decode(&line) {
+            Some(Reply::State(state)) => UnitEvent::State(from_state(&state)),
+            Some(Reply::Exit(exit)) => UnitEvent::Exit(from_exit(&exit)),
+            Some(Reply::Refused(why)) => return Err(io::Error::other(why)),
+            _ => continue,
+        };
+        if to.send(event).await.is_err() {
+            return Ok(());
+        }
+    }
+}
+
+fn to_shim(unit: &UnitSpec) -> Spec {
+    let argv = [unit.program.clone().into_os_string()];
+    let mut spec = Spec::new(argv, &unit.cwd, &unit.log_dir, &unit.log_name);
+    spec.generation = unit.generation;
+    spec.env = unit.env.iter().map(|(name, value)| (name.into(), value.into())).collect();
+    spec.user = unit
+        .user
+        .as_ref()
+        .map(|user| User { uid: user.uid, gid: user.gid, groups: user.groups.clone() });
+    spec.tracking.clone_from(&unit.tracking);
+    spec.cgroups.clone_from(&unit.cgroups);
+    spec.restart.policy = match unit.restart {
+        platctrl_kinds::RestartPolicy::Always => RestartPolicy::Always,
+        platctrl_kinds::RestartPolicy::OnFailure => RestartPolicy::OnFailure,
+        platctrl_kinds::RestartPolicy::Never => RestartPolicy::Never,
+    };
+    spec.stop_timeout = unit.stop_timeout;
+    spec
+}
+
+fn from_state(state: &State) -> UnitState {
+    UnitState {
+        activity: match state.phase {
+            Phase::Stopped => Activity::Stopped,
+            Phase::Starting => Activity::Starting,
+            Phase::Running => Activity::Running,
+            Phase::Backoff => Activity::Waiting,
+            Phase::Exited => Activity::Finished,
+            // Stopping, and what a newer shim may distinguish: not at rest yet.
+            _ => Activity::Stopping,
+        },
+        generation: state.generation,
+        pid: state.child.map(|child| child.pid),
+        started: state.child.and_then(|_| timestamp(state.started_unix_ms)),
+        restarts: state.restarts,
+        next_start_in: state.next_start_in(),
+        message: state.message.clone(),
+    }
+}
+
+fn from_exit(exit: &ExitRecord) -> UnitExit {
+    let (code, signal, message) = match &exit.status {
+        ExitStatus::Code(code) => (Some(*code), None, String::new()),
+        ExitStatus::Signal { signal, core } => {
+            let dumped = if *core { "its memory was dumped" } else { "" };
+            (None, Some(*signal), dumped.to_owned())
+        }
+        ExitStatus::NotStarted { message, .. } => (None, None, message.clone()),
+        _ => (None, None, "nobody saw how: its supervisor was killed, or the machine went down".into()),
+    };
+    UnitExit {
+        number: exit.seq,
+        at: timestamp(exit.ended_unix_ms).unwrap_or(Timestamp::UNIX_EPOCH),
+        code,
+        signal,
+        message,
+        requested: exit.requested,
+    }
+}
+
+fn timestamp(unix_ms: u64) -> Option<Timestamp> {
+    Timestamp::from_millisecond(i64::try_from(unix_ms).ok()?).ok()
+}

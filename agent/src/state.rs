@@ -1,0 +1,281 @@
+//! What the agent remembers of a pod on disk: enough to go on without the store, also after a
+//! boot, from wherever it was interrupted.
+//!
+//! The record is written whole before each step whose effects it has to explain. A damaged one is
+//! set aside and the pod is known by its directories again until the store says more.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use platctrl_framework::model::Uid;
+use platctrl_kinds::{Exit, PodPhase};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::files::{self, Access, FileError};
+use crate::name::PodName;
+use crate::version::{Desired, Version};
+
+/// The form that is written. A reader takes any: fields it does not know are kept.
+const FORMAT: u32 = 1;
+/// No record is larger: an object has at most 384 KiB, and a record holds three specs.
+const MAX_BYTES: u64 = 4 << 20;
+/// How many ends of programs are remembered.
+const EXITS: usize = 5;
+
+/// How far an update, or an end, has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Position {
+    /// Nothing is under way, or nothing that could not be forgotten.
+    #[default]
+    Settled,
+    /// Not ready any more, so that whoever sends work notices; programs still run.
+    Draining,
+    /// Programs are being stopped. From here on there is only forward.
+    Stopping,
+    /// All are stopped.
+    Stopped,
+}
+
+/// When draining began, in time that a set clock does not move.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainStart {
+    boot: String,
+    boot_millis: u64,
+}
+
+impl DrainStart {
+    /// It begins now.
+    #[must_use]
+    pub fn now() -> Self {
+        Self { boot: boot_id(), boot_millis: boot_millis() }
+    }
+
+    /// How long ago that was; None when it was before a boot, which has drained everything.
+    #[must_use]
+    pub fn elapsed(&self) -> Option<Duration> {
+        (self.boot == boot_id())
+            .then(|| Duration::from_millis(boot_millis().saturating_sub(self.boot_millis)))
+    }
+}
+
+/// The kernel's name for the current boot.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_default()
+}
+
+fn boot_millis() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let (seconds, nanos) =
+        (u64::try_from(now.tv_sec).unwrap_or(0), u64::try_from(now.tv_nsec).unwrap_or(0));
+    seconds.saturating_mul(1000).saturating_add(nanos / 1_000_000)
+}
+
+/// What is remembered of a pod.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodRecord {
+    /// The form it was written in.
+    pub format: u32,
+    /// Which pod.
+    pub name: PodName,
+    /// Which pod of that name: the one whose programs and files are here. Empty when only its
+    /// directories are known.
+    #[serde(default)]
+    pub uid: Uid,
+    /// What was wanted last.
+    #[serde(default)]
+    pub last: Option<Desired>,
+    /// The version that `current` names and whose programs run.
+    #[serde(default)]
+    pub current: Option<Version>,
+    /// A version that is fetched and verified, and takes over next.
+    #[serde(default)]
+    pub next: Option<Version>,
+    /// How far the change from `current` to `next`, or to nothing, has come.
+    #[serde(default)]
+    pub position: Position,
+    /// When draining began.
+    #[serde(default)]
+    pub draining: Option<DrainStart>,
+    /// How the last few programs ended, newest last.
+    #[serde(default)]
+    pub exits: Vec<Exit>,
+    /// The number of the last end seen of each program.
+    #[serde(default)]
+    pub seen_exits: BTreeMap<String, u64>,
+    /// The phase that was reported last.
+    #[serde(default)]
+    pub phase: String,
+    /// Fields of newer agents, kept.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// How a record was found.
+#[derive(Debug, PartialEq)]
+pub enum Found {
+    /// There is none, and nothing else of the pod.
+    Nothing,
+    /// It is whole.
+    Whole(Box<PodRecord>),
+    /// It cannot be read. What can be told from the directories is in the record; the file was
+    /// set aside.
+    Damaged {
+        /// What is left.
+        record: Box<PodRecord>,
+        /// What is wrong with the file.
+        reason: String,
+    },
+}
+
+impl PodRecord {
+    /// A pod of which nothing is known yet.
+    #[must_use]
+    pub fn new(name: PodName) -> Self {
+        Self {
+            format: FORMAT,
+            name,
+            uid: Uid::default(),
+            last: None,
+            current: None,
+            next: None,
+            position: Position::Settled,
+            draining: None,
+            exits: Vec::new(),
+            seen_exits: BTreeMap::new(),
+            phase: String::new(),
+            other: Map::new(),
+        }
+    }
+
+    /// Nothing was done for it yet that would have to be undone.
+    #[must_use]
+    pub fn is_blank(&self) -> bool {
+        self.current.is_none() && self.next.is_none() && self.position == Position::Settled
+    }
+
+    /// The phase that was reported last.
+    #[must_use]
+    pub fn last_phase(&self) -> Option<PodPhase> {
+        PodPhase::of(&serde_json::from_value(Value::String(self.phase.clone())).ok()?)
+    }
+
+    /// Remembers how a program ended. False when it is known already.
+    pub fn note_exit(&mut self, program: &str, number: u64, exit: Exit) -> bool {
+        let seen = self.seen_exits.entry(program.to_owned()).or_default();
+        if number <= *seen {
+            return false;
+        }
+        *seen = number;
+        self.exits.push(exit);
+        self.exits.sort_by_key(|exit| exit.at);
+        let surplus = self.exits.len().saturating_sub(EXITS);
+        self.exits.drain(..surplus);
+        true
+    }
+
+    /// Writes the record; it is on disk when this returns.
+    ///
+    /// # Errors
+    /// When it is not: the step that it was to explain must not begin.
+    pub fn write(&self, path: &Path) -> Result<(), FileError> {
+        let bytes = serde_json::to_vec_pretty(self)
+            .map_err(|error| FileError::new("write", path, std::io::Error::other(error)))?;
+        files::write(path, &bytes, Access::mode(0o600), true)
+    }
+
+    /// Reads the record of `name` at `path`. `programs` are those of which there is a supervisor's
+    /// directory.
+    ///
+    /// # Errors
+    /// When the file system does not answer.
+    pub fn read(name: &PodName, path: &Path, programs: &[String]) -> Result<Found, FileError> {
+        let reason = match files::read(path, MAX_BYTES) {
+            Ok(Some(bytes)) => match serde_json::from_slice::<Self>(&bytes) {
+                Ok(record) if record.name == *name => return Ok(Found::Whole(Box::new(record))),
+                Ok(record) => format!("it says it is {}", record.name),
+                Err(error) => error.to_string(),
+            },
+            Ok(None) if programs.is_empty() => return Ok(Found::Nothing),
+            Ok(None) => "it is missing".to_owned(),
+            Err(error) if error.source.kind() == std::io::ErrorKind::InvalidData => {
+                error.to_string()
+            }
+            Err(error) => return Err(error),
+        };
+        let aside = path.with_extension("json.damaged");
+        match std::fs::rename(path, &aside) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(FileError::new("set aside", path, error)),
+        }
+        Ok(Found::Damaged { record: Box::new(Self::new(name.clone())), reason })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn name() -> PodName {
+        PodName::new("default", "hello").unwrap()
+    }
+
+    fn exit(second: i64) -> Exit {
+        let json = json!({"launchable": "web", "at": jiff::Timestamp::from_second(second).unwrap(), "code": 1});
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn a_record_is_read_back_with_what_a_newer_agent_wrote() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pod.json");
+        let mut record = PodRecord::new(name());
+        record.position = Position::Stopping;
+        record.other.insert("novel".into(), json!({"x": 1}));
+        record.write(&path).unwrap();
+        let found = PodRecord::read(&name(), &path, &[]).unwrap();
+        assert_eq!(found, Found::Whole(Box::new(record)));
+    }
+
+    #[test]
+    fn a_damaged_record_is_set_aside_and_never_a_crash() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pod.json");
+        let other = serde_json::to_vec(&PodRecord::new(PodName::new("a", "b").unwrap())).unwrap();
+        for bytes in [b"".as_slice(), b"{", b"[]", b"\xff\xfe", &other] {
+            std::fs::write(&path, bytes).unwrap();
+            let found = PodRecord::read(&name(), &path, &[]).unwrap();
+            assert!(matches!(found, Found::Damaged { .. }), "{bytes:?} {found:?}");
+            assert!(!path.exists() && path.with_extension("json.damaged").exists());
+        }
+        assert_eq!(PodRecord::read(&name(), &path, &[]).unwrap(), Found::Nothing);
+        let found = PodRecord::read(&name(), &path, &["web".into()]).unwrap();
+        assert!(matches!(found, Found::Damaged { .. }), "its programs are there: {found:?}");
+    }
+
+    #[test]
+    fn ends_are_remembered_once_and_only_the_last_few() {
+        let mut record = PodRecord::new(name());
+        for number in 1..=9 {
+            assert!(record.note_exit("web", number, exit(number.cast_signed())));
+            assert!(!record.note_exit("web", number, exit(99)));
+        }
+        let at: Vec<_> = record.exits.iter().map(|exit| exit.at.as_second()).collect();
+        assert_eq!(at, [5, 6, 7, 8, 9]);
+    }
+
+    #[test]
+    fn a_drain_of_another_boot_is_over() {
+        let start = DrainStart::now();
+        assert!(start.elapsed().is_some());
+        assert_eq!(DrainStart { boot: "other".into(), ..start }.elapsed(), None);
+    }
+}

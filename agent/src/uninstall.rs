@@ -1,0 +1,168 @@
+//! Taking everything away that agents of a data directory ever made on this machine.
+//!
+//! It needs no running agent, and none may run: it takes the same lock. It can be run again, also
+//! after it was interrupted.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use futures::future::join_all;
+
+use crate::auth::Users;
+use crate::cgroup::Cgroups;
+use crate::files::{self, FileError};
+use crate::hoist;
+use crate::launch::{Shims, SuperviseError, Supervisor as _, Unit, UnitEvent};
+use crate::layout::{Layout, LayoutError};
+use crate::name::PodName;
+
+/// How long a program may take to end after its grace before it counts as stuck.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Why something was left behind. What could be removed is removed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UninstallError {
+    /// An agent works in the data directory.
+    #[error("an agent is running in {}: stop it first", path.display())]
+    Running {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// The data directory cannot be read.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// The artifact store cannot be taken.
+    #[error(transparent)]
+    Artifacts(hoist::Error),
+    /// A program cannot be stopped.
+    #[error("pod {pod}: {source}")]
+    Program {
+        /// Its pod.
+        pod: PodName,
+        /// What went wrong.
+        source: SuperviseError,
+    },
+    /// A file cannot be removed.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A user or a cgroup cannot be removed.
+    #[error("{0}")]
+    Machine(String),
+}
+
+/// What was removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Uninstalled {
+    /// The pods that were stopped and removed.
+    pub pods: Vec<PodName>,
+}
+
+/// Stops and removes every pod of a data directory, its supervisors, cgroups and artifacts, and the
+/// users that agents made. A program may take `grace` to end.
+///
+/// # Errors
+/// The first thing that could not be removed; everything else was tried all the same.
+pub async fn uninstall(data_dir: &Path, grace: Duration) -> Result<Uninstalled, UninstallError> {
+    if !data_dir.exists() {
+        return Ok(Uninstalled::default());
+    }
+    let layout = Layout::open(data_dir)?;
+    let lock = hoist::Store::open(hoist::Config::new(layout.data_dir())).map_err(|error| match error {
+        hoist::Error::Busy { path } => UninstallError::Running { path },
+        other => UninstallError::Artifacts(other),
+    })?;
+    let mut failures = Vec::new();
+    let pods = layout.pods()?;
+    let ends = join_all(pods.iter().map(|pod| end_pod(&layout, pod, grace))).await;
+    for end in ends {
+        failures.extend(end.err());
+    }
+    if failures.is_empty() {
+        let cgroups = Cgroups::open(&layout);
+        failures.extend(cgroups.remove_all().err().map(UninstallError::Machine));
+        let users = Users::open(&layout);
+        let removed = users.remove_created().map_err(|error| error.to_string());
+        failures.extend(removed.err().map(UninstallError::Machine));
+    }
+    if failures.is_empty() {
+        failures.extend(remove_directories(&layout).err().map(UninstallError::File));
+    }
+    drop(lock);
+    match failures.into_iter().next() {
+        Some(failure) => Err(failure),
+        None => Ok(Uninstalled { pods }),
+    }
+}
+
+async fn end_pod(layout: &Layout, pod: &PodName, grace: Duration) -> Result<(), UninstallError> {
+    let paths = layout.pod(pod);
+    let shims = Shims::new(any_shim(layout)?);
+    let units = paths.programs()?.into_iter().map(|program| {
+        let dir = paths.shim(&program);
+        Unit { program, dir }
+    });
+    for end in join_all(units.map(|unit| end_unit(&shims, unit, grace))).await {
+        end.map_err(|source| UninstallError::Program { pod: pod.clone(), source })?;
+    }
+    files::make_dir(&layout.trash(), files::Access::mode(0o700))?;
+    files::remove_tree(paths.home(), &layout.trash())?;
+    files::remove_tree(paths.state(), &layout.trash())?;
+    Ok(())
+}
+
+async fn end_unit(shims: &Shims, unit: Unit, grace: Duration) -> Result<(), SuperviseError> {
+    if !shims.stop(&unit, grace).await? {
+        return shims.forget(&unit).await;
+    }
+    let mut events = shims.watch(&unit, u64::MAX);
+    let rest = async {
+        while let Some(event) = events.recv().await {
+            match event {
+                UnitEvent::State(state) if state.activity.at_rest() => return,
+                UnitEvent::Lost => return,
+                _ => {}
+            }
+        }
+    };
+    if tokio::time::timeout(grace + PATIENCE, rest).await.is_err() {
+        let source = io::Error::new(io::ErrorKind::TimedOut, "its processes do not end");
+        return Err(SuperviseError { doing: "stop", program: unit.program.clone(), source });
+    }
+    shims.forget(&unit).await
+}
+
+/// A supervisor of this data directory, for what a killed one left behind.
+fn any_shim(layout: &Layout) -> Result<PathBuf, FileError> {
+    let shims = layout.shims();
+    let entries = match std::fs::read_dir(&shims) {
+        Ok(entries) => entries,
+        // Then none was ever started.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(shims),
+        Err(error) => return Err(FileError::new("read", &shims, error)),
+    };
+    let newest = entries
+        .flatten()
+        .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
+        .max_by_key(|entry| entry.metadata().and_then(|it| it.modified()).ok());
+    Ok(newest.map_or(shims, |entry| entry.path()))
+}
+
+fn remove_directories(layout: &Layout) -> Result<(), FileError> {
+    // The trash goes with the state it lies in, so it moves out first.
+    let trash = layout.data_dir().join("trash");
+    files::make_dir(&trash, files::Access::mode(0o700))?;
+    for name in ["pods", "state", "shim", "installs", "cache"] {
+        files::remove_tree(&layout.data_dir().join(name), &trash)?;
+    }
+    std::fs::remove_dir(&trash).map_err(|error| FileError::new("remove", &trash, error))?;
+    // What others keep in the data directory is theirs to remove.
+    match std::fs::remove_dir(layout.data_dir()) {
+        Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => {
+            Err(FileError::new("remove", layout.data_dir(), error))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,142 @@
+//! What is wanted of a pod, and one version of it as this node runs it: plain data.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use platctrl_framework::model::{Digest, Uid};
+use platctrl_kinds::{Launchable, PodSpec};
+use serde::{Deserialize, Serialize};
+
+/// What somebody wants of a pod on this node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Desired {
+    /// Which pod of that name.
+    pub uid: Uid,
+    /// Counts changes of the spec.
+    pub generation: u64,
+    /// The digest of the canonical spec, which reports name.
+    pub digest: Digest,
+    /// What to run.
+    pub spec: PodSpec,
+    /// Shown to the programs in the file POD_LABELS_PATH.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// The order to end it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tombstone: Option<Tombstone>,
+    /// A field of the spec that this agent does not know, and so must not ignore.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsupported: Option<String>,
+}
+
+/// The order to end a pod.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Tombstone {
+    /// How long an orderly end may take, where whoever gave the order said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace: Option<Duration>,
+    /// Who gave it.
+    #[serde(default)]
+    pub by: String,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Desired {
+    /// The app: what users and policies are named after.
+    #[must_use]
+    pub fn app<'a>(&'a self, pod: &'a str) -> &'a str {
+        self.spec.app.as_deref().unwrap_or(pod)
+    }
+}
+
+/// A user that programs run as, as it was resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunAs {
+    /// The user's name.
+    pub name: String,
+    /// Its id.
+    pub uid: u32,
+    /// Its primary group.
+    pub gid: u32,
+    /// Its further groups.
+    #[serde(default)]
+    pub groups: Vec<u32>,
+}
+
+/// A program of a version.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Program {
+    /// The launchable it belongs to.
+    pub launchable: String,
+    /// Where it is in the install: `bin/launch`, or `bin/launch/<name>`.
+    pub entry: String,
+}
+
+/// An artifact as installed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Installed {
+    /// The artifact's digest.
+    pub digest: Digest,
+    /// The shared install.
+    pub path: PathBuf,
+}
+
+/// One version of a pod, resolved: everything that is needed to start it, also without the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Version {
+    /// The generation that it was made of; names its directories.
+    pub generation: u64,
+    /// The digest of its spec.
+    pub digest: Digest,
+    /// Its spec.
+    pub spec: PodSpec,
+    /// Whom it runs as.
+    pub run_as: RunAs,
+    /// The numbers of its ports.
+    #[serde(default)]
+    pub ports: BTreeMap<String, u16>,
+    /// Its artifacts, by launchable.
+    pub installs: BTreeMap<String, Installed>,
+    /// Its programs: `web`, or `web/a` and `web/b` for a launchable with a directory of them.
+    pub programs: BTreeMap<String, Program>,
+}
+
+/// How long a program may take to end when the manifest does not say.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an orderly end of a pod may take when the manifest does not say.
+const TERMINATION_GRACE: Duration = Duration::from_secs(30);
+
+impl Version {
+    /// How long a program of an unknown version may take to end.
+    pub(crate) const LONGEST_STOP: Duration = TERMINATION_GRACE;
+
+    /// The launchable that a program belongs to.
+    #[must_use]
+    pub fn launchable(&self, program: &str) -> Option<&Launchable> {
+        self.spec.launchables.get(&self.programs.get(program)?.launchable)
+    }
+
+    /// How long a program may take to end after SIGTERM: its own time, within the pod's.
+    #[must_use]
+    pub fn stop_timeout(&self, program: &str, grace: Option<Duration>) -> Duration {
+        let own = self.launchable(program).and_then(|launchable| launchable.stop_timeout);
+        let pod = self.spec.termination_grace_period;
+        let grace = grace.unwrap_or_else(|| pod.map_or(TERMINATION_GRACE, |span| span.duration()));
+        own.map_or(STOP_TIMEOUT, |span| span.duration()).min(grace)
+    }
+
+    /// How long to wait, not ready, before it is stopped.
+    #[must_use]
+    pub fn drain_delay(&self) -> Duration {
+        self.spec.drain_delay.map_or(Duration::ZERO, |span| span.duration())
+    }
+}

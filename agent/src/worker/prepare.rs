@@ -1,0 +1,229 @@
+//! Getting a version ready without touching the one that runs: artifacts, user, ports; then its
+//! files, in directories of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+
+use futures::future::try_join_all;
+use platctrl_framework::model::Uid;
+
+use crate::artifacts::{self, ArtifactError};
+use crate::files::{self, Access, FileError};
+use crate::hoist::Launch;
+use crate::host::Host;
+use crate::launch::{self, Surroundings};
+use crate::layout::PodPaths;
+use crate::name::PodName;
+use crate::plan::Step;
+use crate::report::Trouble;
+use crate::version::{Desired, Installed, Program, RunAs, Version};
+
+impl Trouble {
+    pub(super) fn file(step: Step, error: &FileError) -> Self {
+        let reason = if error.is_full() { "NoSpace" } else { "FileError" };
+        let message = if error.is_full() {
+            format!("no space left at {}: free some, or move the data directory", error.path.display())
+        } else {
+            error.to_string()
+        };
+        Self { step, reason: reason.into(), message, permanent: false }
+    }
+
+    fn artifact(launchable: &str, error: &ArtifactError) -> Self {
+        Self {
+            step: Step::Fetch,
+            reason: error.reason().into(),
+            message: format!("launchable `{launchable}`: {error}"),
+            permanent: error.is_permanent(),
+        }
+    }
+}
+
+/// Resolves what `desired` needs. `previous` are the ports that the pod has now.
+pub(super) async fn resolve(
+    host: Arc<Host>,
+    name: PodName,
+    desired: Desired,
+    previous: BTreeMap<String, u16>,
+) -> Result<Version, Trouble> {
+    let run_as = {
+        let (host, desired, name) = (Arc::clone(&host), desired.clone(), name.clone());
+        blocking(move || resolve_user(&host, &name, &desired)).await?
+    };
+    // What cannot be given is known before anything is fetched.
+    let ports = {
+        let (host, wanted, name) = (Arc::clone(&host), desired.spec.ports.clone(), name.clone());
+        blocking(move || host.ports.allocate(&name, &wanted, &previous)).await?
+    };
+    let artifacts = &host.artifacts;
+    let fetched = try_join_all(desired.spec.launchables.iter().map(|(name, launchable)| async move {
+        let install = artifacts.ensure(launchable).await;
+        install.map(|install| (name, install)).map_err(|error| Trouble::artifact(name, &error))
+    }))
+    .await?;
+    let mut installs = BTreeMap::new();
+    let mut programs = BTreeMap::new();
+    for (launchable, install) in fetched {
+        let digest = artifacts::from_hoist(&install.digest).ok_or_else(|| Trouble {
+            step: Step::Fetch,
+            reason: "InstallFailed".into(),
+            message: format!("{} is not a digest", install.digest),
+            permanent: true,
+        })?;
+        installs.insert(launchable.clone(), Installed { digest, path: install.path });
+        let program = |entry: String| Program { launchable: launchable.clone(), entry };
+        match install.launch {
+            Launch::File(_) => {
+                programs.insert(launchable.clone(), program("bin/launch".into()));
+            }
+            Launch::Directory(entries) => {
+                for entry in entries.into_keys() {
+                    let program = program(format!("bin/launch/{entry}"));
+                    programs.insert(format!("{launchable}/{entry}"), program);
+                }
+            }
+        }
+    }
+    Ok(Version {
+        generation: desired.generation,
+        digest: desired.digest,
+        spec: desired.spec,
+        run_as,
+        ports,
+        installs,
+        programs,
+    })
+}
+
+fn resolve_user(host: &Host, name: &PodName, desired: &Desired) -> Result<RunAs, Trouble> {
+    let app = desired.app(name.name());
+    let identity = host.users.resolve(desired.spec.run_as.as_deref(), app);
+    let identity = identity.map_err(|error| Trouble {
+        step: Step::Fetch,
+        reason: "UserRefused".into(),
+        message: error.to_string(),
+        permanent: false,
+    })?;
+    Ok(RunAs { name: identity.name, uid: identity.uid, gid: identity.gid, groups: identity.groups })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
+) -> Result<T, Trouble> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(panic) => Err(Trouble {
+            step: Step::Fetch,
+            reason: "AgentError".into(),
+            message: panic.to_string(),
+            permanent: false,
+        }),
+    }
+}
+
+/// What [`configure`] writes.
+#[derive(Clone, Debug)]
+pub(super) struct Configure {
+    pub(super) paths: PodPaths,
+    pub(super) name: PodName,
+    pub(super) uid: Uid,
+    pub(super) node: String,
+    pub(super) version: Version,
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+/// Writes the home's parts that a version needs before it is started. What the version that runs
+/// uses is not touched, except for the labels, which are the pod's. Nothing waits for the disk: the
+/// same files are written again whenever a program is started anew, so after a power cut too.
+pub(super) fn configure(what: &Configure) -> Result<(), Trouble> {
+    let Configure { paths, name, uid, node, version, labels } = what;
+    let failed = |error: FileError| Trouble::file(Step::Configure, &error);
+    let generation = version.generation;
+    paths.make_home(&version.run_as).map_err(failed)?;
+    write_labels(paths, labels, &version.run_as).map_err(failed)?;
+
+    let links = paths.generation(generation);
+    files::make_dir(&links, Access::mode(0o755)).map_err(failed)?;
+    for (launchable, installed) in &version.installs {
+        let install = launch::install_name(installed);
+        files::link(&paths.install(&install), &installed.path).map_err(failed)?;
+        let target = Path::new("../../installs").join(install);
+        files::link(&links.join(launchable), &target).map_err(failed)?;
+    }
+
+    let gid = rustix::process::geteuid().is_root().then_some(version.run_as.gid);
+    let (directory, file) =
+        (Access { mode: 0o750, uid: None, gid }, Access { mode: 0o640, uid: None, gid });
+    let configuration = launch::configuration(version).map_err(|message| Trouble {
+        step: Step::Configure,
+        reason: "ConfigInvalid".into(),
+        message,
+        permanent: true,
+    })?;
+    let config = paths.config(generation);
+    files::make_dir(&config, directory).map_err(failed)?;
+    for (name, text) in [
+        ("config.yaml", &configuration.config),
+        ("platform.yaml", &configuration.platform),
+        ("resource_limits.yaml", &configuration.resource_limits),
+    ] {
+        files::write(&config.join(name), text.as_bytes(), file, false).map_err(failed)?;
+    }
+
+    let env = paths.env(generation);
+    files::make_dir(&env, directory).map_err(failed)?;
+    for program in version.programs.keys() {
+        let dir = env.join(PodPaths::log_name(program));
+        files::make_dir(&dir, directory).map_err(failed)?;
+        let surroundings = Surroundings { node, pod: name, uid, paths };
+        for (variable, value) in launch::environment(version, program, surroundings) {
+            files::write(&dir.join(variable), value.as_bytes(), file, false).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes the labels as `name="value"` lines, which a shell can read.
+pub(super) fn write_labels(
+    paths: &PodPaths,
+    labels: &BTreeMap<String, String>,
+    run_as: &RunAs,
+) -> Result<(), FileError> {
+    // Label values hold letters, digits, `.`, `_`, `-` and nothing to escape.
+    let text: String = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"\n")).collect();
+    let gid = rustix::process::geteuid().is_root().then_some(run_as.gid);
+    files::write(&paths.labels(), text.as_bytes(), Access { mode: 0o640, uid: None, gid }, false)
+}
+
+/// Removes the files of generations other than `keep`, and links to installs that none of `keep`
+/// uses.
+pub(super) fn prune(
+    paths: &PodPaths,
+    trash: &Path,
+    keep: &[&Version],
+) -> Result<(), FileError> {
+    let generations: BTreeSet<_> = keep.iter().map(|it| it.generation.to_string()).collect();
+    for parent in ["env", "config", "generations"] {
+        let parent = paths.home().join(parent);
+        for name in files::subdirectories(&parent)? {
+            if !generations.contains(&name) {
+                files::remove_tree(&parent.join(name), trash)?;
+            }
+        }
+    }
+    let installs: BTreeSet<_> =
+        keep.iter().flat_map(|it| it.installs.values()).map(launch::install_name).collect();
+    let parent = paths.home().join("installs");
+    let entries = match std::fs::read_dir(&parent) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(FileError::new("read", &parent, error)),
+    };
+    for entry in entries.flatten() {
+        if entry.file_name().to_str().is_none_or(|name| !installs.contains(name)) {
+            files::remove_tree(&entry.path(), trash)?;
+        }
+    }
+    Ok(())
+}

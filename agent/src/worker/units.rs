@@ -1,0 +1,229 @@
+//! The units of a pod: who watches over them, what was heard of them, and whether they are fit.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::ByProgram;
+use crate::host::Host;
+use crate::launch::{Activity, Unit, UnitEvent};
+use crate::report::{Fitness, UnitFacts};
+use crate::version::Version;
+
+/// How long a supervisor may take to introduce itself. One that does not is stuck: it is not
+/// waited for, but what it says later is heard.
+const INTRODUCTION: Duration = Duration::from_secs(2);
+/// News of all units that wait to be taken.
+const QUEUE: usize = 256;
+
+/// Something heard.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// From the supervisor of a program, with the number of the watch it came by.
+    Unit(String, u64, UnitEvent),
+    /// The pod's health changed.
+    Fitness(Fitness),
+}
+
+#[derive(Debug)]
+struct Watched {
+    unit: Unit,
+    /// Tells this watch from an earlier one of the same unit.
+    number: u64,
+    /// A supervisor is there, as far as is known.
+    supervised: bool,
+    /// It was asked to stop.
+    stopping: bool,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Units {
+    host: Arc<Host>,
+    watched: ByProgram<Watched>,
+    facts: ByProgram<UnitFacts>,
+    sender: mpsc::Sender<Heard>,
+    receiver: mpsc::Receiver<Heard>,
+    watches: u64,
+    checked: bool,
+    fitness: Fitness,
+    prober: Option<JoinHandle<()>>,
+}
+
+impl Units {
+    pub(super) fn new(host: Arc<Host>) -> Self {
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        Self {
+            host,
+            watched: BTreeMap::new(),
+            facts: BTreeMap::new(),
+            sender,
+            receiver,
+            watches: 0,
+            checked: false,
+            fitness: Fitness::Unchecked,
+            prober: None,
+        }
+    }
+
+    /// Listens to the supervisor of a program, from the last end that was seen on, which is told
+    /// once more.
+    pub(super) fn watch(&mut self, program: &str, dir: PathBuf, seen: u64) {
+        let unit = Unit { program: program.to_owned(), dir };
+        let mut events = self.host.supervisor.watch(&unit, seen.saturating_sub(1));
+        self.watches += 1;
+        let (number, sender, name) = (self.watches, self.sender.clone(), program.to_owned());
+        let task = tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                if sender.send(Heard::Unit(name.clone(), number, event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let watched = Watched { unit, number, supervised: true, stopping: false, task };
+        self.watched.insert(program.to_owned(), watched);
+        self.facts.entry(program.to_owned()).or_default();
+    }
+
+    /// The first word of each unit. A unit whose supervisor is gone says so at once.
+    pub(super) async fn introductions(&mut self) -> Vec<Heard> {
+        let mut waiting: std::collections::BTreeSet<String> = self.watched.keys().cloned().collect();
+        let mut heard = Vec::new();
+        let deadline = tokio::time::Instant::now() + INTRODUCTION;
+        while !waiting.is_empty() {
+            let Ok(Some(event)) = tokio::time::timeout_at(deadline, self.receiver.recv()).await
+            else {
+                break;
+            };
+            if let Heard::Unit(program, _, UnitEvent::State(_) | UnitEvent::Lost) = &event {
+                waiting.remove(program);
+            }
+            heard.push(event);
+        }
+        heard
+    }
+
+    pub(super) async fn next(&mut self) -> Heard {
+        match self.receiver.recv().await {
+            Some(heard) => heard,
+            // This struct holds a sender itself.
+            None => std::future::pending().await,
+        }
+    }
+
+    pub(super) fn try_next(&mut self) -> Option<Heard> {
+        self.receiver.try_recv().ok()
+    }
+
+    /// The event is from the watch that is in force.
+    pub(super) fn is_current(&self, program: &str, number: u64) -> bool {
+        self.watched.get(program).is_some_and(|watched| watched.number == number)
+    }
+
+    pub(super) fn facts(&self) -> &ByProgram<UnitFacts> {
+        &self.facts
+    }
+
+    pub(super) fn facts_of(&mut self, program: &str) -> Option<&mut UnitFacts> {
+        self.facts.get_mut(program)
+    }
+
+    pub(super) fn programs(&self) -> Vec<String> {
+        self.watched.keys().cloned().collect()
+    }
+
+    pub(super) fn unit(&self, program: &str) -> Option<Unit> {
+        self.watched.get(program).map(|watched| watched.unit.clone())
+    }
+
+    pub(super) fn is_supervised(&self, program: &str) -> bool {
+        self.watched.get(program).is_some_and(|watched| watched.supervised)
+    }
+
+    /// Nobody runs this program of this generation, and nobody will without being asked.
+    pub(super) fn needs_start(&self, program: &str, generation: u64) -> bool {
+        let state = self.facts.get(program).and_then(|facts| facts.state.as_ref());
+        let idle = state.is_some_and(|state| {
+            state.generation != generation || state.activity == Activity::Stopped
+        });
+        idle || !self.is_supervised(program)
+    }
+
+    pub(super) fn lost(&mut self, program: &str) {
+        if let Some(watched) = self.watched.get_mut(program) {
+            watched.supervised = false;
+            watched.stopping = false;
+        }
+        if let Some(facts) = self.facts.get_mut(program) {
+            facts.state = None;
+        }
+    }
+
+    /// The unit was asked to stop. Whether that is news.
+    pub(super) fn mark_stopping(&mut self, program: &str, stopping: bool) {
+        if let Some(watched) = self.watched.get_mut(program) {
+            watched.stopping = stopping;
+        }
+    }
+
+    pub(super) fn is_stopping(&self, program: &str) -> bool {
+        self.watched.get(program).is_some_and(|watched| watched.stopping)
+    }
+
+    /// Nothing of this program runs.
+    pub(super) fn is_at_rest(&self, program: &str) -> bool {
+        let facts = self.facts.get(program);
+        facts.and_then(|facts| facts.state.as_ref()).is_some_and(|state| state.activity.at_rest())
+    }
+
+    /// Nothing of the pod runs.
+    pub(super) fn at_rest(&self) -> bool {
+        self.watched.keys().all(|program| self.is_at_rest(program))
+    }
+
+    pub(super) fn forget(&mut self, program: &str) {
+        self.watched.remove(program);
+        self.facts.remove(program);
+    }
+
+    pub(super) fn fitness(&self) -> Fitness {
+        self.fitness.clone()
+    }
+
+    pub(super) fn set_fitness(&mut self, fitness: Fitness) {
+        self.fitness = fitness;
+    }
+
+    /// Checks the health of this version from now on, or no more.
+    pub(super) fn check_health(&mut self, version: Option<&Version>) {
+        if let Some(prober) = self.prober.take() {
+            prober.abort();
+        }
+        self.fitness = Fitness::Unchecked;
+        self.checked = false;
+        let Some(version) = version else { return };
+        let Some(check) = &version.spec.health else { return };
+        let Some(port) = version.ports.get(&check.http.port) else { return };
+        self.checked = true;
+        self.fitness = Fitness::Unknown;
+        self.prober = Some(crate::health_task(&self.host, check, *port, self.sender.clone()));
+    }
+}
+
+impl Drop for Units {
+    fn drop(&mut self) {
+        if let Some(prober) = &self.prober {
+            prober.abort();
+        }
+    }
+}
