@@ -11,13 +11,16 @@ use crate::model::identity::PREFIX_ANCHOR;
 use crate::model::{Kinds, ObjectKey, RecordError};
 use crate::store::{Change, Key, Prefix, Record, Revision};
 
+/// Errors with the revision of the object that they were found in, by path.
+type Unreadable = HashMap<Arc<str>, (Revision, Arc<RecordError>)>;
+
 /// What writer and readers share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) prefixes: Box<[Prefix]>,
     state: Mutex<State>,
     /// Objects whose types do not fit, found when somebody read them, by path.
-    unreadable: Mutex<HashMap<Arc<str>, (Revision, Arc<RecordError>)>>,
+    unreadable: Mutex<Unreadable>,
     moved: watch::Sender<()>,
 }
 

@@ -67,11 +67,14 @@ pub struct Trigger {
     state: Arc<Mutex<TriggerState>>,
 }
 
+/// Takes a key and the reason why it has to run.
+pub(crate) type Target = Arc<dyn Fn(Arc<ObjectKey>, Arc<str>) + Send + Sync>;
+
 #[derive(Default)]
 struct TriggerState {
     /// What was fired before the runtime began.
     early: HashMap<ObjectKey, Arc<str>>,
-    target: Option<Arc<dyn Fn(Arc<ObjectKey>, Arc<str>) + Send + Sync>>,
+    target: Option<Target>,
 }
 
 impl fmt::Debug for TriggerState {
@@ -101,7 +104,7 @@ impl Trigger {
         target(Arc::new(key), reason);
     }
 
-    pub(crate) fn connect(&self, target: Arc<dyn Fn(Arc<ObjectKey>, Arc<str>) + Send + Sync>) {
+    pub(crate) fn connect(&self, target: &Target) {
         let early = {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             state.target = Some(target.clone());
@@ -328,7 +331,7 @@ impl<K: Resource> Controller<K> {
                 Some(Ok(object)) => {
                     let metadata = &object.metadata;
                     let tombstone = metadata.deletion.as_ref();
-                    if !tombstone.is_some_and(|deletion| deletion.uid == metadata.uid) {
+                    if tombstone.is_none_or(|deletion| deletion.uid != metadata.uid) {
                         return reconcile(object, context);
                     }
                     match &on_delete {

@@ -245,7 +245,7 @@ impl Campaign {
                     return;
                 }
             }
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             () = freed => {}

@@ -206,7 +206,6 @@ impl Context {
     }
 
     /// Begins a set of changes that happen together.
-    #[must_use]
     pub fn changes(&self) -> Changes<'_> {
         Changes {
             context: self,

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::action::Action;
-use super::builder::Registered;
+use super::builder::{Registered, Target};
 use super::claim::Fence;
 use super::context::{Begin, Cause, Context, Notes, Setting, subject};
 use super::error::{ErrorClass, ReconcileError};
@@ -104,12 +104,13 @@ impl Engine {
         });
         for trigger in &engine.controller.triggers {
             let weak = Arc::downgrade(&engine);
-            trigger.connect(Arc::new(move |key, reason| {
+            let target: Target = Arc::new(move |key, reason| {
                 if let Some(engine) = weak.upgrade() {
                     let request = Request::now(Priority::Change, Cause::Triggered(reason));
                     engine.queue.push([(key, request)]);
                 }
-            }));
+            });
+            trigger.connect(&target);
         }
         engine
     }

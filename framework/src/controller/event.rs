@@ -243,12 +243,9 @@ impl Ring {
                     transaction = transaction.put(key, value);
                 }
             }
-            let error = match self.store.commit(transaction).await {
-                Ok(_) => {
-                    self.pending.retain(|slot, _| !batch.contains(slot));
-                    continue;
-                }
-                Err(error) => error,
+            let Err(error) = self.store.commit(transaction).await else {
+                self.pending.retain(|slot, _| !batch.contains(slot));
+                continue;
             };
             attempt += 1;
             let useless = !matches!(

@@ -62,7 +62,7 @@ where
         let now = self.environment.monotonic();
         let mut schedule = self.lock();
         for (key, request) in requests {
-            schedule.push(key, request, now);
+            schedule.push(&key, request, now);
         }
         self.wake(&mut schedule);
     }
