@@ -246,31 +246,39 @@ async fn receive(
         let (partial, to) = (store.partial_directory(), store.cached(&digest));
         tokio::task::spawn_blocking(move || write(pieces, &what, &digest, &partial, &to))
     };
+    let sent = send(store, source, body, sender).await;
+    // Waited for in any case: when an error is told, the partial file is gone.
+    let written = writer
+        .await
+        .map_err(|e| Error::io("write", "the cache", io::Error::other(e)))?;
+    sent.and(written)
+}
+
+/// Hands the bytes to the writer, which gets to know their end only if it is a good one.
+async fn send(
+    store: &Inner,
+    source: &Source,
+    body: &mut Body,
+    sender: mpsc::Sender<Piece>,
+) -> Result<(), Error> {
     let limit = store.config.limits.compressed_bytes;
     let mut bytes = 0;
     loop {
-        let piece = match within(store.config.timeouts.stall, source, body.next()).await? {
-            Some(chunk) => {
-                bytes += chunk.len() as u64;
-                if bytes > limit {
-                    return Err(Error::TooLarge {
-                        what: source.to_string(),
-                        limit,
-                    });
-                }
-                Piece::Chunk(chunk)
+        let chunk = within(store.config.timeouts.stall, source, body.next()).await?;
+        let last = chunk.is_none();
+        let piece = chunk.map_or(Piece::End, Piece::Chunk);
+        if let Piece::Chunk(chunk) = &piece {
+            bytes += chunk.len() as u64;
+            if bytes > limit {
+                let what = source.to_string();
+                return Err(Error::TooLarge { what, limit });
             }
-            None => Piece::End,
-        };
-        let last = matches!(piece, Piece::End);
+        }
         // A writer that is gone has an error to tell.
         if sender.send(piece).await.is_err() || last {
-            break;
+            return Ok(());
         }
     }
-    writer
-        .await
-        .map_err(|e| Error::io("write", "the cache", io::Error::other(e)))?
 }
 
 /// The writing thread.

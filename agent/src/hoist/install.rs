@@ -25,6 +25,14 @@ const FORMAT: u32 = 1;
 /// A marker has a few hundred bytes, and up to that much with a large `bin/launch/`.
 const MARKER_BYTES: u64 = 4 * 1024 * 1024;
 
+/// Up to this many entries are flushed one by one; a larger tree by one flush of the file system.
+///
+/// An artifact may have a hundred thousand files, and flushing each is a commit of the file
+/// system's journal of its own. Flushing the file system is one, but also waits for whatever others
+/// have written there and not flushed: nothing a small artifact should wait for. Both report errors
+/// of writing back.
+const FEW: u64 = 64;
+
 /// An installed artifact: complete, checked, never changed again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -89,13 +97,13 @@ pub(super) fn complete(
     limits: &Limits,
 ) -> Result<Install, Error> {
     let root = open_directory(from)?;
-    Seal::new(owner, limits).tree(&root, told.entries)?;
+    let few = told.entries <= FEW;
+    Seal::new(owner, few, limits).tree(&root, told.entries)?;
     let launch = launch::judge(Launch::look(&root)?, Some(std::env::consts::ARCH))?;
 
-    // One flush of the file system in place of one of each file: an artifact may have a hundred
-    // thousand files, and each would be a commit of its own to the file system's journal. This
-    // may also write what others have not flushed yet; it reports errors of writing back like fsync.
-    fs::syncfs(&root).map_err(|e| Error::io("flush", from, e))?;
+    if !few {
+        fs::syncfs(&root).map_err(|e| Error::io("flush", from, e))?;
+    }
 
     let Told {
         digest,
@@ -148,6 +156,8 @@ struct Seal {
     owner: Uid,
     /// Whether everything becomes root's.
     take: bool,
+    /// Whether everything is flushed on the way.
+    flush: bool,
     device: u64,
     /// Files with several names that have been taken under the first.
     taken: HashSet<u64>,
@@ -156,10 +166,11 @@ struct Seal {
 }
 
 impl Seal {
-    fn new(owner: Option<ChildUser>, limits: &Limits) -> Self {
+    fn new(owner: Option<ChildUser>, flush: bool, limits: &Limits) -> Self {
         Self {
             owner: owner.map_or_else(rustix::process::geteuid, |user| Uid::from_raw(user.uid)),
             take: owner.is_some(),
+            flush,
             device: 0,
             taken: HashSet::new(),
             limits: limits.clone(),
@@ -223,6 +234,15 @@ impl Seal {
                     self.taken.insert(stat.st_ino);
                 }
             }
+            if self.flush && kind == FileType::RegularFile {
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+                let file =
+                    fs::openat2(directory, name, flags, Mode::empty(), INSIDE).map_err(io)?;
+                fs::fsync(&file).map_err(io)?;
+            }
+        }
+        if self.flush {
+            fs::fsync(directory).map_err(io)?;
         }
         Ok(())
     }
