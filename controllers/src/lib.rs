@@ -1,1 +1,7 @@
-//! The controllers of platctrl: replication, placement.
+//! The controllers that platctrl is made of, each usable alone.
+//!
+//! A controller here is a pure function from a view to actions (`plan`) and a thin shell that
+//! reads the view, commits the actions and reports. They meet only in the store.
+
+pub mod placement;
+pub mod replication_controller;
