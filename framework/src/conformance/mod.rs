@@ -35,9 +35,6 @@
 //! Each case runs on a tokio runtime of its own: most on the current thread, so that a factory
 //! may pause tokio's time, those with many clients on several threads.
 
-// The tests of a library that has no other way to say what went wrong.
-#![allow(clippy::missing_panics_doc, reason = "a failed test panics")]
-
 mod compares;
 mod concurrency;
 mod history;

@@ -22,7 +22,8 @@ fn store() -> MemoryStore {
 }
 
 async fn next(stream: &mut WatchStream) -> WatchEvent {
-    stream.next().await.unwrap().unwrap()
+    let event = tokio::time::timeout(Duration::from_secs(60), stream.next()).await;
+    event.expect("an event in time").unwrap().unwrap()
 }
 
 /// What the stream has ready now.
