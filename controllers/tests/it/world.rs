@@ -1,0 +1,191 @@
+//! A fleet in one process: a store, nodes, the controllers, and an agent that does at once what
+//! it is asked, without processes.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use platctrl_framework::client::{Client, DeleteOptions};
+use platctrl_framework::controller::{
+    Action, Context, Controller, ReconcileError, Runtime, RuntimeHandle,
+};
+use platctrl_framework::environment::Environment;
+use platctrl_framework::model::{
+    Condition, ConditionStatus, Metadata, Object, ObjectKey, Propagation, Resource, Status,
+    identity::initialise,
+};
+use platctrl_framework::store::{MemoryStore, Store};
+use platctrl_kinds::{
+    Launchable, Node, NodeSpec, Pod, PodSpec, PodStatus, PodTemplate, ReplicationController,
+    ReplicationControllerSpec, Strategy, TemplateMetadata, condition,
+};
+use tokio::task::JoinHandle;
+
+pub(crate) struct World {
+    pub(crate) store: MemoryStore,
+    pub(crate) client: Client,
+    pub(crate) handle: RuntimeHandle,
+    runtime: JoinHandle<()>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.runtime.abort();
+    }
+}
+
+/// Reports every pod as ready, except those whose first program is said to be `broken`.
+async fn run_pod(pod: Arc<Object<Pod>>, context: Context) -> Result<Action, ReconcileError> {
+    let intent = context.joined().intent;
+    let broken = pod
+        .spec
+        .launchables
+        .values()
+        .any(|launchable| launchable.location.contains("broken"));
+    let ready = if broken {
+        ConditionStatus::False
+    } else {
+        ConditionStatus::True
+    };
+    let mut status: Status<PodStatus> = pod.status.clone();
+    status.observed_spec = intent.map(|intent| intent.value.spec_digest());
+    status.observed_generation = Some(pod.metadata.generation);
+    let (generation, now) = (pod.metadata.generation, context.environment().now());
+    status.conditions.set(
+        Condition::new(condition::READY, ready, "Fake", ""),
+        generation,
+        now,
+    );
+    let mut changes = context.changes();
+    changes.report::<Pod>(&status)?;
+    changes.commit().await?;
+    Ok(Action::await_change())
+}
+
+impl World {
+    pub(crate) async fn with_nodes(nodes: &[(&str, &str)]) -> Self {
+        let environment = Environment::system();
+        let store = MemoryStore::new(environment.clone());
+        initialise(&store, &environment).await.unwrap();
+        let client = Client::new(Arc::new(store.clone()), environment.clone(), "test");
+        for (name, role) in nodes {
+            let labels = BTreeMap::from([("role".to_owned(), (*role).to_owned())]);
+            let metadata = Metadata {
+                labels,
+                ..Metadata::named(*name)
+            };
+            client
+                .create(&Object::<Node>::new(metadata, NodeSpec::default()))
+                .await
+                .unwrap();
+        }
+        let shared: Arc<dyn Store> = Arc::new(store.clone());
+        let runtime = Runtime::new(shared, environment)
+            .controller(platctrl_controllers::replication_controller::controller())
+            .controller(Controller::<Pod>::new("agent", run_pod))
+            .reap();
+        let handle = runtime.handle();
+        let runtime = tokio::spawn(async move { runtime.run().await.unwrap() });
+        Self {
+            store,
+            client,
+            handle,
+            runtime,
+        }
+    }
+
+    pub(crate) async fn create(
+        &self,
+        replicas: u32,
+        change: impl FnOnce(&mut ReplicationControllerSpec),
+    ) {
+        let mut spec = controller_spec(replicas);
+        change(&mut spec);
+        let metadata = Metadata {
+            namespace: Some("default".into()),
+            ..Metadata::named("hello")
+        };
+        self.client
+            .create(&Object::<ReplicationController>::new(metadata, spec))
+            .await
+            .unwrap();
+    }
+
+    pub(crate) async fn controller(&self) -> Object<ReplicationController> {
+        self.client.get(&controller_key()).await.unwrap()
+    }
+
+    pub(crate) async fn change(&self, change: impl Fn(&mut ReplicationControllerSpec)) {
+        let mut object = self.controller().await;
+        change(&mut object.spec);
+        self.client.update(&object).await.unwrap();
+    }
+
+    pub(crate) async fn delete(&self, propagation: Propagation) {
+        let mut options = DeleteOptions::default();
+        options.propagation = Some(propagation);
+        self.client
+            .delete(&controller_key(), &options)
+            .await
+            .unwrap();
+    }
+
+    /// The pods that have an intent, as the store has them now.
+    pub(crate) async fn pods(&self) -> Vec<Object<Pod>> {
+        let kind = platctrl_framework::model::KindDefinition::of::<Pod>();
+        let list = self.client.list(&kind, None).await.unwrap();
+        list.shown().map(|pod| pod.typed().unwrap()).collect()
+    }
+
+    pub(crate) async fn settled(&self, replicas: u32, ready: u32) {
+        until("the controller is settled", || async {
+            let object = self.controller().await;
+            let status = object.status;
+            let progressing = status.conditions.get("Progressing");
+            status.observed_generation == Some(object.metadata.generation)
+                && progressing.is_some_and(|condition| condition.status == ConditionStatus::False)
+                && (status.detail.replicas, status.detail.ready_replicas) == (replicas, ready)
+        })
+        .await;
+    }
+}
+
+pub(crate) fn controller_key() -> ObjectKey {
+    let kind = ReplicationController::PLURAL;
+    ObjectKey::namespaced(ReplicationController::GROUP, kind, "default", "hello").unwrap()
+}
+
+fn controller_spec(replicas: u32) -> ReplicationControllerSpec {
+    let launchable: Launchable = serde_json::from_str(r#"{"location": "artifact:one"}"#).unwrap();
+    let spec = PodSpec {
+        launchables: [("web".to_owned(), launchable)].into(),
+        ..PodSpec::default()
+    };
+    ReplicationControllerSpec {
+        replicas,
+        node_selector: "role=web".into(),
+        strategy: Strategy::Static,
+        max_per_node: 1,
+        deletion_policy: Propagation::Orphan,
+        template: PodTemplate {
+            metadata: TemplateMetadata::default(),
+            spec,
+        },
+    }
+}
+
+/// Waits for a condition on virtual time.
+pub(crate) async fn until<F, Fut>(what: &str, mut holds: F)
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = bool>,
+{
+    for _ in 0..20_000 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("never: {what}");
+}
