@@ -8,7 +8,9 @@ use rpds::RedBlackTreeMapSync;
 
 use super::entry::{Entry, Slot};
 use super::writer::Shared;
-use crate::model::{GroupPlural, Joined, Object, ObjectKey, RecordError, Resource, Tree, Uid};
+use crate::model::{
+    GroupPlural, Joined, Object, ObjectKey, RecordError, Resource, Selector, Tree, Uid,
+};
 use crate::store::{Key, Revision};
 
 /// How new a [`View`] is.
@@ -37,8 +39,10 @@ pub(crate) struct State {
     pub(crate) objects: RedBlackTreeMapSync<Arc<str>, Arc<Entry>>,
     /// `<uid>/<path>` of each object that is owned, to its path.
     pub(crate) owned: RedBlackTreeMapSync<Arc<str>, Arc<str>>,
-    /// Records whose keys are no object's, or that cannot be read, by key.
+    /// Objects' records that cannot be read, by key.
     pub(crate) set_aside: RedBlackTreeMapSync<Arc<str>, Arc<RecordError>>,
+    /// Records of known kinds whose keys are no object's, by key.
+    pub(crate) malformed: RedBlackTreeMapSync<Arc<str>, Arc<RecordError>>,
     /// How far each source has come; None before its first list.
     pub(crate) sources: Arc<[Option<Revision>]>,
 }
@@ -77,9 +81,6 @@ pub(crate) fn path_of(key: &ObjectKey) -> String {
 
 impl View {
     /// How new the view is.
-    ///
-    /// # Panics
-    /// Never for a view from a runtime: it hands out none before every source was read once.
     #[must_use]
     pub fn freshness(&self) -> Freshness {
         let revisions = || {
@@ -150,6 +151,7 @@ impl View {
             node: None,
             namespace: None,
             owner: None,
+            selector: None,
             kind: PhantomData,
         }
     }
@@ -177,7 +179,11 @@ impl View {
     /// Every record that cannot be read.
     #[must_use]
     pub fn set_aside(&self) -> Vec<Arc<RecordError>> {
-        let mut errors: Vec<_> = self.state.set_aside.values().cloned().collect();
+        let records = self.state.set_aside.values();
+        let mut errors: Vec<_> = records
+            .chain(self.state.malformed.values())
+            .cloned()
+            .collect();
         for error in self.shared.unreadable(&self.state) {
             if !self.state.set_aside.contains_key(error.key.as_str()) {
                 errors.push(error);
@@ -245,6 +251,7 @@ pub struct Query<'v, K> {
     node: Option<String>,
     namespace: Option<String>,
     owner: Option<Uid>,
+    selector: Option<Selector>,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -267,6 +274,13 @@ impl<'v, K: Resource> Query<'v, K> {
     #[must_use]
     pub fn owned_by(mut self, uid: &Uid) -> Self {
         self.owner = Some(uid.clone());
+        self
+    }
+
+    /// Only those whose labels the selector matches. An object that cannot be read matches none.
+    #[must_use]
+    pub fn matching(mut self, selector: &Selector) -> Self {
+        self.selector = Some(selector.clone());
         self
     }
 
@@ -300,20 +314,31 @@ impl<'v, K: Resource> Query<'v, K> {
     /// The objects' keys, in their order, also of those that cannot be read.
     #[must_use]
     pub fn keys(&self) -> Vec<ObjectKey> {
+        let key = |entry: &Arc<Entry>| (*entry.key).clone();
         let entries = self.entries().into_iter();
-        entries
-            .filter(|entry| entry.has_intent())
-            .map(|entry| (*entry.key).clone())
-            .collect()
+        match self.selector {
+            None => entries
+                .filter(|entry| entry.has_intent())
+                .map(key)
+                .collect(),
+            Some(_) => entries
+                .filter(|entry| self.selected(entry).is_some())
+                .map(key)
+                .collect(),
+        }
+    }
+
+    fn selected(&self, entry: &Entry) -> Option<Arc<Object<K>>> {
+        let object = self.view.typed::<K>(entry)?.ok()?;
+        let matches = |selector: &Selector| selector.matches(&object.metadata.labels);
+        self.selector.as_ref().is_none_or(matches).then_some(object)
     }
 
     /// The objects, in the order of their keys.
     #[must_use]
     pub fn to_vec(&self) -> Vec<Arc<Object<K>>> {
         let entries = self.entries().into_iter();
-        entries
-            .filter_map(|entry| self.view.typed(entry)?.ok())
-            .collect()
+        entries.filter_map(|entry| self.selected(entry)).collect()
     }
 }
 
