@@ -390,9 +390,10 @@ fn each_line(path: &Path, mut line_is: impl FnMut(&[u8])) -> io::Result<()> {
 /// Whether the shim that wrote `state` still runs: same boot, same process.
 pub fn is_alive(state: &State) -> bool {
     state.boot_id == process::boot_id()
-        && state
-            .shim
-            .is_some_and(|shim| process::start_ticks(shim.pid) == Some(shim.start_ticks))
+        && state.shim.is_some_and(|shim| {
+            // One that has ended and whom nobody has collected yet does nothing any more.
+            process::Process::read(shim.pid).is_some_and(|now| now.id == shim && !now.dead)
+        })
 }
 
 #[cfg(test)]
@@ -533,5 +534,26 @@ mod tests {
         });
         state.boot_id = "another".into();
         assert!(!is_alive(&state));
+    }
+
+    #[test]
+    fn a_process_that_ended_and_was_not_collected_is_not_alive() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let shim = process::identify(child.id());
+        let state = State {
+            boot_id: process::boot_id(),
+            shim,
+            ..State::default()
+        };
+        assert!(is_alive(&state));
+        child.kill().unwrap();
+        while process::Process::read(child.id()).is_some_and(|now| !now.dead) {
+            std::thread::yield_now();
+        }
+        assert!(!is_alive(&state));
+        child.wait().unwrap();
     }
 }

@@ -224,6 +224,25 @@ fn damaged_files_stop_no_shim() {
 }
 
 #[test]
+fn no_file_makes_a_launchable_wait_longer_than_its_policy_allows() {
+    let mut rig = Rig::new("exec sleep 1000");
+    rig.spec.restart.max = Duration::from_secs(100);
+    let (_, _) = rig.run();
+    let mut state = rig.kill_shim();
+    kill(state.child.unwrap(), Signal::KILL);
+    state.phase = Phase::Backoff;
+    state.child = None;
+    state.next_start_boot_ms = Some(u64::MAX);
+    state.seq += 1;
+    fs::write(rig.dir.join("state"), state.encode()).unwrap();
+    let mut client = rig.spawn().unwrap();
+    let state = client
+        .wait_until(SOON, |state| state.phase == Phase::Backoff)
+        .unwrap();
+    assert!(state.next_start_in().unwrap() <= Duration::from_secs(100));
+}
+
+#[test]
 fn a_damaged_spec_is_refused_with_the_reason_and_stops_nothing_that_runs() {
     let rig = Rig::new("exec sleep 1000");
     let (mut client, first) = rig.run();
