@@ -371,7 +371,7 @@ impl PodSpec {
     /// templates of controllers, which name no node.
     pub fn validate(&self, path: &str, errors: &mut Vec<FieldError>) {
         let mut wrong = |field: String, problem: String| {
-            errors.push(FieldError::new(format!("{path}.{field}"), problem))
+            errors.push(FieldError::new(format!("{path}.{field}"), problem));
         };
         if let Some(app) = &self.app
             && let Err(error) = check_name("app", app)

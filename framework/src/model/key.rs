@@ -312,10 +312,10 @@ impl ObjectKey {
     /// Finds tree and object in a store key. `scope` tells the scope of a kind, None for a kind
     /// that is not known; a key that fits neither its scope nor the rules is None too. The last
     /// part of the answer is the writer, for [`Tree::Part`].
-    pub fn parse<'k>(
-        key: &'k Key,
+    pub fn parse(
+        key: &Key,
         scope: impl FnOnce(&str, &str) -> Option<Scope>,
-    ) -> Option<(Tree, Self, Option<&'k str>)> {
+    ) -> Option<(Tree, Self, Option<&str>)> {
         let mut segments = key.as_str().strip_prefix("o/")?.split('/');
         let tree = Tree::parse(segments.next()?)?;
         let (group, plural) = (segments.next()?, segments.next()?);

@@ -320,7 +320,7 @@ impl Limits {
         bytes += transaction
             .compares
             .iter()
-            .map(|compare| compare.key_bytes())
+            .map(Compare::key_bytes)
             .sum::<usize>();
         too_large("transaction in bytes", bytes, self.max_transaction_bytes)
     }
