@@ -8,7 +8,7 @@ use platctrl_kinds::Resources;
 
 use crate::artifacts::Artifacts;
 use crate::auth::Users;
-use crate::cgroup::{Cgroups, Group};
+use crate::cgroup::{self, CgroupError, Cgroups, Group};
 use crate::files::FileError;
 use crate::hoist;
 use crate::launch::{Shims, Supervisor};
@@ -115,7 +115,7 @@ impl Host {
         let shim = layout.install_shim(&shim)?;
         Ok(Self {
             users: Users::open(&layout),
-            cgroups: Cgroups::open(&layout),
+            cgroups: Cgroups::detect(&cgroup::tag(layout.data_dir())),
             artifacts: Artifacts::new(store, config.allow_unverified),
             supervisor: Arc::new(Shims::new(shim)),
             ports: PortBook::default(),
@@ -132,19 +132,24 @@ impl Host {
         &self.layout
     }
 
-    /// The cgroups of a program.
+    /// Makes the cgroups of a program and sets its limits.
     pub(crate) fn group(
         &self,
         name: &PodName,
         program: &str,
         resources: &Resources,
-    ) -> Result<Group, String> {
-        self.cgroups.for_program(name, program, resources)
+    ) -> Result<Group, CgroupError> {
+        self.cgroups.create(&name.directory(), program, resources)
     }
 
-    /// Removes the cgroups of a pod.
-    pub(crate) fn remove_groups(&self, name: &PodName) -> Result<(), String> {
-        self.cgroups.remove_pod(name)
+    /// How often the kernel ended a process of a program for want of memory.
+    pub(crate) fn oom_kills(&self, name: &PodName, program: &str) -> u64 {
+        self.cgroups.oom_kills(&self.cgroups.group(&name.directory(), program))
+    }
+
+    /// Removes the cgroups of a pod. Blocks until nothing lives in them, for some seconds at most.
+    pub(crate) fn remove_groups(&self, name: &PodName) -> Result<(), CgroupError> {
+        self.cgroups.remove_pod(&name.directory())
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::future::join_all;
 
 use crate::auth::Users;
-use crate::cgroup::Cgroups;
+use crate::cgroup::{self, Cgroups};
 use crate::files::{self, FileError};
 use crate::hoist;
 use crate::launch::{Shims, SuperviseError, Supervisor as _, Unit, UnitEvent};
@@ -81,8 +81,9 @@ pub async fn uninstall(data_dir: &Path, grace: Duration) -> Result<Uninstalled, 
         failures.extend(end.err());
     }
     if failures.is_empty() {
-        let cgroups = Cgroups::open(&layout);
-        failures.extend(cgroups.remove_all().err().map(UninstallError::Machine));
+        let cgroups = Cgroups::detect(&cgroup::tag(layout.data_dir()));
+        let removed = cgroups.remove_all().map_err(|error| error.to_string());
+        failures.extend(removed.err().map(UninstallError::Machine));
         let users = Users::open(&layout);
         let removed = users.remove_created().map_err(|error| error.to_string());
         failures.extend(removed.err().map(UninstallError::Machine));

@@ -48,6 +48,8 @@ pub struct UnitSpec {
     pub tracking: Option<PathBuf>,
     /// Further cgroup directories to join, for limits.
     pub cgroups: Vec<PathBuf>,
+    /// Cgroup directories for the supervisor itself, so that it outlives the agent's.
+    pub supervisor_cgroups: Vec<PathBuf>,
     /// Where its output goes.
     pub log_dir: PathBuf,
     /// The log file's name without `.log`.

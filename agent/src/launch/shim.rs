@@ -206,6 +206,7 @@ fn to_shim(unit: &UnitSpec) -> Spec {
         .map(|user| User { uid: user.uid, gid: user.gid, groups: user.groups.clone() });
     spec.tracking.clone_from(&unit.tracking);
     spec.cgroups.clone_from(&unit.cgroups);
+    spec.shim_cgroups.clone_from(&unit.supervisor_cgroups);
     spec.restart.policy = match unit.restart {
         platctrl_kinds::RestartPolicy::Always => RestartPolicy::Always,
         platctrl_kinds::RestartPolicy::OnFailure => RestartPolicy::OnFailure,

@@ -137,6 +137,8 @@ struct Pod {
     gone: bool,
     /// Ends were heard that are not on disk yet.
     unsaved: bool,
+    /// How often the kernel had ended a process of a program for want of memory.
+    oom_kills: ByProgram<u64>,
 }
 
 impl Pod {
@@ -160,6 +162,7 @@ impl Pod {
             told: None,
             gone: false,
             unsaved: false,
+            oom_kills: BTreeMap::new(),
         }
     }
 
@@ -227,6 +230,7 @@ impl Pod {
             self.host.ports.set(&self.name, version.ports.values().copied());
         }
         for program in programs {
+            self.oom_kills.insert(program.clone(), self.host.oom_kills(&self.name, &program));
             let seen = self.record.seen_exits.get(&program).copied().unwrap_or(0);
             self.units.watch(&program, self.paths.shim(&program), seen);
         }

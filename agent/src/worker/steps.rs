@@ -273,7 +273,14 @@ impl Pod {
         let launchable = current.launchable(program).ok_or_else(missing)?;
         let installed = current.installs.get(&known.launchable).ok_or_else(missing)?;
         let root = self.paths.install(&crate::launch::install_name(installed));
-        let group = self.host.group(&self.name, program, &launchable.resources)?;
+        let cgroups = |error: crate::cgroup::CgroupError| error.to_string();
+        let group =
+            self.host.group(&self.name, program, &launchable.resources).map_err(cgroups)?;
+        if !group.unenforced.is_empty() {
+            let message = format!("{program}: {}", group.unenforced.join("; "));
+            self.event(EventType::Warning, "LimitsNotEnforced", message);
+        }
+        let supervisor_cgroups = self.host.cgroups.supervisors().map_err(cgroups)?;
         let surroundings = Surroundings {
             node: &self.host.node,
             pod: &self.name,
@@ -288,6 +295,7 @@ impl Pod {
             user: rustix::process::geteuid().is_root().then(|| current.run_as.clone()),
             tracking: group.tracking,
             cgroups: group.join,
+            supervisor_cgroups,
             log_dir: self.paths.log(),
             log_name: PodPaths::log_name(program),
             restart: launchable.restart.policy,
@@ -330,12 +338,17 @@ impl Pod {
             .map(|version| &version.spec)
             .or(last.map(|last| &last.spec))
             .is_some_and(|spec| spec.keep_data);
-        self.host.remove_groups(&self.name).map_err(|message| Trouble {
-            step: Step::Remove,
-            reason: "CgroupFailed".into(),
-            message,
-            permanent: false,
-        })?;
+        let (host, name) = (std::sync::Arc::clone(&self.host), self.name.clone());
+        let removed = tokio::task::spawn_blocking(move || host.remove_groups(&name)).await;
+        let problem = match removed {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(panic) => Some(panic.to_string()),
+        };
+        if let Some(message) = problem {
+            let reason = "StillAlive".into();
+            return Err(Trouble { step: Step::Remove, reason, message, permanent: false });
+        }
         let (paths, trash) = (self.paths.clone(), self.host.layout.trash());
         self.blocking(Step::Remove, move || remove_files(&paths, &trash, keep_data)).await?;
         self.host.ports.set(&self.name, []);
@@ -393,7 +406,13 @@ impl Pod {
         }
     }
 
-    fn heard_exit(&mut self, program: &str, exit: UnitExit) {
+    fn heard_exit(&mut self, program: &str, mut exit: UnitExit) {
+        if exit.signal == Some(9) && !exit.requested {
+            let kills = self.host.oom_kills(&self.name, program);
+            if self.oom_kills.insert(program.to_owned(), kills).unwrap_or(0) < kills {
+                exit.message = "out of memory: raise resources.memory, or make it need less".into();
+            }
+        }
         let noted = Exit {
             launchable: program.to_owned(),
             at: exit.at,

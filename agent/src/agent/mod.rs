@@ -1,0 +1,194 @@
+//! The agent of a node: carries the store's orders to the workers and their reports back.
+//!
+//! Pods run without it: workers go on from their records on disk, and what cannot be reported now
+//! is reported when the store is back. An object that nothing on this node was done for is claimed
+//! in the store first, so that no crash can make its end be forgotten.
+
+mod memory;
+mod node;
+mod pods;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use platctrl_framework::controller::{Controller, RunError, Runtime, RuntimeHandle};
+use platctrl_framework::model::{GroupPlural, InvalidName, Resource as _, Tree, check_name};
+use platctrl_framework::store::{Prefix, Store};
+use platctrl_kinds::Pod;
+use tokio_util::sync::CancellationToken;
+
+use crate::files::FileError;
+use crate::host::{Host, HostConfig, HostError};
+use memory::Memory;
+use node::{Keeper, NodeError};
+use pods::Pods;
+
+/// The name that claims and events give.
+pub(crate) const CONTROLLER: &str = "agent";
+/// How long reports that wait to be written may take when the agent stops.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How an agent works.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct AgentConfig {
+    /// How the node runs pods.
+    pub host: HostConfig,
+    /// Where orders come from.
+    pub store: Arc<dyn Store>,
+}
+
+impl AgentConfig {
+    /// An agent of this node on that store.
+    pub fn new(host: HostConfig, store: Arc<dyn Store>) -> Self {
+        Self { host, store }
+    }
+}
+
+/// Why an agent cannot work, or does not any more. Pods keep running in any case.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// The node cannot run pods.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The node's name cannot be one.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// Another agent works under the node's name.
+    #[error("another agent works as node `{node}` ({other}): this one stops; give each machine a name of its own with --node")]
+    NameInUse {
+        /// The node.
+        node: String,
+        /// What is known of the other one.
+        other: String,
+    },
+    /// The agent's memory on disk cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The runtime ended.
+    #[error(transparent)]
+    Runtime(#[from] RunError),
+}
+
+/// The agent of a node.
+#[derive(Debug)]
+pub struct Agent {
+    host: Arc<Host>,
+    store: Arc<dyn Store>,
+    pods: Arc<Pods>,
+    keeper: Keeper,
+    runtime: Runtime,
+}
+
+/// The prefixes that an agent watches. Each needs an anchor, which admitting a node writes
+/// ([`write_prefix_anchor`](platctrl_framework::cache::write_prefix_anchor)).
+///
+/// # Errors
+/// When `node` is no valid name.
+pub fn watched_prefixes(node: &str) -> Result<[Prefix; 2], InvalidName> {
+    check_name("node name", node)?;
+    let kind: GroupPlural = Pod::group_plural();
+    Ok([Tree::Intent, Tree::Reality].map(|tree| {
+        let prefix = format!("{}{node}/", kind.prefix(tree));
+        Prefix::new(prefix).expect("a checked name makes a valid prefix")
+    }))
+}
+
+impl Agent {
+    /// Takes the data directory, and starts to look after the pods that are on the node. Nothing
+    /// is asked of the store yet.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn new(config: AgentConfig) -> Result<Self, AgentError> {
+        let AgentConfig { host, store } = config;
+        let prefixes = watched_prefixes(&host.node)?;
+        let environment = host.environment.clone();
+        let (host, memory) = tokio::task::spawn_blocking(move || {
+            let host = Host::open(host)?;
+            let memory = Memory::open(&host)?;
+            Ok::<_, AgentError>((Arc::new(host), memory))
+        })
+        .await
+        .map_err(|panic| RunError::Internal { task: "start", reason: panic.to_string() })??;
+
+        let pods = Pods::start(Arc::clone(&host))?;
+        let keeper = Keeper::new(Arc::clone(&host), Arc::clone(&store), memory, Arc::clone(&pods));
+        let mut runtime = Runtime::new(Arc::clone(&store), environment).name(&host.node).grace(GRACE);
+        for prefix in prefixes {
+            runtime = runtime.watch(prefix);
+        }
+        let (wanted, ended, absent) = (Arc::clone(&pods), Arc::clone(&pods), Arc::clone(&pods));
+        let fence = keeper.fence();
+        let (fence1, fence2, fence3) = (fence.clone(), fence.clone(), fence);
+        let controller = Controller::<Pod>::new(CONTROLLER, move |object, context| {
+            let (pods, fence) = (Arc::clone(&wanted), fence1.clone());
+            async move { pods.reconcile(&object, &context, &fence).await }
+        })
+        .on_delete(move |object, context| {
+            let (pods, fence) = (Arc::clone(&ended), fence2.clone());
+            async move { pods.reconcile(&object, &context, &fence).await }
+        })
+        .on_absent(move |object, context| {
+            let (pods, fence) = (Arc::clone(&absent), fence3.clone());
+            async move { pods.missing(&object, &context, &fence).await }
+        })
+        .triggered_by(pods.trigger());
+        let runtime = runtime.controller(controller);
+        Ok(Self { host, store, pods, keeper, runtime })
+    }
+
+    /// Looks into the agent's view of the store.
+    #[must_use]
+    pub fn handle(&self) -> RuntimeHandle {
+        self.runtime.handle()
+    }
+
+    /// What the pods' workers told last.
+    #[must_use]
+    pub fn reports(&self) -> Vec<crate::Report> {
+        self.pods.reports()
+    }
+
+    /// Works until `shutdown`; pods keep running afterwards.
+    ///
+    /// # Errors
+    /// [`AgentError::NameInUse`] when another agent took the node's name.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), AgentError> {
+        let Self { host, store, pods, keeper, runtime } = self;
+        let stopped = shutdown.clone();
+        let handle = runtime.handle();
+        let runtime = runtime.shutdown_on(async move { stopped.cancelled().await });
+        let work = async {
+            // Orders are believed only from the store that this node belongs to, under its name.
+            let begun = tokio::select! {
+                begun = keeper.begin() => begun,
+                () = shutdown.cancelled() => return Ok(()),
+            };
+            begun.map_err(|error| error.into_agent_error(&host.node))?;
+            pods.wake_all();
+            let mut running = std::pin::pin!(runtime.run());
+            tokio::select! {
+                result = &mut running => result.map_err(AgentError::from),
+                error = keeper.run() => {
+                    // The other agent has the name: what this one has to say counts no more.
+                    handle.stop();
+                    let _ = running.await;
+                    Err(error.into_agent_error(&host.node))
+                }
+            }
+        };
+        let result = work.await;
+        drop(store);
+        pods.leave().await;
+        result
+    }
+}
+
+impl NodeError {
+    fn into_agent_error(self, node: &str) -> AgentError {
+        let Self::NameInUse { other } = self;
+        AgentError::NameInUse { node: node.to_owned(), other }
+    }
+}

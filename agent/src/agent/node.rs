@@ -1,0 +1,334 @@
+//! The node's own record: who works under its name, what the machine is, and that it lives.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use platctrl_framework::client::{Batch, Client, ClientError};
+use platctrl_framework::model::{
+    Condition, ConditionStatus, Joined, ObjectKey, Phase, Reality, Resource as _, Status, Tree, identity,
+};
+use platctrl_framework::store::{Compare, Key, Revision, Store, StoreError, Transaction};
+use platctrl_kinds::{Node, NodeSpec, NodeStatus};
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::memory::{Memory, random};
+use super::pods::Pods;
+use crate::host::Host;
+
+/// Time between beats.
+const BEAT: Duration = Duration::from_secs(10);
+/// Time between attempts while the store or the node's record is not there.
+const RETRY: Duration = Duration::from_secs(1);
+/// Another machine that does not beat for so long has given up the name.
+const SILENCE: Duration = Duration::from_secs(25);
+/// How often it is looked whether all pods of an older incarnation are gone.
+const RETIRING: Duration = Duration::from_millis(200);
+
+/// Why the node's name cannot be kept.
+#[derive(Debug)]
+pub(super) enum NodeError {
+    /// Another agent works under it.
+    NameInUse {
+        /// What is known of it.
+        other: String,
+    },
+}
+
+/// What every report of this agent compares: that the node's record is still this agent's.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Fence {
+    own: Arc<Mutex<Option<(Key, Revision)>>>,
+}
+
+impl Fence {
+    /// The compare; None while the record is not this agent's.
+    pub(super) fn compare(&self) -> Option<Compare> {
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        own.clone().map(|(key, revision)| Compare::Revision(key, revision))
+    }
+
+    fn set(&self, own: Option<(Key, Revision)>) {
+        *self.own.lock().unwrap_or_else(PoisonError::into_inner) = own;
+    }
+}
+
+/// A sign of life.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Beat {
+    /// Which machine.
+    machine: String,
+    /// Which run of its agent.
+    instance: String,
+    /// Counts beats.
+    count: u64,
+    /// When, by that machine's clock.
+    at: jiff::Timestamp,
+}
+
+/// Keeps the node's record.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    host: Arc<Host>,
+    client: Client,
+    pods: Arc<Pods>,
+    memory: AsyncMutex<Memory>,
+    fence: Fence,
+    instance: String,
+    beats: std::sync::atomic::AtomicU64,
+}
+
+/// Why an attempt came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum Attempt {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Identity(#[from] identity::IdentityError),
+    #[error(transparent)]
+    File(#[from] crate::files::FileError),
+    #[error("this node belongs to the store {known}, and {found} answers: no order is taken from it; use the right store, or a new data directory")]
+    OtherStore { known: String, found: String },
+    #[error("the node is not admitted: `platctrl node admit` makes its record")]
+    NotAdmitted,
+    #[error("the node's record cannot be read: {0}")]
+    Unreadable(#[from] serde_json::Error),
+    #[error("another agent has the name")]
+    Lost(Option<Beat>),
+}
+
+impl From<StoreError> for Attempt {
+    fn from(error: StoreError) -> Self {
+        Self::Client(error.into())
+    }
+}
+
+impl Keeper {
+    pub(super) fn new(
+        host: Arc<Host>,
+        store: Arc<dyn Store>,
+        memory: Memory,
+        pods: Arc<Pods>,
+    ) -> Self {
+        let environment = host.environment.clone();
+        let instance = random(&environment);
+        let client = Client::new(store, environment, format!("agent/{}", host.node));
+        Self {
+            host,
+            client,
+            pods,
+            memory: AsyncMutex::new(memory),
+            fence: Fence::default(),
+            instance,
+            beats: std::sync::atomic::AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn fence(&self) -> Fence {
+        self.fence.clone()
+    }
+
+    fn key(&self) -> Result<ObjectKey, Attempt> {
+        let key = ObjectKey::cluster(Node::GROUP, Node::PLURAL, &self.host.node);
+        Ok(key.map_err(ClientError::from)?)
+    }
+
+    fn beat_key(&self) -> Result<Key, Attempt> {
+        let key = Key::new(format!("x/beat/{}", self.host.node));
+        key.map_err(|error| StoreError::Invalid { reason: error.to_string() }.into())
+    }
+
+    /// Waits until the store is there, is the one that this node belongs to, and the node's name
+    /// is this agent's.
+    pub(super) async fn begin(&self) -> Result<(), NodeError> {
+        let mut told = String::new();
+        loop {
+            match self.try_begin().await {
+                Ok(()) => return Ok(()),
+                Err(Attempt::Lost(other)) => return Err(in_use(other)),
+                Err(error) => {
+                    // The same trouble is told once.
+                    let text = error.to_string();
+                    if text != told {
+                        tracing::warn!(node = self.host.node, %error, "no orders yet; pods keep running");
+                        told = text;
+                    }
+                    self.host.environment.sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn try_begin(&self) -> Result<(), Attempt> {
+        let (anchor, _) = identity::open(&**self.client.store()).await?;
+        let mut memory = self.memory.lock().await;
+        let known = memory.known().store_id.clone();
+        if known.is_empty() {
+            memory.change(|known| known.store_id.clone_from(&anchor.store_id))?;
+        } else if known != anchor.store_id {
+            return Err(Attempt::OtherStore { known, found: anchor.store_id });
+        }
+        self.take_name(&memory.known().machine).await?;
+        drop(memory);
+        self.refresh(true).await
+    }
+
+    /// The name is this machine's when its last beat was this machine's, or nobody's for a while.
+    async fn take_name(&self, machine: &str) -> Result<(), Attempt> {
+        let first = self.last_beat().await?;
+        let Some(first) = first.filter(|beat| beat.machine != machine) else { return Ok(()) };
+        self.host.environment.sleep(SILENCE).await;
+        match self.last_beat().await? {
+            Some(now) if now != first && now.machine != machine => Err(Attempt::Lost(Some(now))),
+            _ => Ok(()),
+        }
+    }
+
+    async fn last_beat(&self) -> Result<Option<Beat>, Attempt> {
+        let snapshot = self.client.store().get(&[self.beat_key()?]).await?;
+        let record = snapshot.records.into_iter().flatten().next();
+        // One that cannot be read is nobody's.
+        Ok(record.and_then(|record| serde_json::from_slice(&record.value).ok()))
+    }
+
+    /// Beats, and keeps the node's record right, until the name is lost.
+    pub(super) async fn run(&self) -> NodeError {
+        loop {
+            let wait = match self.refresh(false).await {
+                Ok(()) => BEAT,
+                Err(Attempt::Lost(other)) => {
+                    self.fence.set(None);
+                    tracing::error!(node = self.host.node, "another agent works under this node's name");
+                    return in_use(other);
+                }
+                Err(error) => {
+                    tracing::debug!(node = self.host.node, %error, "cannot keep the node's record");
+                    RETRY
+                }
+            };
+            self.host.environment.sleep(wait).await;
+        }
+    }
+
+    /// One round. The first takes the node's record over; later ones find it this agent's, or the
+    /// name is lost.
+    async fn refresh(&self, first: bool) -> Result<(), Attempt> {
+        let key = self.key()?;
+        let joined = self.client.joined(&key).await?;
+        let intent = joined.intent.as_ref().ok_or(Attempt::NotAdmitted)?;
+        let spec: NodeSpec = serde_json::from_value(intent.value.spec.clone())?;
+        let claim = joined.reality.as_ref().and_then(|it| it.value.metadata.claim.clone());
+        let foreign = claim.is_some_and(|claim| claim != self.instance);
+        if foreign && !first {
+            return Err(Attempt::Lost(self.last_beat().await?));
+        }
+        self.follow_incarnation(spec.incarnation).await?;
+        self.report(&joined, spec.incarnation).await?;
+        self.beat().await
+    }
+
+    /// A newer incarnation is the order to end what was started under the older one.
+    async fn follow_incarnation(&self, wanted: u64) -> Result<(), Attempt> {
+        let mut memory = self.memory.lock().await;
+        if wanted <= memory.known().incarnation {
+            return Ok(());
+        }
+        self.pods.retire();
+        while !self.pods.is_empty() {
+            self.host.environment.sleep(RETIRING).await;
+        }
+        Ok(memory.change(|known| known.incarnation = wanted)?)
+    }
+
+    async fn report(&self, joined: &Joined, incarnation: u64) -> Result<(), Attempt> {
+        let stored = joined.own_reality().map(|reality| reality.value.clone());
+        let mut conditions =
+            stored.as_ref().map(|it| it.status.conditions.clone()).unwrap_or_default();
+        let generation = joined.intent.as_ref().map_or(0, |it| it.value.metadata.generation);
+        let ready =
+            Condition::new("Ready", ConditionStatus::True, "AgentRuns", "the node's agent runs");
+        conditions.set(ready, generation, self.host.environment.now());
+        let status = Status::<NodeStatus> {
+            phase: Phase::default(),
+            observed_generation: Some(generation),
+            observed_spec: joined.intent.as_ref().map(|it| it.value.spec_digest()),
+            conditions,
+            detail: NodeStatus {
+                attributes: facts(),
+                agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+                incarnation,
+                pods: self.pods.count(),
+            },
+        };
+        let mut batch = Batch::new();
+        batch.report_typed::<Node>(joined, &status)?;
+        let mut transaction = batch.into_transaction();
+        let key = joined.key.store_key(Tree::Reality);
+        let mine = stored.as_ref().is_some_and(|it| it.metadata.claim.as_deref() == Some(&self.instance));
+        if transaction.writes.is_empty() && mine {
+            if let Some(reality) = &joined.reality {
+                self.fence.set(Some((key, reality.modified)));
+            }
+            return Ok(());
+        }
+        if transaction.writes.is_empty() {
+            // Nothing but the claim changes.
+            if let (Some(reality), Some(stored)) = (&joined.reality, &stored) {
+                let value = serde_json::to_vec(stored)?;
+                transaction = Transaction::new()
+                    .require_unchanged(key.clone(), Some(reality.modified))
+                    .put(key.clone(), value);
+            }
+        }
+        for write in &mut transaction.writes {
+            if let platctrl_framework::store::Write::Put { value, .. } = write {
+                let mut reality: Reality = serde_json::from_slice(value)?;
+                reality.metadata.claim = Some(self.instance.clone());
+                *value = serde_json::to_vec(&reality)?.into();
+            }
+        }
+        let revision = self.client.store().commit(transaction).await?;
+        self.fence.set(Some((key, revision)));
+        Ok(())
+    }
+
+    async fn beat(&self) -> Result<(), Attempt> {
+        let count = self.beats.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let beat = Beat {
+            machine: self.memory.lock().await.known().machine.clone(),
+            instance: self.instance.clone(),
+            count,
+            at: self.host.environment.now(),
+        };
+        let transaction = Transaction::new().put(self.beat_key()?, serde_json::to_vec(&beat)?);
+        self.client.store().commit(transaction).await?;
+        Ok(())
+    }
+}
+
+fn in_use(other: Option<Beat>) -> NodeError {
+    let other = match other {
+        Some(beat) => format!("machine {}, instance {}, last heard of at {}", beat.machine, beat.instance, beat.at),
+        None => "it has not beaten yet".to_owned(),
+    };
+    NodeError::NameInUse { other }
+}
+
+/// Facts about the machine. A selector may name them; nothing is trusted for them.
+pub(crate) fn facts() -> BTreeMap<String, String> {
+    let uname = rustix::system::uname();
+    let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let memory = rustix::system::sysinfo();
+    let bytes = memory.totalram.saturating_mul(u64::from(memory.mem_unit));
+    BTreeMap::from([
+        ("attr.os".into(), std::env::consts::OS.into()),
+        ("attr.arch".into(), std::env::consts::ARCH.into()),
+        ("attr.kernel".into(), text(uname.release())),
+        ("attr.hostname".into(), text(uname.nodename())),
+        ("attr.cpus".into(), cpus.to_string()),
+        ("attr.memory".into(), bytes.to_string()),
+    ])
+}

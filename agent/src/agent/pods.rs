@@ -1,0 +1,358 @@
+//! The workers of a node, by pod: their orders from the store, and what they told.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use platctrl_framework::controller::{Absent, Action, Context, ReconcileError, Trigger};
+use platctrl_framework::model::{
+    Conditions, Intent, KindDefinition, Object, ObjectKey, Resource as _, Status, Uid, schema,
+};
+use platctrl_kinds::{Pod, PodPhase, PodStatus};
+use serde_json::Value;
+
+use super::node::Fence;
+use crate::files::FileError;
+use crate::host::Host;
+use crate::name::PodName;
+use crate::plan::Order;
+use crate::report::{Observer, PodEvent, Report};
+use crate::state::{Found, PodRecord};
+use crate::version::{Desired, Tombstone};
+use crate::worker::Worker;
+
+/// Events of one pod that wait to be recorded; of more, the oldest are lost.
+const EVENTS: usize = 64;
+
+#[derive(Debug, Default)]
+struct Known {
+    worker: Option<Worker>,
+    /// Whose programs and files are here.
+    occupant: Uid,
+    report: Option<Report>,
+    events: Vec<PodEvent>,
+}
+
+/// Hears the workers.
+#[derive(Debug)]
+struct Ear {
+    node: String,
+    trigger: Trigger,
+    known: Mutex<BTreeMap<PodName, Known>>,
+}
+
+impl Ear {
+    fn known(&self) -> MutexGuard<'_, BTreeMap<PodName, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn key(&self, name: &PodName) -> Option<ObjectKey> {
+        ObjectKey::on_node(Pod::GROUP, Pod::PLURAL, &self.node, name.namespace(), name.name()).ok()
+    }
+
+    fn fire(&self, name: &PodName, reason: &str) {
+        if let Some(key) = self.key(name) {
+            self.trigger.fire(key, reason);
+        }
+    }
+}
+
+impl Observer for Ear {
+    fn report(&self, report: Report) {
+        let name = report.name.clone();
+        {
+            let mut known = self.known();
+            let pod = known.entry(name.clone()).or_default();
+            pod.occupant = if report.phase == PodPhase::Gone { Uid::default() } else { report.uid.clone() };
+            pod.report = Some(report);
+        }
+        self.fire(&name, "the pod's state on the node changed");
+    }
+
+    fn event(&self, event: PodEvent) {
+        let name = event.name.clone();
+        {
+            let mut known = self.known();
+            let events = &mut known.entry(name.clone()).or_default().events;
+            if events.len() == EVENTS {
+                events.remove(0);
+            }
+            events.push(event);
+        }
+        self.fire(&name, "something happened to the pod on the node");
+    }
+}
+
+/// The pods of a node.
+#[derive(Debug)]
+pub(super) struct Pods {
+    host: Arc<Host>,
+    ear: Arc<Ear>,
+    /// The schema of a pod's spec: what this agent knows of it.
+    schema: Value,
+}
+
+impl Pods {
+    /// Starts a worker for each pod that is on the node. Without an order they keep running what
+    /// runs.
+    pub(super) fn start(host: Arc<Host>) -> Result<Arc<Self>, FileError> {
+        let schema = KindDefinition::of::<Pod>().schema;
+        let schema = schema.pointer("/properties/spec").cloned().unwrap_or(Value::Null);
+        let ear = Arc::new(Ear {
+            node: host.node.clone(),
+            trigger: Trigger::new(),
+            known: Mutex::default(),
+        });
+        let pods = Arc::new(Self { host, ear, schema });
+        for name in pods.host.layout.pods()? {
+            let paths = pods.host.layout.pod(&name);
+            // Whose it is has to be known before anything of that name is claimed.
+            if let Found::Whole(record) = PodRecord::read(&name, &paths.record(), &[])?
+                && !record.is_blank()
+            {
+                pods.ear.known().entry(name.clone()).or_default().occupant = record.uid;
+            }
+            pods.order(&name, Order::Unknown);
+        }
+        Ok(pods)
+    }
+
+    pub(super) fn trigger(&self) -> &Trigger {
+        &self.ear.trigger
+    }
+
+    pub(super) fn reports(&self) -> Vec<Report> {
+        self.ear.known().values().filter_map(|known| known.report.clone()).collect()
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.ear.known().values().filter(|known| known.worker.is_some()).count() as u64
+    }
+
+    /// Makes every pod be looked at: also those of which the store knows nothing.
+    pub(super) fn wake_all(&self) {
+        let names: Vec<_> = self.ear.known().keys().cloned().collect();
+        for name in names {
+            self.ear.fire(&name, "the agent started");
+        }
+    }
+
+    /// Ends all that was started under an incarnation that was given up.
+    pub(super) fn retire(&self) {
+        let occupied: Vec<_> = {
+            let known = self.ear.known();
+            let with_worker = known.iter().filter(|(_, pod)| pod.worker.is_some());
+            with_worker.map(|(name, _)| name.clone()).collect()
+        };
+        for name in occupied {
+            let paths = self.host.layout.pod(&name);
+            let record = match PodRecord::read(&name, &paths.record(), &[]) {
+                Ok(Found::Whole(record)) => record,
+                Ok(_) => continue,
+                Err(error) => {
+                    tracing::error!(pod = %name, %error, "cannot read what to stop");
+                    continue;
+                }
+            };
+            let Some(mut last) = record.last.filter(|last| last.uid == record.uid) else { continue };
+            last.tombstone = Some(Tombstone {
+                grace: None,
+                by: "node retirement".into(),
+                reason: Some("the node was given up and its pods were replaced".into()),
+            });
+            self.order(&name, Order::Want(Box::new(last)));
+        }
+    }
+
+    /// Nothing is left of what was there before.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ear.known().values().all(|pod| {
+            pod.occupant.is_empty() || pod.worker.as_ref().is_none_or(Worker::is_finished)
+        })
+    }
+
+    /// Ends all workers; programs keep running.
+    pub(super) async fn leave(&self) {
+        let workers: Vec<_> = {
+            let mut known = self.ear.known();
+            known.values_mut().filter_map(|known| known.worker.take()).collect()
+        };
+        for worker in workers {
+            worker.leave().await;
+        }
+    }
+
+    fn order(&self, name: &PodName, order: Order) {
+        let mut known = self.ear.known();
+        let pod = known.entry(name.clone()).or_default();
+        match &pod.worker {
+            Some(worker) if !worker.is_finished() => worker.order(order),
+            _ => {
+                let observer = Arc::clone(&self.ear) as Arc<dyn Observer>;
+                let host = Arc::clone(&self.host);
+                pod.worker = Some(Worker::spawn(host, observer, name.clone(), order));
+            }
+        }
+    }
+
+    /// Another pod of this name has its programs here, and nobody ordered its end.
+    fn is_taken(&self, name: &PodName, uid: &Uid) -> bool {
+        let known = self.ear.known();
+        known.get(name).is_some_and(|pod| !pod.occupant.is_empty() && pod.occupant != *uid)
+    }
+
+    /// The report on this uid, if there is one.
+    fn report_on(&self, name: &PodName, uid: &Uid) -> Option<Report> {
+        let known = self.ear.known();
+        known.get(name)?.report.clone().filter(|report| report.uid == *uid)
+    }
+
+    fn record_events(&self, name: &PodName, context: &Context) {
+        let events = {
+            let mut known = self.ear.known();
+            known.get_mut(name).map(|pod| std::mem::take(&mut pod.events)).unwrap_or_default()
+        };
+        for event in events {
+            context.event(event.event_type, event.reason, event.message);
+        }
+    }
+
+    /// Gives the worker its order and the store the worker's report.
+    pub(super) async fn reconcile(
+        &self,
+        object: &Object<Pod>,
+        context: &Context,
+        fence: &Fence,
+    ) -> Result<Action, ReconcileError> {
+        let Some((name, intent)) = name_of(context.key())
+            .and_then(|name| Some((name, context.joined().intent?.value)))
+        else {
+            return Ok(Action::await_change());
+        };
+        let desired = self.desired(object, &intent);
+        let ends = desired.tombstone.is_some();
+        let uid = desired.uid.clone();
+        if self.is_taken(&name, &uid) {
+            // Held by the worker. The reality is the other's, and stays.
+            self.order(&name, Order::Want(Box::new(desired)));
+            self.record_events(&name, context);
+            return Ok(Action::await_change());
+        }
+        if !ends {
+            context.claim().await?;
+        }
+        let gone = |report: &Report| report.phase == PodPhase::Gone;
+        let report = self.report_on(&name, &uid);
+        // What is gone is not looked for again.
+        if !(ends && report.as_ref().is_some_and(gone)) {
+            self.order(&name, Order::Want(Box::new(desired)));
+        }
+        self.record_events(&name, context);
+        if let Some(report) = report {
+            self.publish(context, &report, fence).await?;
+        }
+        Ok(Action::await_change())
+    }
+
+    /// Somebody's record is missing: what runs keeps running and says so.
+    pub(super) async fn missing(
+        &self,
+        absent: &Absent<Pod>,
+        context: &Context,
+        fence: &Fence,
+    ) -> Result<Action, ReconcileError> {
+        let Some(name) = name_of(&absent.key) else { return Ok(Action::await_change()) };
+        let (lives, report) = {
+            let mut known = self.ear.known();
+            let Some(pod) = known.get(&name) else { return Ok(Action::await_change()) };
+            let lives = pod.worker.as_ref().is_some_and(|worker| !worker.is_finished());
+            let report = pod.report.clone();
+            if !lives {
+                // It was ended in order, and its records are removed.
+                known.remove(&name);
+            }
+            (lives, report)
+        };
+        if !lives {
+            return Ok(Action::await_change());
+        }
+        self.order(&name, Order::Missing);
+        self.record_events(&name, context);
+        if let (Some(report), Some(reality)) = (report, &absent.reality)
+            && reality.value.metadata.uid == report.uid
+        {
+            self.publish(context, &report, fence).await?;
+        }
+        Ok(Action::await_change())
+    }
+
+    async fn publish(
+        &self,
+        context: &Context,
+        report: &Report,
+        fence: &Fence,
+    ) -> Result<(), ReconcileError> {
+        let Some(compare) = fence.compare() else {
+            // The name is not ours yet, or not any more.
+            return Err(ReconcileError::retry_after(
+                Duration::from_secs(1),
+                "the node's own record is not written yet",
+            ));
+        };
+        let joined = context.joined();
+        let stored = joined.reality.map(|reality| reality.value.status).unwrap_or_default();
+        let now = context.environment().now();
+        let status = status(report, &stored.conditions, now);
+        let mut changes = context.changes();
+        changes.report::<Pod>(&status)?;
+        if !changes.batch().is_empty() {
+            changes.require(compare);
+            changes.commit().await?;
+        }
+        Ok(())
+    }
+
+    fn desired(&self, object: &Object<Pod>, intent: &Intent) -> Desired {
+        let metadata = &intent.metadata;
+        let tombstone = metadata.deletion.as_ref().filter(|it| it.uid == metadata.uid);
+        let unknown = schema::unknown_fields(&intent.spec, &self.schema, "spec");
+        Desired {
+            uid: metadata.uid.clone(),
+            generation: metadata.generation,
+            digest: intent.spec_digest(),
+            spec: object.spec.clone(),
+            labels: metadata.labels.clone(),
+            tombstone: tombstone.map(|deletion| Tombstone {
+                grace: deletion.grace_seconds.map(|it| Duration::from_secs(u64::from(it))),
+                by: deletion.by.clone(),
+                reason: deletion.reason.clone(),
+            }),
+            unsupported: unknown.into_iter().next(),
+        }
+    }
+}
+
+fn name_of(key: &ObjectKey) -> Option<PodName> {
+    PodName::new(key.namespace()?, key.name()).ok()
+}
+
+/// The status that a report makes of what is stored: times of conditions move with their status.
+fn status(report: &Report, stored: &Conditions, now: jiff::Timestamp) -> Status<PodStatus> {
+    let mut conditions = stored.clone();
+    for kind in ["Ready", "Installed", "Held"] {
+        if report.condition(kind).is_none() {
+            conditions.remove(kind);
+        }
+    }
+    for condition in &report.conditions {
+        conditions.set(condition.clone(), condition.observed_generation, now);
+    }
+    // Nothing but a generation or a text may have changed: then the stored time stays.
+    Status {
+        phase: report.phase.into(),
+        observed_generation: Some(report.observed_generation),
+        observed_spec: report.observed_spec,
+        conditions,
+        detail: report.status.clone(),
+    }
+}
