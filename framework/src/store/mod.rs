@@ -74,6 +74,10 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// between may be left out. All changes of one transaction under the prefix come in one
     /// [`WatchEvent::Changes`]. After a [`WatchEvent::Reset`] or an error the stream ends: read
     /// the prefix again, compare with what was known, and watch from there.
+    ///
+    /// The revisions of the events of one stream never go back, and a watcher of a quiet prefix
+    /// learns of newer revisions by [`WatchEvent::Progress`] in bounded time. A watch from a
+    /// revision that the store has not reached is another history: it ends with a `Reset`.
     fn watch(&self, prefix: Prefix, after: Revision) -> WatchStream;
 
     /// Makes a lease that ends unless [kept alive](Store::keep_alive) within `ttl`. The backend
@@ -128,9 +132,11 @@ pub struct ListRequest {
     pub prefix: Prefix,
     /// Start after this key: the last one of the page before.
     pub after: Option<Key>,
-    /// At most this many records; the backend may return fewer.
+    /// At most this many records; the backend may return fewer. Zero is an empty page or
+    /// `Invalid`.
     pub limit: usize,
-    /// Read as of this revision. None reads the newest state. A backend without
+    /// Read as of this revision, which must be one that the store has reached and still keeps.
+    /// None reads the newest state. A backend without
     /// [`Capabilities::pinned_reads`] serves the newest state in any case and says so by the
     /// page's revision.
     pub at: Option<Revision>,
@@ -160,7 +166,7 @@ pub struct Page {
     pub records: Vec<Record>,
     /// The revision that the page was read at.
     pub revision: Revision,
-    /// More keys follow the last one.
+    /// More keys follow the last one; false only when none does.
     pub more: bool,
 }
 
@@ -171,7 +177,7 @@ pub enum WatchEvent {
     Changes {
         /// Everything under the prefix up to this revision has now been delivered.
         revision: Revision,
-        /// The changes, in key order.
+        /// The changes, in key order. Never empty.
         changes: Vec<Change>,
     },
     /// Nothing changed under the prefix up to this revision.
