@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use platctrl_shim_lib::{Phase, Request, RestartPolicy};
 
-use crate::rig::{Rig, SOON, Tmpfs, alive, pid_in, running, wait_for};
+use crate::rig::{Rig, SOON, alive, pid_in, running, wait_for};
 
 fn total(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).unwrap();
@@ -70,13 +70,13 @@ fn a_flood_without_a_newline_is_kept_within_bounds() {
 
 #[test]
 fn a_full_disk_loses_output_tells_how_much_and_never_stops_the_launchable() {
-    let rig = Rig::new(
+    let mut rig = Rig::new(
         "echo begin; head -c 200000 /dev/zero; echo $$ > $OUT/wrote; \
          while [ ! -e $OUT/go ]; do sleep 0.01; done; echo after; exec sleep 1000",
     );
-    let Some(_disk) = Tmpfs::mount(&rig.spec.log.dir, "64k") else {
+    if !rig.mount(&rig.spec.log.dir.clone(), "64k") {
         return;
-    };
+    }
     let (mut client, state) = rig.run();
     pid_in(&rig.out("wrote"));
     let full = client

@@ -10,9 +10,7 @@ use platctrl_shim_lib::{
 };
 use rustix::process::Signal;
 
-use crate::rig::{
-    Rig, SOON, Tmpfs, alive, identify, kill, pid_in, running, running_again, wait_for,
-};
+use crate::rig::{Rig, SOON, alive, identify, kill, pid_in, running, running_again, wait_for};
 
 #[test]
 fn after_a_killed_shim_the_next_ends_the_old_copy_records_unknown_and_starts_one() {
@@ -287,9 +285,9 @@ fn a_full_disk_makes_no_shim_forget() {
     let mut rig = Rig::new("exec sleep 1000");
     let disk = rig.root().join("disk");
     fs::create_dir(&disk).unwrap();
-    let Some(_mounted) = Tmpfs::mount(&disk, "256k") else {
+    if !rig.mount(&disk, "256k") {
         return;
-    };
+    }
     rig.dir = disk.join("shim");
     let (mut client, first) = rig.run();
     let full = fs::write(disk.join("filler"), vec![1; 1 << 20]).unwrap_err();

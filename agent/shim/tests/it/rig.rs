@@ -17,6 +17,8 @@ use rustix::process::{Pid, Signal, kill_process};
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 pub(crate) struct Rig {
+    /// Unmounted at the end: after the shim has left, before the directories go.
+    disk: Option<Tmpfs>,
     root: tempfile::TempDir,
     /// The shim's directory.
     pub(crate) dir: PathBuf,
@@ -50,6 +52,7 @@ impl Rig {
             dir: base.join("shim"),
             spec,
             cgroup: None,
+            disk: None,
         };
         rig.script(script);
         rig
@@ -112,6 +115,12 @@ impl Rig {
         state
     }
 
+    /// Mounts a file system of that size, when this test is root and may.
+    pub(crate) fn mount(&mut self, at: &Path, size: &str) -> bool {
+        self.disk = Tmpfs::mount(at, size);
+        self.disk.is_some()
+    }
+
     /// A cgroup of this rig's own in the v2 hierarchy, when this test is root and there is one.
     pub(crate) fn track(&mut self) -> bool {
         let Some(group) = cgroup_v2().filter(|_| is_root("a tracking cgroup")) else {
@@ -152,11 +161,11 @@ impl Drop for Rig {
     }
 }
 
-/// A tiny file system of its own; unmounted at the end.
-pub(crate) struct Tmpfs(PathBuf);
+/// A tiny file system; unmounted at the end.
+struct Tmpfs(PathBuf);
 
 impl Tmpfs {
-    pub(crate) fn mount(at: &Path, size: &str) -> Option<Self> {
+    fn mount(at: &Path, size: &str) -> Option<Self> {
         if !is_root("mounting a small tmpfs") {
             return None;
         }
