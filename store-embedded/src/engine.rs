@@ -193,7 +193,8 @@ impl Engine {
             path: path.to_owned(),
             detail,
         };
-        let read = || -> Result<(Option<Vec<u8>>, Option<Vec<u8>>), EngineError> {
+        type Value = Option<Vec<u8>>;
+        let read = || -> Result<(Value, Value), EngineError> {
             let transaction = self.database.begin_read()?;
             let meta = match transaction.open_table(META) {
                 Err(TableError::TableDoesNotExist(_)) => return Ok((None, None)),

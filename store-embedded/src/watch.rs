@@ -62,7 +62,7 @@ impl Watcher {
             }
         };
         loop {
-            if let Some(event) = self.from_backlog() {
+            if let Some(event) = self.next_of_backlog() {
                 return Some(Ok(event));
             }
             let woken = changed.notified();
@@ -102,7 +102,7 @@ impl Watcher {
         }
     }
 
-    fn from_backlog(&mut self) -> Option<WatchEvent> {
+    fn next_of_backlog(&mut self) -> Option<WatchEvent> {
         let Some(Changed { revision, changes }) = self.backlog.pop_front() else {
             // What was read and does not concern this watcher counts as seen.
             self.cursor = self.cursor.max(self.caught_up);

@@ -43,7 +43,7 @@ struct Failure {
     error: EngineError,
     may_have_happened: bool,
     /// What is to be told should it have happened.
-    prepared: Option<(Outcome, Answers)>,
+    prepared: Option<Box<(Outcome, Answers)>>,
 }
 
 impl<E: Into<EngineError>> From<E> for Failure {
@@ -175,7 +175,7 @@ impl Writer {
                 return Err(Failure {
                     error: error.into(),
                     may_have_happened: true,
-                    prepared: Some((outcome, answers)),
+                    prepared: Some(Box::new((outcome, answers))),
                 });
             }
             failpoint!("store.embedded.after-commit");
@@ -229,7 +229,8 @@ impl Writer {
             Ok(()) if self.state.revision == before => self.shared.unavailable(&reason),
             Ok(()) => match failure.prepared {
                 // It was durable before the engine failed.
-                Some((outcome, answers)) if outcome.state == self.state => {
+                Some(prepared) if prepared.0.state == self.state => {
+                    let (outcome, answers) = *prepared;
                     self.publish(outcome);
                     return answers;
                 }

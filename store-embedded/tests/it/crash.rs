@@ -56,7 +56,7 @@ fn child_commits_until_it_is_killed() {
         .unwrap();
     runtime.block_on(async {
         let store = std::sync::Arc::new(open(Path::new(&dir)));
-        let writers: Vec<_> = (0..WRITERS)
+        let writers: Vec<tokio::task::JoinHandle<()>> = (0..WRITERS)
             .map(|writer| {
                 let store = store.clone();
                 tokio::spawn(async move {
@@ -79,9 +79,8 @@ fn child_commits_until_it_is_killed() {
             })
             .collect();
         println!("ready");
-        for writer in writers {
-            writer.await.unwrap();
-        }
+        // None of them ends by itself.
+        futures::future::select_all(writers).await.0.unwrap();
     });
 }
 

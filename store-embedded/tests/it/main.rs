@@ -1,5 +1,7 @@
 //! The embedded store on real files and real processes.
 
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
+
 mod backup;
 mod conformance;
 mod crash;
