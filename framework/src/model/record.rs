@@ -365,7 +365,7 @@ mod tests {
         ObjectKey::namespaced("example.dev", "sites", "default", "a").unwrap()
     }
 
-    fn intent(uid: &str, spec: Value) -> Versioned<Intent> {
+    fn intent(uid: &str, spec: &Value) -> Versioned<Intent> {
         let metadata = json!({"name": "a", "namespace": "default", "uid": uid, "generation": 1});
         let value = json!({"apiVersion": "example.dev/v1", "kind": "Site", "metadata": metadata, "spec": spec});
         Versioned {
@@ -413,7 +413,7 @@ mod tests {
     fn both_records_are_shown_as_one_object_at_the_higher_revision() {
         let spec = json!({"x": 1});
         let object = joined(
-            Some(intent("u1", spec.clone())),
+            Some(intent("u1", &spec)),
             Some(reality("u1", &spec, "Running")),
         )
         .object()
@@ -427,7 +427,7 @@ mod tests {
     fn the_reality_of_another_uid_is_served_as_empty() {
         let spec = json!({"x": 1});
         let object = joined(
-            Some(intent("u2", spec.clone())),
+            Some(intent("u2", &spec)),
             Some(reality("u1", &spec, "Running")),
         )
         .object()
@@ -438,7 +438,7 @@ mod tests {
     #[test]
     fn a_report_about_another_spec_is_no_news_about_readiness() {
         let object = joined(
-            Some(intent("u1", json!({"x": 2}))),
+            Some(intent("u1", &json!({"x": 2}))),
             Some(reality("u1", &json!({"x": 1}), "Running")),
         );
         let object = object.object().unwrap();
@@ -451,7 +451,7 @@ mod tests {
     #[test]
     fn an_object_is_finished_only_when_ordered_to_end_and_everybody_is_done() {
         let spec = json!({});
-        let mut wanted = intent("u1", spec.clone());
+        let mut wanted = intent("u1", &spec);
         let gone = || Some(reality("u1", &spec, "Gone"));
         assert!(
             !joined(Some(wanted.clone()), gone()).is_finished(),

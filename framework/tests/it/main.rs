@@ -1,5 +1,7 @@
 //! The framework from the outside.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
 mod client;
 mod conformance;
 mod controller;
