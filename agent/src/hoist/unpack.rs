@@ -126,3 +126,42 @@ impl Sink for Extractor {
         fs::linkat(&from, from_name, parent, name, AtFlags::empty()).map_err(io)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_kernel_follows_no_link_even_if_the_rules_had_let_one_in() {
+        let area = tempfile::tempdir().unwrap();
+        let target = area.path().join("target");
+        fs::create_dir_all(target.join("real/below")).unwrap();
+        for (name, link) in [("out", ".."), ("absolute", "/tmp"), ("inside", "real")] {
+            std::os::unix::fs::symlink(link, target.join(name)).unwrap();
+        }
+        let root = File::open(&target).unwrap().into();
+        let mut extractor = Extractor {
+            root,
+            parent: None,
+            symlinks: Vec::new(),
+        };
+        extractor.directory("real/below/d").unwrap();
+        for path in [
+            "out/x",
+            "absolute/x",
+            "inside/x",
+            "inside/below/x",
+            "../x",
+            "/tmp/x",
+        ] {
+            let error = extractor.directory(path).unwrap_err();
+            assert!(matches!(error, Error::Io { .. }), "{path}: {error}");
+            let error = extractor.hard_link("real/h", path).unwrap_err();
+            assert!(matches!(error, Error::Io { .. }), "{path}: {error}");
+        }
+        assert_eq!(fs::read_dir(target.join("real")).unwrap().count(), 1);
+        assert_eq!(fs::read_dir(area.path()).unwrap().count(), 1);
+    }
+}

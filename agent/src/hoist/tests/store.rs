@@ -221,6 +221,28 @@ async fn however_many_ask_at_once_an_artifact_is_fetched_once() {
     assert!(store.is_installed(&digest));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn however_many_ask_at_once_a_failure_is_theirs_together() {
+    let node = Node::new();
+    let store = node.open();
+    let digest = Digest::of(b"x");
+    let go = Arc::new(Notify::new());
+    let answer = || ok(b"y");
+    let requests = serve_when(&node.path("socket"), answer, Some(Arc::clone(&go)));
+    let source = Source::Artifact(digest);
+    // All of them ask before any is answered.
+    let asking = (0..20).map(|_| store.ensure(&digest, &source));
+    let all = futures::future::join_all(asking);
+    let (outcomes, ()) = tokio::join!(all, async {
+        wait_until("the request", || requests.load(Ordering::SeqCst) == 1).await;
+        go.notify_one();
+    });
+    for outcome in outcomes {
+        assert_eq!(outcome.unwrap_err().reason(), "DigestMismatch");
+    }
+    assert_eq!(requests.load(Ordering::SeqCst), 1);
+}
+
 async fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
@@ -591,6 +613,13 @@ async fn a_crash_at_any_step_leaves_an_install_or_none() {
             Box::new(move || fs::write(&marker, &other).unwrap())
         }),
     ];
+    let mut steps = steps;
+    if is_root() {
+        steps.push(("a marker that somebody else wrote", {
+            let marker = marker.clone();
+            Box::new(move || std::os::unix::fs::chown(&marker, Some(64_999), None).unwrap())
+        }));
+    }
     let complete = tree(&install.path);
     for (what, crash) in steps {
         crash();
