@@ -1,0 +1,137 @@
+//! Writing limits into the kernel's files, in the two dialects it has.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use platctrl_kinds::{Cpu, Resources};
+
+use super::CgroupError;
+use super::mounts::Controller;
+
+/// Over this many microseconds a share of processor time is measured.
+const PERIOD: u64 = 100_000;
+/// The longest such span, for shares so small that the kernel refuses them otherwise.
+const LONG_PERIOD: u64 = 1_000_000;
+/// The smallest quota the kernel takes.
+const LEAST_QUOTA: u64 = 1_000;
+
+/// Hands every controller that we use down to the groups below, as far as the kernel lets us.
+/// Where it does not, the limit's file will be missing below, and that is reported.
+pub(super) fn delegate(directory: &Path) {
+    let file = directory.join("cgroup.subtree_control");
+    for controller in Controller::ALL {
+        let _ = write(&file, &format!("+{controller}"));
+    }
+}
+
+/// Sets what `resources` says of a controller in a group of version 2. False when the group does
+/// not have the controller.
+pub(super) fn set_v2(
+    directory: &Path,
+    controller: Controller,
+    resources: &Resources,
+) -> Result<bool, CgroupError> {
+    match controller {
+        Controller::Cpu => {
+            let value = match resources.cpu.map(quota) {
+                Some((quota, period)) => format!("{quota} {period}"),
+                None => format!("max {PERIOD}"),
+            };
+            set(directory, "cpu.max", &value)
+        }
+        Controller::Memory => {
+            let (memory, swap) = match resources.memory {
+                Some(bytes) => (bytes.get().to_string(), "0"),
+                None => ("max".to_owned(), "max"),
+            };
+            // A limit that swap gets around is none. Without swap there is no such file.
+            set(directory, "memory.swap.max", swap)?;
+            // Half of a program is of no use: it ends whole and is started again.
+            set(directory, "memory.oom.group", "1")?;
+            set(directory, "memory.max", &memory)
+        }
+        Controller::Pids => set(directory, "pids.max", &pids(resources)),
+    }
+}
+
+/// The same in a group of version 1.
+pub(super) fn set_v1(
+    directory: &Path,
+    controller: Controller,
+    resources: &Resources,
+) -> Result<bool, CgroupError> {
+    match controller {
+        Controller::Cpu => {
+            // The kernel compares each of the two with the other: none in between.
+            let there = set(directory, "cpu.cfs_quota_us", "-1")?;
+            if let Some((quota, period)) = resources.cpu.map(quota)
+                && there
+            {
+                set(directory, "cpu.cfs_period_us", &period.to_string())?;
+                set(directory, "cpu.cfs_quota_us", &quota.to_string())?;
+            }
+            Ok(there)
+        }
+        Controller::Memory => {
+            // Memory and swap together may not be below memory: away with it first. Kernels that
+            // do not account for swap have no such file, or refuse to write it.
+            let _ = set(directory, "memory.memsw.limit_in_bytes", "-1");
+            let memory = match resources.memory {
+                Some(bytes) => bytes.get().to_string(),
+                None => "-1".to_owned(),
+            };
+            let there = set(directory, "memory.limit_in_bytes", &memory)?;
+            let _ = set(directory, "memory.memsw.limit_in_bytes", &memory);
+            Ok(there)
+        }
+        Controller::Pids => set(directory, "pids.max", &pids(resources)),
+    }
+}
+
+fn pids(resources: &Resources) -> String {
+    resources
+        .pids
+        .map_or_else(|| "max".to_owned(), |pids| pids.to_string())
+}
+
+/// A share of processor time as so many microseconds in so many.
+fn quota(cpu: Cpu) -> (u64, u64) {
+    let share = |period: u64| u64::from(cpu.millis()) * (period / 1000);
+    match share(PERIOD) {
+        quota if quota >= LEAST_QUOTA => (quota, PERIOD),
+        _ => (share(LONG_PERIOD).max(LEAST_QUOTA), LONG_PERIOD),
+    }
+}
+
+/// Writes a file of a group. False when the group exists and has no such file.
+fn set(directory: &Path, file: &str, value: &str) -> Result<bool, CgroupError> {
+    let path = directory.join(file);
+    match write(&path, value) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && directory.is_dir() => Ok(false),
+        Err(error) => Err(CgroupError::new("set", &path, error)),
+    }
+}
+
+/// Writes without ever creating: in a directory that is no cgroup a file would be left behind.
+pub(super) fn write(path: &Path, text: &str) -> io::Result<()> {
+    OpenOptions::new()
+        .write(true)
+        .open(path)?
+        .write_all(text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_share_of_a_processor_is_one_the_kernel_takes() {
+        assert_eq!(quota(Cpu::from_millis(500)), (50_000, 100_000));
+        assert_eq!(quota(Cpu::from_millis(2500)), (250_000, 100_000));
+        assert_eq!(quota(Cpu::from_millis(10)), (1_000, 100_000));
+        assert_eq!(quota(Cpu::from_millis(9)), (9_000, 1_000_000));
+        assert_eq!(quota(Cpu::from_millis(1)), (1_000, 1_000_000));
+    }
+}
