@@ -202,7 +202,8 @@ async fn a_watch_on_another_kind_makes_those_run_that_the_map_names() {
     let world = World::new().await;
     world.site("a", 0).await;
     world.site("b", 0).await;
-    let runs: Arc<Mutex<Vec<(String, Vec<Cause>)>>> = Arc::default();
+    type Runs = Vec<(String, Vec<Cause>)>;
+    let runs: Arc<Mutex<Runs>> = Arc::default();
     let ran = runs.clone();
     let controller = Controller::<Site>::new("sites", move |site, context| {
         let causes = context.causes().to_vec();

@@ -1,6 +1,7 @@
 //! Controllers on a runtime, on the memory store and virtual time.
 
 mod claims;
+mod end;
 mod life;
 mod trouble;
 
@@ -109,11 +110,11 @@ impl World {
         self.client.create(&site).await.unwrap()
     }
 
+    /// Deletes as people do: again, when the object has just changed.
     pub(crate) async fn delete(&self, key: &ObjectKey) {
-        self.client
-            .delete(key, &DeleteOptions::default())
-            .await
-            .unwrap();
+        while let Err(error) = self.client.delete(key, &DeleteOptions::default()).await {
+            assert!(error.is_conflict(), "{error}");
+        }
     }
 
     pub(crate) fn count(&self, prefix: &str) -> usize {
