@@ -285,7 +285,7 @@ impl Reading {
             }
         }
         let revision = revision.unwrap_or(Revision::ZERO);
-        self.check_anchor(&records, revision).await?;
+        self.check_anchor(&records)?;
         let had = self.source.state.known().revision;
         if let Some(had) = had.filter(|&had| had > revision) {
             return Err(SourceError::OlderHistory {
@@ -296,36 +296,24 @@ impl Reading {
         Ok((records, revision))
     }
 
-    /// The anchor that proves an answer for this source: its own, or the root's for a source that
-    /// covers all objects.
-    fn anchors(&self) -> (Option<Key>, bool) {
+    /// The anchor that proves an answer for this source. It is read with what it proves: a
+    /// refused read that looks empty does not show it either.
+    fn anchor(&self) -> Key {
         let prefix = &self.source.state.prefix;
-        let whole = matches!(prefix.as_str(), "" | "o/");
-        (prefix.key(PREFIX_ANCHOR).ok(), whole)
+        if *prefix == Prefix::all() {
+            return anchor_key();
+        }
+        prefix
+            .key(PREFIX_ANCHOR)
+            .expect("a prefix leaves room for the anchor's name")
     }
 
-    async fn check_anchor(
-        &mut self,
-        records: &[Record],
-        revision: Revision,
-    ) -> Result<(), SourceError> {
-        let (own, whole) = self.anchors();
-        let found = own.and_then(|own| {
-            let place = records.binary_search_by(|record| record.key.cmp(&own)).ok();
-            place.and_then(|place| records.get(place)).cloned()
-        });
-        let found = match found {
-            Some(found) => Some(found),
-            // Read after the list, and not changed since before it: so it was there.
-            None if whole => {
-                let snapshot = self.source.store.get(&[anchor_key()]).await?;
-                let anchor = snapshot.records.into_iter().next().flatten();
-                anchor.filter(|anchor| anchor.modified <= revision)
-            }
-            None => None,
-        };
+    fn check_anchor(&mut self, records: &[Record]) -> Result<(), SourceError> {
+        let key = self.anchor();
         let prefix = self.source.state.prefix.clone();
-        self.identify(&found.ok_or(SourceError::NoAnchor { prefix })?)
+        let place = records.binary_search_by(|record| record.key.cmp(&key)).ok();
+        let found = place.and_then(|place| records.get(place));
+        self.identify(found.ok_or(SourceError::NoAnchor { prefix })?)
     }
 
     fn identify(&mut self, record: &Record) -> Result<(), SourceError> {
@@ -345,13 +333,8 @@ impl Reading {
 
     /// Before a watch goes on after an interruption: is it still this store, and no older?
     async fn still_the_same(&mut self, after: Revision) -> Result<(), SourceError> {
-        let (own, whole) = self.anchors();
         let prefix = self.source.state.prefix.clone();
-        let mut keys: Vec<Key> = own.into_iter().collect();
-        if whole {
-            keys.push(anchor_key());
-        }
-        let snapshot = self.source.store.get(&keys).await?;
+        let snapshot = self.source.store.get(&[self.anchor()]).await?;
         let found = snapshot.records.into_iter().flatten().next();
         self.identify(&found.ok_or(SourceError::NoAnchor { prefix })?)?;
         if snapshot.revision < after {
@@ -381,7 +364,7 @@ impl Reading {
                         return Ok(Ended::Stale);
                     }
                     if now.saturating_sub(heard) >= SILENCE {
-                        match self.source.store.get(&[anchor_key()]).await {
+                        match self.source.store.get(&[self.anchor()]).await {
                             Ok(snapshot) if snapshot.revision > *after => return Ok(Ended::Stale),
                             Ok(_) => heard = now,
                             Err(error) => return Ok(Ended::Broken(error.into())),

@@ -177,8 +177,8 @@ impl Runtime {
         self
     }
 
-    /// Mirrors this prefix instead of all objects; may be repeated. Each prefix needs its own
-    /// anchor: see [`write_prefix_anchor`](crate::cache::write_prefix_anchor). With several, a
+    /// Mirrors this prefix instead of all objects (`o/`); may be repeated. Each prefix needs its
+    /// own anchor: see [`write_prefix_anchor`](crate::cache::write_prefix_anchor). With several, a
     /// view is [`Bounded`](crate::cache::Freshness::Bounded) and no longer exact.
     #[must_use]
     pub fn watch(mut self, prefix: Prefix) -> Self {

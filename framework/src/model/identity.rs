@@ -131,7 +131,8 @@ fn nonce(environment: &Environment) -> String {
     text
 }
 
-/// Makes an empty root a store: writes anchor, format and the first link of the chain.
+/// Makes an empty root a store: writes its anchor and that of all objects, format and the first
+/// link of the chain.
 ///
 /// # Errors
 /// `NotEmpty` when the root holds anything; the store's own errors.
@@ -160,6 +161,11 @@ pub async fn initialise(
     let mut transaction = Transaction::new();
     for (key, value) in [
         (anchor_key(), serde_json::to_vec(&anchor)),
+        // Objects are read by this prefix, also with a credential for nothing else.
+        (
+            key(&format!("o/{PREFIX_ANCHOR}")),
+            serde_json::to_vec(&anchor),
+        ),
         (format_key(), serde_json::to_vec(&format)),
         (chain_key(0), serde_json::to_vec(&link)),
     ] {

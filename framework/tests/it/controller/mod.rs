@@ -119,7 +119,7 @@ impl World {
 
     pub(crate) fn count(&self, prefix: &str) -> usize {
         let records = self.store.dump();
-        let under = |key: &str| key.starts_with(prefix);
+        let under = |key: &str| key.starts_with(prefix) && !key.ends_with(".anchor");
         records
             .iter()
             .filter(|record| under(record.key.as_str()))

@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use platctrl_framework::cache::SourceError;
+use platctrl_framework::cache::{SourceError, write_prefix_anchor};
 use platctrl_framework::controller::{Cause, ControllerStatus, Trigger};
-use platctrl_framework::model::identity::anchor_key;
 use platctrl_framework::store::{CommitFault, Key, Prefix, Transaction};
 
 use super::*;
@@ -389,6 +388,58 @@ async fn failsafe_root_an_answer_without_its_anchor_is_no_empty_fleet() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn failsafe_root_a_refused_read_at_the_start_is_no_empty_fleet() {
+    let world = World::new().await;
+    world.site("a", 1).await;
+    let faults = world.store.faults();
+    // The root's anchor is readable, the objects are not, and the store does not say so.
+    faults.hide(Prefix::new("o/").unwrap());
+    let running = world.run(world.runtime().controller(sites()));
+    until("it is noticed", || async {
+        matches!(failing(&running), Some(SourceError::NoAnchor { .. }))
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(running.handle.view().is_none());
+    faults.allow_all();
+    until("it works", || async {
+        world.count("o/intent/example.dev/pages/") == 1
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_fails_does_not_hold_another_up() {
+    let world = World::new().await;
+    world.site("a", 0).await;
+    let prefixes = ["o/intent/example.dev/", "o/reality/example.dev/"];
+    let mut runtime = world.runtime().controller(sites());
+    for prefix in prefixes {
+        let prefix = Prefix::new(prefix).unwrap();
+        write_prefix_anchor(&world.store, &prefix).await.unwrap();
+        runtime = runtime.watch(prefix);
+    }
+    let running = world.run(runtime);
+    until("it is worked on", || async {
+        world.count("o/reality/") == 1
+    })
+    .await;
+    let faults = world.store.faults();
+    faults.deny_reads(Prefix::new("o/reality/").unwrap());
+    faults.break_watches();
+    until("one source fails", || async {
+        let sources = running.handle.status().unwrap().sources;
+        sources[0].failing.is_none() && sources[1].failing.is_some()
+    })
+    .await;
+    world.site("b", 2).await;
+    until("the other goes on", || async {
+        world.count("o/intent/example.dev/pages/") == 2
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn failsafe_root_another_store_or_an_older_one_is_not_taken_for_this() {
     let world = World::new().await;
     world.site("a", 1).await;
@@ -412,7 +463,7 @@ async fn failsafe_root_another_store_or_an_older_one_is_not_taken_for_this() {
     faults.come_back_newer(&now, 10);
     until("it is read again", || async { failing(&running).is_none() }).await;
     let anchor = r#"{"storeId":"another","epoch":0,"state":"Active"}"#;
-    put(&world, anchor_key().as_str(), anchor).await;
+    put(&world, "o/.anchor", anchor).await;
     faults.reset_watches();
     until("the other store is refused", || async {
         matches!(failing(&running), Some(SourceError::OtherStore { .. }))
