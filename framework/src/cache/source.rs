@@ -343,6 +343,7 @@ impl Reading {
                 found: snapshot.revision,
             });
         }
+        self.heard(after, |_| {});
         Ok(())
     }
 
