@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -65,7 +65,7 @@ pub struct Runtime {
     claim: Option<(String, Duration)>,
     shutdown: Option<BoxFuture<'static, ()>>,
     grace: Duration,
-    running: Arc<OnceLock<Running>>,
+    running: Slot,
     stop: CancellationToken,
 }
 
@@ -76,6 +76,26 @@ impl fmt::Debug for Runtime {
             .field("prefixes", &self.prefixes)
             .field("controllers", &self.controllers)
             .finish_non_exhaustive()
+    }
+}
+
+/// Where a runtime that runs is found.
+type Slot = Arc<Mutex<Option<Arc<Running>>>>;
+
+fn set(slot: &Slot, running: Option<Arc<Running>>) {
+    let old = std::mem::replace(
+        &mut *slot.lock().unwrap_or_else(PoisonError::into_inner),
+        running,
+    );
+    drop(old);
+}
+
+/// Empties the slot when the runtime ends, so that handles keep nothing of it alive.
+struct InSlot(Slot);
+
+impl Drop for InSlot {
+    fn drop(&mut self) {
+        set(&self.0, None);
     }
 }
 
@@ -91,7 +111,7 @@ struct Running {
 /// Looks into a runtime, also while it runs. Cheap to clone.
 #[derive(Clone)]
 pub struct RuntimeHandle {
-    running: Arc<OnceLock<Running>>,
+    running: Slot,
     stop: CancellationToken,
 }
 
@@ -102,10 +122,15 @@ impl fmt::Debug for RuntimeHandle {
 }
 
 impl RuntimeHandle {
-    /// What the runtime does; None before it was first polled.
+    fn running(&self) -> Option<Arc<Running>> {
+        let running = self.running.lock();
+        running.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the runtime does; None while it does not run.
     #[must_use]
     pub fn status(&self) -> Option<RuntimeStatus> {
-        let running = self.running.get()?;
+        let running = self.running()?;
         let now = running.environment.monotonic();
         let synced = running.reader.sources().iter().all(Option::is_some);
         let view = synced.then(|| running.reader.view());
@@ -129,18 +154,19 @@ impl RuntimeHandle {
         })
     }
 
-    /// Everything the runtime mirrors; None before every source was read once.
+    /// Everything the runtime mirrors; None before every source was read once, and while it does
+    /// not run.
     #[must_use]
     pub fn view(&self) -> Option<View> {
-        let reader = &self.running.get()?.reader;
+        let reader = self.reader()?;
         let synced = reader.sources().iter().all(Option::is_some);
         synced.then(|| reader.view())
     }
 
-    /// Reads the runtime's view; None before the runtime was first polled.
+    /// Reads the runtime's view; None while it does not run.
     #[must_use]
     pub fn reader(&self) -> Option<Reader> {
-        Some(self.running.get()?.reader.clone())
+        Some(self.running()?.reader.clone())
     }
 
     /// Stops the runtime in order: no new runs, those that have begun are finished within the
@@ -311,7 +337,7 @@ impl Runtime {
             .claim
             .is_some()
             .then(|| tokio::sync::watch::Sender::new(None));
-        let _ = self.running.set(Running {
+        let running = Arc::new(Running {
             reader,
             environment: self.environment.clone(),
             prefixes: self.prefixes.clone(),
@@ -319,10 +345,8 @@ impl Runtime {
             engines,
             fence,
         });
-        let running = self.running.clone();
-        let Some(running) = running.get() else {
-            unreachable!("it was set above, or by an earlier run of the same runtime");
-        };
+        set(&self.running, Some(running.clone()));
+        let _in_slot = InSlot(self.running.clone());
         tasks.spawn(watch_parked(
             running.sources.clone(),
             running.engines.clone(),
@@ -348,7 +372,7 @@ impl Runtime {
             claim: self.claim.clone(),
             grace: self.grace,
         };
-        let lead = terms.lead(running, &recorder, &stop);
+        let lead = terms.lead(&running, &recorder, &stop);
         tokio::pin!(lead);
         let outcome = tokio::select! {
             outcome = &mut lead => outcome,

@@ -562,6 +562,13 @@ async fn runs_that_have_begun_are_finished_on_a_stop() {
             .is_some_and(|status| status.controllers[0].running == 1)
     })
     .await;
+    let (handle, weak) = (running.handle.clone(), Arc::downgrade(&finished));
     running.stop().await;
+    assert!(handle.status().is_none());
     assert_eq!(finished.load(Ordering::SeqCst), 1);
+    drop(finished);
+    until("the handle keeps nothing alive", || async {
+        weak.upgrade().is_none()
+    })
+    .await;
 }
