@@ -22,7 +22,9 @@ pub struct Artifacts {
 #[non_exhaustive]
 pub enum ArtifactError {
     /// Nobody said which bytes are meant.
-    #[error("`{location}` has no digest: write `digest: sha256:…` beside it (`platctrl hoist inspect FILE` prints it, `apply` fills it in for local files), or have the operator allow unverified artifacts")]
+    #[error(
+        "`{location}` has no digest: write `digest: sha256:…` beside it (`platctrl hoist inspect FILE` prints it, `apply` fills it in for local files), or have the operator allow unverified artifacts"
+    )]
     NoDigest {
         /// The location.
         location: String,
@@ -72,7 +74,10 @@ impl Artifacts {
     /// whatever is there runs.
     #[must_use]
     pub fn new(store: hoist::Store, allow_unverified: bool) -> Self {
-        Self { store, allow_unverified }
+        Self {
+            store,
+            allow_unverified,
+        }
     }
 
     /// Makes sure that a launchable's artifact is installed: fetched, verified, unpacked.
@@ -84,16 +89,24 @@ impl Artifacts {
         let stated = launchable.digest.as_ref().map(to_hoist).transpose()?;
         let digest = match (&source, stated) {
             (Source::Artifact(named), Some(digest)) if digest != *named => {
-                return Err(ArtifactError::Contradiction { digest, named: *named });
+                return Err(ArtifactError::Contradiction {
+                    digest,
+                    named: *named,
+                });
             }
             (Source::Artifact(named), _) => *named,
             (_, Some(digest)) => digest,
             (Source::File(path), None) if self.allow_unverified => digest_of(path.clone()).await?,
             (_, None) => {
-                return Err(ArtifactError::NoDigest { location: launchable.location.clone() });
+                return Err(ArtifactError::NoDigest {
+                    location: launchable.location.clone(),
+                });
             }
         };
-        self.store.ensure(&digest, &source).await.map_err(ArtifactError::Hoist)
+        self.store
+            .ensure(&digest, &source)
+            .await
+            .map_err(ArtifactError::Hoist)
     }
 }
 
@@ -122,10 +135,17 @@ async fn digest_of(path: std::path::PathBuf) -> Result<hoist::Digest, ArtifactEr
                 location: format!("file:{}", path.display()),
                 hint: String::new(),
             },
-            _ => hoist::Error::Io { doing: "read", path: path.clone(), source },
+            _ => hoist::Error::Io {
+                doing: "read",
+                path: path.clone(),
+                source,
+            },
         })?;
-        let (digest, _) = hoist::Digest::of_reader(file)
-            .map_err(|source| hoist::Error::Io { doing: "read", path: path.clone(), source })?;
+        let (digest, _) = hoist::Digest::of_reader(file).map_err(|source| hoist::Error::Io {
+            doing: "read",
+            path: path.clone(),
+            source,
+        })?;
         Ok(digest)
     };
     let result = tokio::task::spawn_blocking(read).await;

@@ -31,13 +31,20 @@ pub struct FileError {
 
 impl FileError {
     pub(crate) fn new(doing: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
-        Self { doing, path: path.to_owned(), source: source.into() }
+        Self {
+            doing,
+            path: path.to_owned(),
+            source: source.into(),
+        }
     }
 
     /// The disk or the quota is full.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        matches!(
+            self.source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
     }
 }
 
@@ -55,20 +62,30 @@ pub(crate) struct Access {
 impl Access {
     /// These bits, owner and group as the writer's.
     pub(crate) const fn mode(mode: u32) -> Self {
-        Self { mode, uid: None, gid: None }
+        Self {
+            mode,
+            uid: None,
+            gid: None,
+        }
     }
 
     fn apply(self, file: BorrowedFd<'_>) -> rustix::io::Result<()> {
         if self.uid.is_some() || self.gid.is_some() {
-            fchown(file, self.uid.map(Uid::from_raw), self.gid.map(Gid::from_raw))?;
+            fchown(
+                file,
+                self.uid.map(Uid::from_raw),
+                self.gid.map(Gid::from_raw),
+            )?;
         }
         // After the owner: changing it clears bits.
         fchmod(file, Mode::from_raw_mode(self.mode))
     }
 }
 
-const DIRECTORY: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
 
 /// Makes a directory, or takes the one that is there, and gives it this access. A link or anything
 /// else in its place is refused.
@@ -94,7 +111,8 @@ pub(crate) fn write(
     let (dir_path, name) = split(path).map_err(error)?;
     let dir = openat(CWD, dir_path, DIRECTORY, Mode::empty()).map_err(|e| error(e.into()))?;
     let temporary = temporary_name(name);
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let flags =
+        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let result = (|| -> io::Result<()> {
         let file = openat(&dir, &temporary, flags, Mode::from_raw_mode(0o600))?;
         let mut file = std::fs::File::from(file);
@@ -387,11 +405,22 @@ mod tests {
         fs::create_dir(&target).unwrap();
         symlink(&target, dir.path().join("link")).unwrap();
         assert!(make_dir(&dir.path().join("link"), Access::mode(0o755)).is_err());
-        assert!(write(&dir.path().join("link/file"), b"x", Access::mode(0o600), false).is_err());
+        assert!(
+            write(
+                &dir.path().join("link/file"),
+                b"x",
+                Access::mode(0o600),
+                false
+            )
+            .is_err()
+        );
         symlink(target.join("out"), dir.path().join("file")).unwrap();
         write(&dir.path().join("file"), b"x", Access::mode(0o640), true).unwrap();
         assert!(!target.join("out").exists(), "the link was not followed");
-        let mode = fs::symlink_metadata(dir.path().join("file")).unwrap().permissions().mode();
+        let mode = fs::symlink_metadata(dir.path().join("file"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o7777, 0o640);
     }
 

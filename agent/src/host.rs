@@ -7,7 +7,7 @@ use platctrl_framework::environment::Environment;
 use platctrl_kinds::Resources;
 
 use crate::artifacts::Artifacts;
-use crate::auth::Users;
+use crate::auth::{UserPolicy, Users};
 use crate::cgroup::{self, CgroupError, Cgroups, Group};
 use crate::files::FileError;
 use crate::hoist;
@@ -36,6 +36,8 @@ pub struct HostConfig {
     pub file_dirs: Vec<PathBuf>,
     /// Run artifacts that come without a digest.
     pub allow_unverified: bool,
+    /// Which users pods may run as.
+    pub users: UserPolicy,
     /// How the helper processes that fetch and unpack are started: by default this program, which
     /// has to hand [`hoist::child::SUBCOMMAND`] to [`hoist::child::main`].
     pub helper: Option<hoist::ChildCommand>,
@@ -53,6 +55,7 @@ impl HostConfig {
             server: None,
             file_dirs: Vec::new(),
             allow_unverified: false,
+            users: UserPolicy::default(),
             helper: None,
         }
     }
@@ -114,7 +117,7 @@ impl Host {
         }
         let shim = layout.install_shim(&shim)?;
         Ok(Self {
-            users: Users::open(&layout),
+            users: Users::open(layout.data_dir(), config.users),
             cgroups: Cgroups::detect(&cgroup::tag(layout.data_dir())),
             artifacts: Artifacts::new(store, config.allow_unverified),
             supervisor: Arc::new(Shims::new(shim)),
@@ -144,7 +147,8 @@ impl Host {
 
     /// How often the kernel ended a process of a program for want of memory.
     pub(crate) fn oom_kills(&self, name: &PodName, program: &str) -> u64 {
-        self.cgroups.oom_kills(&self.cgroups.group(&name.directory(), program))
+        self.cgroups
+            .oom_kills(&self.cgroups.group(&name.directory(), program))
     }
 
     /// Removes the cgroups of a pod. Blocks until nothing lives in them, for some seconds at most.

@@ -56,7 +56,10 @@ pub struct InspectedProgram {
 /// When the data directory cannot be read. A damaged record only leaves its own fields empty.
 pub fn inspect(data_dir: &Path) -> Result<Vec<InspectedPod>, LayoutError> {
     let layout = Layout::open(data_dir)?;
-    let pods = layout.pods()?.into_iter().map(|name| inspect_pod(&layout, name));
+    let pods = layout
+        .pods()?
+        .into_iter()
+        .map(|name| inspect_pod(&layout, name));
     Ok(pods.collect::<Result<_, FileError>>()?)
 }
 
@@ -66,7 +69,10 @@ fn inspect_pod(layout: &Layout, name: PodName) -> Result<InspectedPod, FileError
     let last = record.as_ref().and_then(|record| record.last.as_ref());
     let programs = paths.programs()?.into_iter().map(|program| {
         let dir = paths.shim(&program);
-        let state = platctrl_shim_lib::read_state(&dir).ok().flatten().unwrap_or_default();
+        let state = platctrl_shim_lib::read_state(&dir)
+            .ok()
+            .flatten()
+            .unwrap_or_default();
         let alive = platctrl_shim_lib::is_alive(&state);
         InspectedProgram {
             program,
@@ -78,13 +84,19 @@ fn inspect_pod(layout: &Layout, name: PodName) -> Result<InspectedPod, FileError
         }
     });
     Ok(InspectedPod {
-        uid: record.as_ref().map(|record| record.uid.clone()).unwrap_or_default(),
+        uid: record
+            .as_ref()
+            .map(|record| record.uid.clone())
+            .unwrap_or_default(),
         wanted_generation: last.map(|last| last.generation),
         running_generation: record
             .as_ref()
             .and_then(|record| record.current.as_ref())
             .map(|current| current.generation),
-        position: record.as_ref().map(|record| record.position).unwrap_or_default(),
+        position: record
+            .as_ref()
+            .map(|record| record.position)
+            .unwrap_or_default(),
         ending: last.is_some_and(|last| last.tombstone.is_some()),
         programs: programs.collect(),
         name,

@@ -25,9 +25,9 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::version::RunAs;
 use crate::files::{self, Access, FileError};
 use crate::name::PodName;
+use crate::version::RunAs;
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -149,7 +149,10 @@ impl Layout {
     #[must_use]
     pub fn pod(&self, name: &PodName) -> PodPaths {
         let directory = name.directory();
-        PodPaths { home: self.homes().join(&directory), state: self.records().join(&directory) }
+        PodPaths {
+            home: self.homes().join(&directory),
+            state: self.records().join(&directory),
+        }
     }
 
     /// Every pod of which there is a home or a record, sorted.
@@ -159,8 +162,10 @@ impl Layout {
     pub fn pods(&self) -> Result<Vec<PodName>, FileError> {
         let mut names = files::subdirectories(&self.records())?;
         names.extend(files::subdirectories(&self.homes())?);
-        let mut pods: Vec<_> =
-            names.iter().filter_map(|name| PodName::from_directory(name)).collect();
+        let mut pods: Vec<_> = names
+            .iter()
+            .filter_map(|name| PodName::from_directory(name))
+            .collect();
         pods.sort_unstable();
         pods.dedup();
         Ok(pods)
@@ -231,7 +236,10 @@ impl PodPaths {
     /// When the directory cannot be read.
     pub fn programs(&self) -> Result<Vec<String>, FileError> {
         let names = files::subdirectories(&self.state.join("shim"))?;
-        Ok(names.into_iter().map(|name| name.replace(':', "/")).collect())
+        Ok(names
+            .into_iter()
+            .map(|name| name.replace(':', "/"))
+            .collect())
     }
 
     /// The app's own directory.
@@ -298,7 +306,11 @@ impl PodPaths {
     pub(crate) fn make_home(&self, run_as: &RunAs) -> Result<(), FileError> {
         let root = rustix::process::geteuid().is_root();
         let gid = root.then_some(run_as.gid);
-        let readable = Access { mode: 0o750, uid: None, gid };
+        let readable = Access {
+            mode: 0o750,
+            uid: None,
+            gid,
+        };
         files::make_dir(&self.home, Access::mode(0o711))?;
         for dir in ["installs", "generations"] {
             files::make_dir(&self.home.join(dir), Access::mode(0o755))?;
@@ -312,10 +324,22 @@ impl PodPaths {
         match std::fs::symlink_metadata(&data) {
             // It is the app's: what it made of it is its own affair, as long as it is its own.
             Ok(there) if there.is_dir() && is_owned(&there, uid) => Ok(()),
-            Ok(_) => files::make_dir(&data, Access { mode: 0o700, uid, gid }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                files::make_dir(&data, Access { mode: 0o700, uid, gid })
-            }
+            Ok(_) => files::make_dir(
+                &data,
+                Access {
+                    mode: 0o700,
+                    uid,
+                    gid,
+                },
+            ),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => files::make_dir(
+                &data,
+                Access {
+                    mode: 0o700,
+                    uid,
+                    gid,
+                },
+            ),
             Err(error) => Err(FileError::new("look at", &data, error)),
         }
     }
@@ -357,7 +381,11 @@ mod tests {
         std::fs::write(&program, "two").unwrap();
         let two = layout.install_shim(&program).unwrap();
         assert_ne!(one, two);
-        assert_eq!(std::fs::read_to_string(one).unwrap(), "one", "an old one stays for its shims");
+        assert_eq!(
+            std::fs::read_to_string(one).unwrap(),
+            "one",
+            "an old one stays for its shims"
+        );
     }
 
     #[test]
@@ -365,7 +393,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let layout = Layout::prepare(dir.path()).unwrap();
-        let (one, two) = (PodName::new("a", "one").unwrap(), PodName::new("a", "two").unwrap());
+        let (one, two) = (
+            PodName::new("a", "one").unwrap(),
+            PodName::new("a", "two").unwrap(),
+        );
         std::fs::create_dir(layout.pod(&one).home()).unwrap();
         layout.pod(&two).make_state().unwrap();
         std::fs::create_dir(layout.homes().join("not a pod")).unwrap();

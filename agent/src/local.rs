@@ -3,9 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use platctrl_framework::model::{Digest, FieldError, RawObject, Resource as _, schema};
 use platctrl_framework::model::KindDefinition;
-use platctrl_kinds::{DEFAULT_NAMESPACE, Pod, PodPhase, PodSpec, PodTemplate, ReplicationController};
+use platctrl_framework::model::{Digest, FieldError, RawObject, Resource as _, schema};
+use platctrl_kinds::{
+    DEFAULT_NAMESPACE, Pod, PodPhase, PodSpec, PodTemplate, ReplicationController,
+};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +23,9 @@ use crate::worker::Worker;
 #[non_exhaustive]
 pub enum LocalError {
     /// It is of a kind that has no programs.
-    #[error("a {kind} cannot be launched: give the manifest of a Pod or of a ReplicationController, of which one pod is run")]
+    #[error(
+        "a {kind} cannot be launched: give the manifest of a Pod or of a ReplicationController, of which one pod is run"
+    )]
     Kind {
         /// The manifest's kind.
         kind: String,
@@ -43,7 +47,11 @@ pub enum LocalError {
 }
 
 fn join(errors: &[FieldError]) -> String {
-    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    errors
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn invalid(path: &str, problem: impl std::fmt::Display) -> LocalError {
@@ -65,7 +73,9 @@ pub async fn launch_local(
 ) -> Result<(), LocalError> {
     let (name, mut spec, labels) = pod_of(manifest)?;
     spec.node_name = Some(config.node.clone());
-    config.file_dirs.extend(resolve_artifacts(&mut spec, base).await?);
+    config
+        .file_dirs
+        .extend(resolve_artifacts(&mut spec, base).await?);
     let json = serde_json::to_value(&spec).map_err(|error| invalid("spec", error))?;
     let desired = Desired {
         uid: config.environment.uid(),
@@ -80,7 +90,10 @@ pub async fn launch_local(
         .await
         .map_err(|panic| invalid("manifest", panic))??;
     let (sender, mut gone) = tokio::sync::watch::channel(false);
-    let listener = Arc::new(Listener { observer, gone: sender });
+    let listener = Arc::new(Listener {
+        observer,
+        gone: sender,
+    });
     // What an earlier launch left behind, when it was killed, is ended first.
     let host = Arc::new(host);
     end_leftover(&host, &listener, &name, &mut gone).await;
@@ -96,7 +109,11 @@ pub async fn launch_local(
 
 fn tombstone(mut desired: Desired) -> Order {
     let by = "launch --local".to_owned();
-    desired.tombstone = Some(Tombstone { grace: None, by, reason: None });
+    desired.tombstone = Some(Tombstone {
+        grace: None,
+        by,
+        reason: None,
+    });
     Order::Want(Box::new(desired))
 }
 
@@ -112,8 +129,12 @@ async fn end_leftover(
     else {
         return;
     };
-    let worker =
-        Worker::spawn(Arc::clone(host), Arc::clone(listener) as _, name.clone(), tombstone(last));
+    let worker = Worker::spawn(
+        Arc::clone(host),
+        Arc::clone(listener) as _,
+        name.clone(),
+        tombstone(last),
+    );
     let _ = gone.wait_for(|gone| *gone).await;
     worker.leave().await;
     listener.gone.send_replace(false);
@@ -146,22 +167,39 @@ fn pod_of(manifest: &RawObject) -> Result<(PodName, PodSpec, Labels), LocalError
     let metadata = &manifest.metadata;
     let (pointer, path, definition) = match manifest.kind.as_str() {
         Pod::KIND => ("", "spec", KindDefinition::of::<Pod>()),
-        ReplicationController::KIND => {
-            ("/template/spec", "spec.template.spec", KindDefinition::of::<ReplicationController>())
+        ReplicationController::KIND => (
+            "/template/spec",
+            "spec.template.spec",
+            KindDefinition::of::<ReplicationController>(),
+        ),
+        kind => {
+            return Err(LocalError::Kind {
+                kind: kind.to_owned(),
+            });
         }
-        kind => return Err(LocalError::Kind { kind: kind.to_owned() }),
     };
-    let known = definition.schema.pointer("/properties/spec").cloned().unwrap_or(Value::Null);
+    let known = definition
+        .schema
+        .pointer("/properties/spec")
+        .cloned()
+        .unwrap_or(Value::Null);
     let unknown = schema::unknown_fields(&manifest.spec, &known, "spec");
     if !unknown.is_empty() {
-        let errors = unknown.into_iter().map(|field| FieldError::new(field, "is not a field that is known"));
+        let errors = unknown
+            .into_iter()
+            .map(|field| FieldError::new(field, "is not a field that is known"));
         return Err(LocalError::Invalid(errors.collect()));
     }
     let (spec, labels) = if pointer.is_empty() {
-        let spec = serde_json::from_value(manifest.spec.clone()).map_err(|error| invalid(path, error))?;
+        let spec =
+            serde_json::from_value(manifest.spec.clone()).map_err(|error| invalid(path, error))?;
         (spec, metadata.labels.clone())
     } else {
-        let template = manifest.spec.get("template").cloned().unwrap_or(Value::Null);
+        let template = manifest
+            .spec
+            .get("template")
+            .cloned()
+            .unwrap_or(Value::Null);
         let template: PodTemplate =
             serde_json::from_value(template).map_err(|error| invalid("spec.template", error))?;
         (template.spec, template.metadata.labels)
@@ -173,7 +211,8 @@ fn pod_of(manifest: &RawObject) -> Result<(PodName, PodSpec, Labels), LocalError
         return Err(LocalError::Invalid(errors));
     }
     let namespace = metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
-    let name = PodName::new(namespace, &metadata.name).map_err(|error| invalid("metadata.name", error))?;
+    let name =
+        PodName::new(namespace, &metadata.name).map_err(|error| invalid("metadata.name", error))?;
     Ok((name, spec, labels))
 }
 
@@ -187,14 +226,20 @@ async fn resolve_artifacts(spec: &mut PodSpec, base: &Path) -> Result<Vec<PathBu
             Some((scheme, _)) if !scheme.contains('/') => continue,
             _ => base.join(&launchable.location),
         };
-        let failed = |source| LocalError::Artifact { path: path.clone(), source };
+        let failed = |source| LocalError::Artifact {
+            path: path.clone(),
+            source,
+        };
         let path = tokio::fs::canonicalize(&path).await.map_err(failed)?;
         if launchable.digest.is_none() {
             let file = path.clone();
             let digest = tokio::task::spawn_blocking(move || {
                 crate::hoist::Digest::of_reader(std::fs::File::open(file)?)
             });
-            let digest = digest.await.map_err(std::io::Error::other).and_then(|result| result);
+            let digest = digest
+                .await
+                .map_err(std::io::Error::other)
+                .and_then(|result| result);
             let (digest, _) = digest.map_err(failed)?;
             launchable.digest = crate::artifacts::from_hoist(&digest);
         }

@@ -35,13 +35,19 @@ pub fn logs(data_dir: &Path, pod: &PodName) -> Result<Vec<LogFiles>, LayoutError
     };
     let mut found: std::collections::BTreeMap<String, Vec<(u64, PathBuf)>> = Default::default();
     for entry in entries.flatten() {
-        let Some((program, age)) = entry.file_name().to_str().and_then(parse) else { continue };
+        let Some((program, age)) = entry.file_name().to_str().and_then(parse) else {
+            continue;
+        };
         found.entry(program).or_default().push((age, entry.path()));
     }
     let logs = found.into_iter().map(|(program, mut files)| {
         files.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
         let current = dir.join(format!("{}.log", PodPaths::log_name(&program)));
-        LogFiles { program, current, files: files.into_iter().map(|(_, path)| path).collect() }
+        LogFiles {
+            program,
+            current,
+            files: files.into_iter().map(|(_, path)| path).collect(),
+        }
     });
     Ok(logs.collect())
 }
@@ -69,16 +75,32 @@ mod tests {
         assert_eq!(logs(dir.path(), &pod).unwrap(), []);
         let log = Layout::open(dir.path()).unwrap().pod(&pod).log();
         fs::create_dir_all(&log).unwrap();
-        for name in ["web:a.log", "web:a.log.1", "web:a.log.10", "web:a.log.2", "b.log", "x", ".log"] {
+        for name in [
+            "web:a.log",
+            "web:a.log.1",
+            "web:a.log.10",
+            "web:a.log.2",
+            "b.log",
+            "x",
+            ".log",
+        ] {
             fs::write(log.join(name), "").unwrap();
         }
         let found = logs(dir.path(), &pod).unwrap();
         let names = |index: usize| -> Vec<String> {
             let files = found[index].files.iter();
-            files.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
+            files
+                .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+                .collect()
         };
-        assert_eq!((found[0].program.as_str(), names(0)), ("b", vec!["b.log".to_owned()]));
+        assert_eq!(
+            (found[0].program.as_str(), names(0)),
+            ("b", vec!["b.log".to_owned()])
+        );
         assert_eq!(found[1].program, "web/a");
-        assert_eq!(names(1), ["web:a.log.10", "web:a.log.2", "web:a.log.1", "web:a.log"]);
+        assert_eq!(
+            names(1),
+            ["web:a.log.10", "web:a.log.2", "web:a.log.1", "web:a.log"]
+        );
     }
 }

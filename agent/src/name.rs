@@ -19,10 +19,7 @@ impl PodName {
     ///
     /// # Errors
     /// [`InvalidName`] says which is wrong and why.
-    pub fn new(
-        namespace: impl Into<String>,
-        name: impl Into<String>,
-    ) -> Result<Self, InvalidName> {
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Result<Self, InvalidName> {
         let (namespace, name) = (namespace.into(), name.into());
         check_name("namespace", &namespace)?;
         check_name("name", &name)?;
@@ -105,8 +102,9 @@ impl FromStr for PodName {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (namespace, name) =
-            text.split_once('/').ok_or_else(|| format!("`{text}` is not NAMESPACE/NAME"))?;
+        let (namespace, name) = text
+            .split_once('/')
+            .ok_or_else(|| format!("`{text}` is not NAMESPACE/NAME"))?;
         Self::new(namespace, name).map_err(|error| error.to_string())
     }
 }
@@ -130,16 +128,35 @@ mod tests {
 
     #[test]
     fn directories_that_are_no_pods_are_none() {
-        for name in ["", ".", "..", "a", "a.", ".a", "a...b", "A.b", "a..b", "lost+found"] {
+        for name in [
+            "",
+            ".",
+            "..",
+            "a",
+            "a.",
+            ".a",
+            "a...b",
+            "A.b",
+            "a..b",
+            "lost+found",
+        ] {
             assert_eq!(PodName::from_directory(name), None, "{name}");
         }
     }
 
     #[test]
     fn two_pods_never_share_a_directory() {
-        let pods = [("a.b", "c"), ("a", "b.c"), ("a..b", "c"), ("a", "b..c"), ("a.b.c", "d")];
-        let all: std::collections::BTreeSet<_> =
-            pods.iter().map(|(a, b)| PodName::new(*a, *b).unwrap().directory()).collect();
+        let pods = [
+            ("a.b", "c"),
+            ("a", "b.c"),
+            ("a..b", "c"),
+            ("a", "b..c"),
+            ("a.b.c", "d"),
+        ];
+        let all: std::collections::BTreeSet<_> = pods
+            .iter()
+            .map(|(a, b)| PodName::new(*a, *b).unwrap().directory())
+            .collect();
         assert_eq!(all.len(), pods.len());
     }
 }

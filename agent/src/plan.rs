@@ -188,7 +188,12 @@ pub fn plan(order: &Order, observed: &Observed) -> Plan {
         return take_over(observed);
     }
     if let Some(field) = &desired.unsupported {
-        return keep(observed, Some(Hold::Unsupported { field: field.clone() }));
+        return keep(
+            observed,
+            Some(Hold::Unsupported {
+                field: field.clone(),
+            }),
+        );
     }
     if observed.current == Some(desired.digest) {
         let mut plan = keep(observed, None);
@@ -223,7 +228,10 @@ fn suspicious(desired: &Desired, observed: &Observed) -> Option<Hold> {
     }
     let (seen, digest) = observed.seen?;
     if desired.generation < seen {
-        return Some(Hold::WentBack { seen, wanted: desired.generation });
+        return Some(Hold::WentBack {
+            seen,
+            wanted: desired.generation,
+        });
     }
     (desired.generation == seen && desired.digest != digest)
         .then_some(Hold::Rewritten { generation: seen })
@@ -234,7 +242,10 @@ fn keep(observed: &Observed, hold: Option<Hold>) -> Plan {
     let mut plan = if observed.position >= Position::Stopping && observed.next.is_some() {
         take_over(observed)
     } else if observed.missing && observed.position < Position::Stopping {
-        Plan { steps: vec![Step::Start], hold: None }
+        Plan {
+            steps: vec![Step::Start],
+            hold: None,
+        }
     } else {
         Plan::default()
     };
@@ -300,7 +311,11 @@ mod tests {
     }
 
     fn tombstoned(mut desired: Desired) -> Order {
-        desired.tombstone = Some(Tombstone { grace: None, by: "me".into(), reason: None });
+        desired.tombstone = Some(Tombstone {
+            grace: None,
+            by: "me".into(),
+            reason: None,
+        });
         order(desired)
     }
 
@@ -320,7 +335,10 @@ mod tests {
 
     #[test]
     fn a_new_pod_is_fetched_configured_and_started() {
-        let observed = Observed { at_rest: true, ..Observed::default() };
+        let observed = Observed {
+            at_rest: true,
+            ..Observed::default()
+        };
         let plan = plan(&order(want("u1", 1, "a")), &observed);
         assert_eq!(plan.steps, [Fetch, Configure, Flip, Start, Prune]);
         assert_eq!(plan.hold, None);
@@ -331,11 +349,25 @@ mod tests {
         let newer = order(want("u1", 2, "b"));
         let all = [Fetch, Configure, Drain, Stop, Flip, Start, Prune];
         assert_eq!(steps(&newer, &running("a")), all);
-        let fetched = Observed { next: Some(digest("b")), ..running("a") };
+        let fetched = Observed {
+            next: Some(digest("b")),
+            ..running("a")
+        };
         assert_eq!(steps(&newer, &fetched), all[1..]);
-        let drained = Observed { drained: true, position: Position::Draining, ..fetched };
-        assert_eq!(steps(&newer, &drained), [Configure, Stop, Flip, Start, Prune]);
-        let stopped = Observed { at_rest: true, position: Position::Stopped, ..drained };
+        let drained = Observed {
+            drained: true,
+            position: Position::Draining,
+            ..fetched
+        };
+        assert_eq!(
+            steps(&newer, &drained),
+            [Configure, Stop, Flip, Start, Prune]
+        );
+        let stopped = Observed {
+            at_rest: true,
+            position: Position::Stopped,
+            ..drained
+        };
         assert_eq!(steps(&newer, &stopped), [Configure, Flip, Start, Prune]);
     }
 
@@ -348,13 +380,21 @@ mod tests {
             ..running("a")
         };
         for order in [order(want("u1", 3, "c")), Order::Missing, Order::Unknown] {
-            assert_eq!(steps(&order, &stopped), [Configure, Flip, Start, Prune], "{order:?}");
+            assert_eq!(
+                steps(&order, &stopped),
+                [Configure, Flip, Start, Prune],
+                "{order:?}"
+            );
         }
     }
 
     #[test]
     fn going_back_to_what_runs_stops_nothing() {
-        let fetched = Observed { next: Some(digest("b")), seen: Some((2, digest("b"))), ..running("a") };
+        let fetched = Observed {
+            next: Some(digest("b")),
+            seen: Some((2, digest("b"))),
+            ..running("a")
+        };
         assert_eq!(steps(&order(want("u1", 3, "a")), &fetched), [Discard]);
     }
 
@@ -362,7 +402,10 @@ mod tests {
     fn what_is_wanted_and_runs_is_left_alone_and_started_again_when_its_supervisor_is_lost() {
         let same = order(want("u1", 1, "a"));
         assert_eq!(steps(&same, &running("a")), []);
-        let lost = Observed { missing: true, ..running("a") };
+        let lost = Observed {
+            missing: true,
+            ..running("a")
+        };
         for order in [same, Order::Missing, Order::Unknown] {
             assert_eq!(steps(&order, &lost), [Start], "{order:?}");
         }
@@ -372,17 +415,35 @@ mod tests {
     fn only_a_tombstone_ends_a_pod() {
         let gone = tombstoned(want("u1", 1, "a"));
         assert_eq!(steps(&gone, &running("a")), [Drain, Stop, Remove]);
-        let at_rest = Observed { at_rest: true, ..running("a") };
+        let at_rest = Observed {
+            at_rest: true,
+            ..running("a")
+        };
         assert_eq!(steps(&gone, &at_rest), [Remove]);
         // Also of a pod that never ran, and of one whose record was lost.
-        assert_eq!(steps(&gone, &Observed { at_rest: true, ..Observed::default() }), [Remove]);
-        let unidentified = Observed { unidentified: true, ..Observed::default() };
+        assert_eq!(
+            steps(
+                &gone,
+                &Observed {
+                    at_rest: true,
+                    ..Observed::default()
+                }
+            ),
+            [Remove]
+        );
+        let unidentified = Observed {
+            unidentified: true,
+            ..Observed::default()
+        };
         assert_eq!(steps(&gone, &unidentified), [Drain, Stop, Remove]);
     }
 
     #[test]
     fn orders_that_do_not_follow_are_held() {
-        let observed = Observed { seen: Some((5, digest("a"))), ..running("a") };
+        let observed = Observed {
+            seen: Some((5, digest("a"))),
+            ..running("a")
+        };
         let cases = [
             (Order::Missing, "Unexplained"),
             (order(want("u2", 9, "b")), "UidChanged"),
@@ -390,7 +451,10 @@ mod tests {
             (order(want("u1", 4, "b")), "GenerationWentBack"),
             (order(want("u1", 5, "b")), "GenerationRewritten"),
             (
-                order(Desired { unsupported: Some("spec.x".into()), ..want("u1", 6, "b") }),
+                order(Desired {
+                    unsupported: Some("spec.x".into()),
+                    ..want("u1", 6, "b")
+                }),
                 "Unsupported",
             ),
         ];
@@ -404,7 +468,11 @@ mod tests {
 
     #[test]
     fn a_new_pod_takes_the_name_of_one_that_left_nothing() {
-        let leftover = Observed { current: None, at_rest: true, ..running("a") };
+        let leftover = Observed {
+            current: None,
+            at_rest: true,
+            ..running("a")
+        };
         assert!(!steps(&order(want("u2", 1, "b")), &leftover).is_empty());
     }
 

@@ -34,13 +34,16 @@ impl Report {
     /// The condition of this type.
     #[must_use]
     pub fn condition(&self, kind: &str) -> Option<&Condition> {
-        self.conditions.iter().find(|condition| condition.kind == kind)
+        self.conditions
+            .iter()
+            .find(|condition| condition.kind == kind)
     }
 
     /// The pod can do its work.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.condition(condition::READY).is_some_and(|ready| ready.status == ConditionStatus::True)
+        self.condition(condition::READY)
+            .is_some_and(|ready| ready.status == ConditionStatus::True)
     }
 }
 
@@ -69,20 +72,20 @@ pub trait Observer: std::fmt::Debug + Send + Sync + 'static {
 
 /// A step that could not be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
+pub(crate) struct Trouble {
     /// Which step.
-    pub step: Step,
+    pub(crate) step: Step,
     /// One word in camel case.
-    pub reason: String,
+    pub(crate) reason: String,
     /// What went wrong, and the way out.
-    pub message: String,
+    pub(crate) message: String,
     /// Trying again without a change can only fail again.
-    pub permanent: bool,
+    pub(crate) permanent: bool,
 }
 
 /// What is known about a pod's ability to work, from its health check.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fitness {
+pub(crate) enum Fitness {
     /// It has no check.
     Unchecked,
     /// No answer yet.
@@ -144,7 +147,12 @@ pub(crate) fn compose(facts: &Facts<'_>) -> Report {
     let mut conditions = vec![ready.clone()];
     conditions.extend(installed(facts));
     if let Some(hold) = facts.hold {
-        let held = (condition::HELD, ConditionStatus::True, hold.reason(), hold.message());
+        let held = (
+            condition::HELD,
+            ConditionStatus::True,
+            hold.reason(),
+            hold.message(),
+        );
         conditions.push(Condition::new(held.0, held.1, held.2, held.3));
     }
     for condition in &mut conditions {
@@ -157,10 +165,19 @@ pub(crate) fn compose(facts: &Facts<'_>) -> Report {
         (None, None) => (ready.reason.clone(), ready.message.clone()),
     };
     let version = record.current.as_ref().or(record.next.as_ref());
-    let states = || facts.units.iter().filter_map(|(name, unit)| Some((name, unit.state.as_ref()?)));
+    let states = || {
+        facts
+            .units
+            .iter()
+            .filter_map(|(name, unit)| Some((name, unit.state.as_ref()?)))
+    };
     let status = PodStatus {
-        ports: version.map(|version| version.ports.clone()).unwrap_or_default(),
-        pids: states().filter_map(|(name, state)| Some((name.clone(), state.pid?))).collect(),
+        ports: version
+            .map(|version| version.ports.clone())
+            .unwrap_or_default(),
+        pids: states()
+            .filter_map(|(name, state)| Some((name.clone(), state.pid?)))
+            .collect(),
         restarts: states().map(|(_, state)| state.restarts).sum(),
         exits: record.exits.clone(),
         reason,
@@ -191,7 +208,10 @@ fn gone(status: PodStatus) -> PodStatus {
 
 fn ending(facts: &Facts<'_>) -> bool {
     let ours = |desired: &&Desired| facts.record.uid.is_empty() || desired.uid == facts.record.uid;
-    facts.desired.filter(ours).is_some_and(|desired| desired.tombstone.is_some())
+    facts
+        .desired
+        .filter(ours)
+        .is_some_and(|desired| desired.tombstone.is_some())
 }
 
 fn phase(facts: &Facts<'_>) -> PodPhase {
@@ -217,13 +237,25 @@ fn phase(facts: &Facts<'_>) -> PodPhase {
         .map(|program| {
             let unit = facts.units.get(program);
             let state = unit.and_then(|unit| unit.state.as_ref());
-            (state.map(|state| state.activity), unit.and_then(|unit| unit.last_exit.as_ref()))
+            (
+                state.map(|state| state.activity),
+                unit.and_then(|unit| unit.last_exit.as_ref()),
+            )
         })
         .collect();
     let is = |activity| activities.iter().any(|(known, _)| *known == Some(activity));
-    if activities.iter().all(|(activity, _)| *activity == Some(Activity::Finished)) {
-        let well = activities.iter().all(|(_, exit)| exit.is_some_and(|exit| exit.code == Some(0)));
-        return if well { PodPhase::Succeeded } else { PodPhase::Failed };
+    if activities
+        .iter()
+        .all(|(activity, _)| *activity == Some(Activity::Finished))
+    {
+        let well = activities
+            .iter()
+            .all(|(_, exit)| exit.is_some_and(|exit| exit.code == Some(0)));
+        return if well {
+            PodPhase::Succeeded
+        } else {
+            PodPhase::Failed
+        };
     }
     if is(Activity::Running) && !is(Activity::Starting) {
         return PodPhase::Running;
@@ -239,7 +271,11 @@ pub(crate) fn ended(exit: &UnitExit) -> String {
         (None, None) if exit.message.is_empty() => "ended, nobody saw how".to_owned(),
         (None, None) => return exit.message.clone(),
     };
-    if exit.message.is_empty() { how } else { format!("{how} ({})", exit.message) }
+    if exit.message.is_empty() {
+        how
+    } else {
+        format!("{how} ({})", exit.message)
+    }
 }
 
 fn ready(facts: &Facts<'_>, phase: PodPhase) -> Condition {
@@ -254,7 +290,10 @@ fn ready(facts: &Facts<'_>, phase: PodPhase) -> Condition {
         return no("Draining", "it is about to be stopped".into());
     }
     if record.position >= Position::Stopping {
-        return no("Updating", "the old version is stopped for the new one".into());
+        return no(
+            "Updating",
+            "the old version is stopped for the new one".into(),
+        );
     }
     let Some(current) = &record.current else {
         return match facts.trouble {
@@ -273,16 +312,28 @@ fn ready(facts: &Facts<'_>, phase: PodPhase) -> Condition {
                 None => no("Starting", format!("{program} is being started")),
             };
         };
-        let detail = if state.message.is_empty() { why() } else { state.message.clone() };
+        let detail = if state.message.is_empty() {
+            why()
+        } else {
+            state.message.clone()
+        };
         match state.activity {
             Activity::Running => {}
             Activity::Starting => return no("Starting", format!("{program} is being started")),
             Activity::Stopping => return no("Stopping", format!("{program} is being stopped")),
             Activity::Stopped => return no("Stopped", format!("{program} was stopped")),
             Activity::Waiting => {
-                return no("Crashed", format!("{program} {detail} and is started again after a while"));
+                return no(
+                    "Crashed",
+                    format!("{program} {detail} and is started again after a while"),
+                );
             }
-            Activity::Finished => return no("Finished", format!("{program} {detail} and is not to be started again")),
+            Activity::Finished => {
+                return no(
+                    "Finished",
+                    format!("{program} {detail} and is not to be started again"),
+                );
+            }
         }
     }
     match facts.fitness {
@@ -290,9 +341,12 @@ fn ready(facts: &Facts<'_>, phase: PodPhase) -> Condition {
             let message = "its programs run; it has no health check";
             Condition::new(condition::READY, ConditionStatus::True, "Running", message)
         }
-        Fitness::Healthy => {
-            Condition::new(condition::READY, ConditionStatus::True, "Healthy", "its health check passes")
-        }
+        Fitness::Healthy => Condition::new(
+            condition::READY,
+            ConditionStatus::True,
+            "Healthy",
+            "its health check passes",
+        ),
         Fitness::Unknown => no("NotChecked", "its health check has not answered yet".into()),
         Fitness::Unhealthy { message } => no("Unhealthy", message.clone()),
     }
@@ -301,23 +355,40 @@ fn ready(facts: &Facts<'_>, phase: PodPhase) -> Condition {
 fn installed(facts: &Facts<'_>) -> Option<Condition> {
     let desired = facts.desired?;
     let of = |status, reason: &str, message: String| {
-        Some(Condition::new(condition::INSTALLED, status, reason, message))
+        Some(Condition::new(
+            condition::INSTALLED,
+            status,
+            reason,
+            message,
+        ))
     };
     let record = facts.record;
-    let here = record.current.iter().chain(&record.next).any(|it| it.digest == desired.digest);
+    let here = record
+        .current
+        .iter()
+        .chain(&record.next)
+        .any(|it| it.digest == desired.digest);
     if facts.gone {
         return None;
     }
     if here {
-        return of(ConditionStatus::True, "Installed", "its artifacts are on the node, verified".into());
+        return of(
+            ConditionStatus::True,
+            "Installed",
+            "its artifacts are on the node, verified".into(),
+        );
     }
     match facts.trouble {
-        Some(trouble) if trouble.step == Step::Fetch => {
-            of(ConditionStatus::False, &trouble.reason, trouble.message.clone())
-        }
-        _ if facts.fetching => {
-            of(ConditionStatus::False, "Fetching", "its artifacts are being fetched".into())
-        }
+        Some(trouble) if trouble.step == Step::Fetch => of(
+            ConditionStatus::False,
+            &trouble.reason,
+            trouble.message.clone(),
+        ),
+        _ if facts.fetching => of(
+            ConditionStatus::False,
+            "Fetching",
+            "its artifacts are being fetched".into(),
+        ),
         _ => None,
     }
 }
@@ -334,15 +405,26 @@ mod tests {
     fn record(programs: &[&str]) -> PodRecord {
         let mut record = PodRecord::new(PodName::new("default", "hello").unwrap());
         record.uid = "u1".into();
-        let program = Program { launchable: "web".into(), entry: "bin/launch".into() };
+        let program = Program {
+            launchable: "web".into(),
+            entry: "bin/launch".into(),
+        };
         record.current = Some(Version {
             generation: 1,
             digest: Digest::of("a"),
             spec: serde_json::from_value(json!({"launchables": {}})).unwrap(),
-            run_as: RunAs { name: "me".into(), uid: 1, gid: 1, groups: Vec::new() },
+            run_as: RunAs {
+                name: "me".into(),
+                uid: 1,
+                gid: 1,
+                groups: Vec::new(),
+            },
             ports: BTreeMap::new(),
             installs: BTreeMap::new(),
-            programs: programs.iter().map(|name| ((*name).to_owned(), program.clone())).collect(),
+            programs: programs
+                .iter()
+                .map(|name| ((*name).to_owned(), program.clone()))
+                .collect(),
         });
         record
     }
@@ -365,12 +447,17 @@ mod tests {
             message: String::new(),
             requested: false,
         });
-        UnitFacts { state: Some(state), last_exit }
+        UnitFacts {
+            state: Some(state),
+            last_exit,
+        }
     }
 
     fn report(record: &PodRecord, units: &[(&str, UnitFacts)], fitness: &Fitness) -> Report {
-        let units: BTreeMap<_, _> =
-            units.iter().map(|(name, unit)| ((*name).to_owned(), unit.clone())).collect();
+        let units: BTreeMap<_, _> = units
+            .iter()
+            .map(|(name, unit)| ((*name).to_owned(), unit.clone()))
+            .collect();
         compose(&Facts {
             record,
             desired: None,
@@ -396,9 +483,16 @@ mod tests {
         let one = [("a", running()), ("b", unit(Activity::Waiting, Some(3)))];
         let report = report(&record, &one, &Fitness::Healthy);
         assert!(!report.is_ready());
-        assert_eq!((report.phase, report.status.restarts), (PodPhase::Running, 4));
+        assert_eq!(
+            (report.phase, report.status.restarts),
+            (PodPhase::Running, 4)
+        );
         assert_eq!(report.status.reason, "Crashed");
-        assert!(report.status.message.contains("exited with code 3"), "{}", report.status.message);
+        assert!(
+            report.status.message.contains("exited with code 3"),
+            "{}",
+            report.status.message
+        );
     }
 
     #[test]
@@ -408,6 +502,9 @@ mod tests {
         let phase = |a, b| report(&record, &[("a", a), ("b", b)], &Fitness::Unchecked).phase;
         assert_eq!(phase(finished(0), finished(0)), PodPhase::Succeeded);
         assert_eq!(phase(finished(0), finished(1)), PodPhase::Failed);
-        assert_eq!(phase(finished(1), unit(Activity::Running, None)), PodPhase::Running);
+        assert_eq!(
+            phase(finished(1), unit(Activity::Running, None)),
+            PodPhase::Running
+        );
     }
 }

@@ -50,7 +50,10 @@ impl DrainStart {
     /// It begins now.
     #[must_use]
     pub fn now() -> Self {
-        Self { boot: boot_id(), boot_millis: boot_millis() }
+        Self {
+            boot: boot_id(),
+            boot_millis: boot_millis(),
+        }
     }
 
     /// How long ago that was; None when it was before a boot, which has drained everything.
@@ -70,9 +73,13 @@ fn boot_id() -> String {
 
 fn boot_millis() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let (seconds, nanos) =
-        (u64::try_from(now.tv_sec).unwrap_or(0), u64::try_from(now.tv_nsec).unwrap_or(0));
-    seconds.saturating_mul(1000).saturating_add(nanos / 1_000_000)
+    let (seconds, nanos) = (
+        u64::try_from(now.tv_sec).unwrap_or(0),
+        u64::try_from(now.tv_nsec).unwrap_or(0),
+    );
+    seconds
+        .saturating_mul(1000)
+        .saturating_add(nanos / 1_000_000)
 }
 
 /// What is remembered of a pod.
@@ -220,7 +227,10 @@ impl PodRecord {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(FileError::new("set aside", path, error)),
         }
-        Ok(Found::Damaged { record: Box::new(Self::new(name.clone())), reason })
+        Ok(Found::Damaged {
+            record: Box::new(Self::new(name.clone())),
+            reason,
+        })
     }
 }
 
@@ -259,12 +269,21 @@ pub(crate) mod tests {
         for bytes in [b"".as_slice(), b"{", b"[]", b"\xff\xfe", &other] {
             std::fs::write(&path, bytes).unwrap();
             let found = PodRecord::read(&name(), &path, &[]).unwrap();
-            assert!(matches!(found, Found::Damaged { .. }), "{bytes:?} {found:?}");
+            assert!(
+                matches!(found, Found::Damaged { .. }),
+                "{bytes:?} {found:?}"
+            );
             assert!(!path.exists() && path.with_extension("json.damaged").exists());
         }
-        assert_eq!(PodRecord::read(&name(), &path, &[]).unwrap(), Found::Nothing);
+        assert_eq!(
+            PodRecord::read(&name(), &path, &[]).unwrap(),
+            Found::Nothing
+        );
         let found = PodRecord::read(&name(), &path, &["web".into()]).unwrap();
-        assert!(matches!(found, Found::Damaged { .. }), "its programs are there: {found:?}");
+        assert!(
+            matches!(found, Found::Damaged { .. }),
+            "its programs are there: {found:?}"
+        );
     }
 
     #[test]
@@ -274,7 +293,11 @@ pub(crate) mod tests {
             assert!(record.note_exit("web", number, exit(number.cast_signed())));
             assert!(!record.note_exit("web", number, exit(99)));
         }
-        let at: Vec<_> = record.exits.iter().map(|exit| exit.at.as_second()).collect();
+        let at: Vec<_> = record
+            .exits
+            .iter()
+            .map(|exit| exit.at.as_second())
+            .collect();
         assert_eq!(at, [5, 6, 7, 8, 9]);
     }
 
@@ -282,6 +305,13 @@ pub(crate) mod tests {
     fn a_drain_of_another_boot_is_over() {
         let start = DrainStart::now();
         assert!(start.elapsed().is_some());
-        assert_eq!(DrainStart { boot: "other".into(), ..start }.elapsed(), None);
+        assert_eq!(
+            DrainStart {
+                boot: "other".into(),
+                ..start
+            }
+            .elapsed(),
+            None
+        );
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 
-use crate::auth::Users;
+use crate::auth::{UserPolicy, Users};
 use crate::cgroup::{self, Cgroups};
 use crate::files::{self, FileError};
 use crate::hoist;
@@ -70,10 +70,11 @@ pub async fn uninstall(data_dir: &Path, grace: Duration) -> Result<Uninstalled, 
         return Ok(Uninstalled::default());
     }
     let layout = Layout::open(data_dir)?;
-    let lock = hoist::Store::open(hoist::Config::new(layout.data_dir())).map_err(|error| match error {
-        hoist::Error::Busy { path } => UninstallError::Running { path },
-        other => UninstallError::Artifacts(other),
-    })?;
+    let lock =
+        hoist::Store::open(hoist::Config::new(layout.data_dir())).map_err(|error| match error {
+            hoist::Error::Busy { path } => UninstallError::Running { path },
+            other => UninstallError::Artifacts(other),
+        })?;
     let mut failures = Vec::new();
     let pods = layout.pods()?;
     let ends = join_all(pods.iter().map(|pod| end_pod(&layout, pod, grace))).await;
@@ -84,7 +85,7 @@ pub async fn uninstall(data_dir: &Path, grace: Duration) -> Result<Uninstalled, 
         let cgroups = Cgroups::detect(&cgroup::tag(layout.data_dir()));
         let removed = cgroups.remove_all().map_err(|error| error.to_string());
         failures.extend(removed.err().map(UninstallError::Machine));
-        let users = Users::open(&layout);
+        let users = Users::open(layout.data_dir(), UserPolicy::default());
         let removed = users.remove_created().map_err(|error| error.to_string());
         failures.extend(removed.err().map(UninstallError::Machine));
     }
@@ -106,7 +107,10 @@ async fn end_pod(layout: &Layout, pod: &PodName, grace: Duration) -> Result<(), 
         Unit { program, dir }
     });
     for end in join_all(units.map(|unit| end_unit(&shims, unit, grace))).await {
-        end.map_err(|source| UninstallError::Program { pod: pod.clone(), source })?;
+        end.map_err(|source| UninstallError::Program {
+            pod: pod.clone(),
+            source,
+        })?;
     }
     files::make_dir(&layout.trash(), files::Access::mode(0o700))?;
     files::remove_tree(paths.home(), &layout.trash())?;
@@ -130,7 +134,11 @@ async fn end_unit(shims: &Shims, unit: Unit, grace: Duration) -> Result<(), Supe
     };
     if tokio::time::timeout(grace + PATIENCE, rest).await.is_err() {
         let source = io::Error::new(io::ErrorKind::TimedOut, "its processes do not end");
-        return Err(SuperviseError { doing: "stop", program: unit.program.clone(), source });
+        return Err(SuperviseError {
+            doing: "stop",
+            program: unit.program.clone(),
+            source,
+        });
     }
     shims.forget(&unit).await
 }
@@ -155,7 +163,7 @@ fn remove_directories(layout: &Layout) -> Result<(), FileError> {
     // The trash goes with the state it lies in, so it moves out first.
     let trash = layout.data_dir().join("trash");
     files::make_dir(&trash, files::Access::mode(0o700))?;
-    for name in ["pods", "state", "shim", "installs", "cache"] {
+    for name in ["pods", "state", "shim", "installs", "cache", "users.json"] {
         files::remove_tree(&layout.data_dir().join(name), &trash)?;
     }
     std::fs::remove_dir(&trash).map_err(|error| FileError::new("remove", &trash, error))?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use platctrl_framework::model::{Digest, Uid};
-use platctrl_kinds::{Launchable, PodSpec};
+use platctrl_kinds::{Launchable, PodSpec, Span};
 use serde::{Deserialize, Serialize};
 
 /// What somebody wants of a pod on this node.
@@ -122,21 +122,25 @@ impl Version {
     /// The launchable that a program belongs to.
     #[must_use]
     pub fn launchable(&self, program: &str) -> Option<&Launchable> {
-        self.spec.launchables.get(&self.programs.get(program)?.launchable)
+        self.spec
+            .launchables
+            .get(&self.programs.get(program)?.launchable)
     }
 
     /// How long a program may take to end after SIGTERM: its own time, within the pod's.
     #[must_use]
     pub fn stop_timeout(&self, program: &str, grace: Option<Duration>) -> Duration {
-        let own = self.launchable(program).and_then(|launchable| launchable.stop_timeout);
+        let own = self
+            .launchable(program)
+            .and_then(|launchable| launchable.stop_timeout);
         let pod = self.spec.termination_grace_period;
-        let grace = grace.unwrap_or_else(|| pod.map_or(TERMINATION_GRACE, |span| span.duration()));
-        own.map_or(STOP_TIMEOUT, |span| span.duration()).min(grace)
+        let grace = grace.unwrap_or_else(|| pod.map_or(TERMINATION_GRACE, Span::duration));
+        own.map_or(STOP_TIMEOUT, Span::duration).min(grace)
     }
 
     /// How long to wait, not ready, before it is stopped.
     #[must_use]
     pub fn drain_delay(&self) -> Duration {
-        self.spec.drain_delay.map_or(Duration::ZERO, |span| span.duration())
+        self.spec.drain_delay.map_or(Duration::ZERO, Span::duration)
     }
 }

@@ -45,7 +45,10 @@ impl Memory {
                 None
             }
         });
-        let mut memory = Self { path, known: known.unwrap_or_default() };
+        let mut memory = Self {
+            path,
+            known: known.unwrap_or_default(),
+        };
         if memory.known.machine.is_empty() {
             let machine = random(&host.environment);
             memory.change(|known| known.machine = machine)?;
@@ -74,5 +77,9 @@ impl Memory {
 
 /// 128 random bits as text.
 pub(super) fn random(environment: &Environment) -> String {
-    format!("{:016x}{:016x}", environment.random_u64(), environment.random_u64())
+    format!(
+        "{:016x}{:016x}",
+        environment.random_u64(),
+        environment.random_u64()
+    )
 }

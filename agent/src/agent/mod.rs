@@ -8,20 +8,21 @@ mod memory;
 mod node;
 mod pods;
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use platctrl_framework::controller::{Controller, RunError, Runtime, RuntimeHandle};
+use platctrl_framework::controller::{Action, Controller, RunError, Runtime, RuntimeHandle};
 use platctrl_framework::model::{GroupPlural, InvalidName, Resource as _, Tree, check_name};
 use platctrl_framework::store::{Prefix, Store};
 use platctrl_kinds::Pod;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::files::FileError;
 use crate::host::{Host, HostConfig, HostError};
 use memory::Memory;
-use node::{Keeper, NodeError};
-use pods::Pods;
+use node::{Fence, Keeper, NodeError};
+use pods::{Pods, Told};
 
 /// The name that claims and events give.
 pub(crate) const CONTROLLER: &str = "agent";
@@ -56,7 +57,9 @@ pub enum AgentError {
     #[error(transparent)]
     Name(#[from] InvalidName),
     /// Another agent works under the node's name.
-    #[error("another agent works as node `{node}` ({other}): this one stops; give each machine a name of its own with --node")]
+    #[error(
+        "another agent works as node `{node}` ({other}): this one stops; give each machine a name of its own with --node"
+    )]
     NameInUse {
         /// The node.
         node: String,
@@ -71,6 +74,13 @@ pub enum AgentError {
     Runtime(#[from] RunError),
 }
 
+/// What the controller's functions hold.
+#[derive(Clone, Debug)]
+struct Link {
+    pods: Weak<Pods>,
+    fence: Fence,
+}
+
 /// The agent of a node.
 #[derive(Debug)]
 pub struct Agent {
@@ -79,6 +89,35 @@ pub struct Agent {
     pods: Arc<Pods>,
     keeper: Keeper,
     runtime: Runtime,
+}
+
+/// Looks into an agent. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct AgentHandle {
+    runtime: RuntimeHandle,
+    told: Arc<Told>,
+    waits: watch::Receiver<Option<String>>,
+}
+
+impl AgentHandle {
+    /// The agent's view of the store.
+    #[must_use]
+    pub fn runtime(&self) -> &RuntimeHandle {
+        &self.runtime
+    }
+
+    /// What the pods' workers told last.
+    #[must_use]
+    pub fn reports(&self) -> Vec<crate::Report> {
+        self.told.reports()
+    }
+
+    /// Why the agent takes no orders at the moment, while it does not: the store is away, or
+    /// another one, or the node is not admitted. Pods keep running.
+    #[must_use]
+    pub fn waits_for(&self) -> Option<String> {
+        self.waits.borrow().clone()
+    }
 }
 
 /// The prefixes that an agent watches. Each needs an anchor, which admitting a node writes
@@ -111,44 +150,76 @@ impl Agent {
             Ok::<_, AgentError>((Arc::new(host), memory))
         })
         .await
-        .map_err(|panic| RunError::Internal { task: "start", reason: panic.to_string() })??;
+        .map_err(|panic| RunError::Internal {
+            task: "start",
+            reason: panic.to_string(),
+        })??;
 
         let pods = Pods::start(Arc::clone(&host))?;
-        let keeper = Keeper::new(Arc::clone(&host), Arc::clone(&store), memory, Arc::clone(&pods));
-        let mut runtime = Runtime::new(Arc::clone(&store), environment).name(&host.node).grace(GRACE);
+        let keeper = Keeper::new(
+            Arc::clone(&host),
+            Arc::clone(&store),
+            memory,
+            Arc::clone(&pods),
+        );
+        let mut runtime = Runtime::new(Arc::clone(&store), environment)
+            .name(&host.node)
+            .grace(GRACE);
         for prefix in prefixes {
             runtime = runtime.watch(prefix);
         }
-        let (wanted, ended, absent) = (Arc::clone(&pods), Arc::clone(&pods), Arc::clone(&pods));
-        let fence = keeper.fence();
-        let (fence1, fence2, fence3) = (fence.clone(), fence.clone(), fence);
+        // A handle of the runtime may outlive the agent, and must not keep the data directory.
+        let link = Link {
+            pods: Arc::downgrade(&pods),
+            fence: keeper.fence(),
+        };
+        let (wanted, ended, absent) = (link.clone(), link.clone(), link);
         let controller = Controller::<Pod>::new(CONTROLLER, move |object, context| {
-            let (pods, fence) = (Arc::clone(&wanted), fence1.clone());
-            async move { pods.reconcile(&object, &context, &fence).await }
+            let link = wanted.clone();
+            async move {
+                match link.pods.upgrade() {
+                    Some(pods) => pods.reconcile(&object, &context, &link.fence).await,
+                    None => Ok(Action::await_change()),
+                }
+            }
         })
         .on_delete(move |object, context| {
-            let (pods, fence) = (Arc::clone(&ended), fence2.clone());
-            async move { pods.reconcile(&object, &context, &fence).await }
+            let link = ended.clone();
+            async move {
+                match link.pods.upgrade() {
+                    Some(pods) => pods.reconcile(&object, &context, &link.fence).await,
+                    None => Ok(Action::await_change()),
+                }
+            }
         })
         .on_absent(move |object, context| {
-            let (pods, fence) = (Arc::clone(&absent), fence3.clone());
-            async move { pods.missing(&object, &context, &fence).await }
+            let link = absent.clone();
+            async move {
+                match link.pods.upgrade() {
+                    Some(pods) => pods.missing(&object, &context, &link.fence).await,
+                    None => Ok(Action::await_change()),
+                }
+            }
         })
         .triggered_by(pods.trigger());
         let runtime = runtime.controller(controller);
-        Ok(Self { host, store, pods, keeper, runtime })
+        Ok(Self {
+            host,
+            store,
+            pods,
+            keeper,
+            runtime,
+        })
     }
 
-    /// Looks into the agent's view of the store.
+    /// Looks into the agent, also while it runs.
     #[must_use]
-    pub fn handle(&self) -> RuntimeHandle {
-        self.runtime.handle()
-    }
-
-    /// What the pods' workers told last.
-    #[must_use]
-    pub fn reports(&self) -> Vec<crate::Report> {
-        self.pods.reports()
+    pub fn handle(&self) -> AgentHandle {
+        AgentHandle {
+            runtime: self.runtime.handle(),
+            told: self.pods.told(),
+            waits: self.keeper.waits(),
+        }
     }
 
     /// Works until `shutdown`; pods keep running afterwards.
@@ -156,7 +227,13 @@ impl Agent {
     /// # Errors
     /// [`AgentError::NameInUse`] when another agent took the node's name.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), AgentError> {
-        let Self { host, store, pods, keeper, runtime } = self;
+        let Self {
+            host,
+            store,
+            pods,
+            keeper,
+            runtime,
+        } = self;
         let stopped = shutdown.clone();
         let handle = runtime.handle();
         let runtime = runtime.shutdown_on(async move { stopped.cancelled().await });
@@ -189,6 +266,9 @@ impl Agent {
 impl NodeError {
     fn into_agent_error(self, node: &str) -> AgentError {
         let Self::NameInUse { other } = self;
-        AgentError::NameInUse { node: node.to_owned(), other }
+        AgentError::NameInUse {
+            node: node.to_owned(),
+            other,
+        }
     }
 }

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use platctrl_framework::client::{Batch, Client, ClientError};
 use platctrl_framework::model::{
-    Condition, ConditionStatus, Joined, ObjectKey, Phase, Reality, Resource as _, Status, Tree, identity,
+    Condition, ConditionStatus, Joined, ObjectKey, Phase, Reality, Resource as _, Status, Tree,
+    identity,
 };
 use platctrl_framework::store::{Compare, Key, Revision, Store, StoreError, Transaction};
 use platctrl_kinds::{Node, NodeSpec, NodeStatus};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use super::memory::{Memory, random};
 use super::pods::Pods;
@@ -46,7 +47,8 @@ impl Fence {
     /// The compare; None while the record is not this agent's.
     pub(super) fn compare(&self) -> Option<Compare> {
         let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
-        own.clone().map(|(key, revision)| Compare::Revision(key, revision))
+        own.clone()
+            .map(|(key, revision)| Compare::Revision(key, revision))
     }
 
     fn set(&self, own: Option<(Key, Revision)>) {
@@ -78,6 +80,7 @@ pub(super) struct Keeper {
     fence: Fence,
     instance: String,
     beats: std::sync::atomic::AtomicU64,
+    waits: watch::Sender<Option<String>>,
 }
 
 /// Why an attempt came to nothing.
@@ -89,7 +92,9 @@ enum Attempt {
     Identity(#[from] identity::IdentityError),
     #[error(transparent)]
     File(#[from] crate::files::FileError),
-    #[error("this node belongs to the store {known}, and {found} answers: no order is taken from it; use the right store, or a new data directory")]
+    #[error(
+        "this node belongs to the store {known}, and {found} answers: no order is taken from it; use the right store, or a new data directory"
+    )]
     OtherStore { known: String, found: String },
     #[error("the node is not admitted: `platctrl node admit` makes its record")]
     NotAdmitted,
@@ -123,7 +128,13 @@ impl Keeper {
             fence: Fence::default(),
             instance,
             beats: std::sync::atomic::AtomicU64::new(0),
+            waits: watch::Sender::new(None),
         }
+    }
+
+    /// Why no orders are taken, while they are not.
+    pub(super) fn waits(&self) -> watch::Receiver<Option<String>> {
+        self.waits.subscribe()
     }
 
     pub(super) fn fence(&self) -> Fence {
@@ -137,23 +148,30 @@ impl Keeper {
 
     fn beat_key(&self) -> Result<Key, Attempt> {
         let key = Key::new(format!("x/beat/{}", self.host.node));
-        key.map_err(|error| StoreError::Invalid { reason: error.to_string() }.into())
+        key.map_err(|error| {
+            StoreError::Invalid {
+                reason: error.to_string(),
+            }
+            .into()
+        })
     }
 
     /// Waits until the store is there, is the one that this node belongs to, and the node's name
     /// is this agent's.
     pub(super) async fn begin(&self) -> Result<(), NodeError> {
-        let mut told = String::new();
         loop {
             match self.try_begin().await {
-                Ok(()) => return Ok(()),
+                Ok(()) => {
+                    self.waits.send_replace(None);
+                    return Ok(());
+                }
                 Err(Attempt::Lost(other)) => return Err(in_use(other)),
                 Err(error) => {
                     // The same trouble is told once.
-                    let text = error.to_string();
-                    if text != told {
+                    let text = Some(error.to_string());
+                    if *self.waits.borrow() != text {
                         tracing::warn!(node = self.host.node, %error, "no orders yet; pods keep running");
-                        told = text;
+                        self.waits.send_replace(text);
                     }
                     self.host.environment.sleep(RETRY).await;
                 }
@@ -168,7 +186,10 @@ impl Keeper {
         if known.is_empty() {
             memory.change(|known| known.store_id.clone_from(&anchor.store_id))?;
         } else if known != anchor.store_id {
-            return Err(Attempt::OtherStore { known, found: anchor.store_id });
+            return Err(Attempt::OtherStore {
+                known,
+                found: anchor.store_id,
+            });
         }
         self.take_name(&memory.known().machine).await?;
         drop(memory);
@@ -178,7 +199,9 @@ impl Keeper {
     /// The name is this machine's when its last beat was this machine's, or nobody's for a while.
     async fn take_name(&self, machine: &str) -> Result<(), Attempt> {
         let first = self.last_beat().await?;
-        let Some(first) = first.filter(|beat| beat.machine != machine) else { return Ok(()) };
+        let Some(first) = first.filter(|beat| beat.machine != machine) else {
+            return Ok(());
+        };
         self.host.environment.sleep(SILENCE).await;
         match self.last_beat().await? {
             Some(now) if now != first && now.machine != machine => Err(Attempt::Lost(Some(now))),
@@ -200,7 +223,10 @@ impl Keeper {
                 Ok(()) => BEAT,
                 Err(Attempt::Lost(other)) => {
                     self.fence.set(None);
-                    tracing::error!(node = self.host.node, "another agent works under this node's name");
+                    tracing::error!(
+                        node = self.host.node,
+                        "another agent works under this node's name"
+                    );
                     return in_use(other);
                 }
                 Err(error) => {
@@ -219,7 +245,10 @@ impl Keeper {
         let joined = self.client.joined(&key).await?;
         let intent = joined.intent.as_ref().ok_or(Attempt::NotAdmitted)?;
         let spec: NodeSpec = serde_json::from_value(intent.value.spec.clone())?;
-        let claim = joined.reality.as_ref().and_then(|it| it.value.metadata.claim.clone());
+        let claim = joined
+            .reality
+            .as_ref()
+            .and_then(|it| it.value.metadata.claim.clone());
         let foreign = claim.is_some_and(|claim| claim != self.instance);
         if foreign && !first {
             return Err(Attempt::Lost(self.last_beat().await?));
@@ -244,11 +273,20 @@ impl Keeper {
 
     async fn report(&self, joined: &Joined, incarnation: u64) -> Result<(), Attempt> {
         let stored = joined.own_reality().map(|reality| reality.value.clone());
-        let mut conditions =
-            stored.as_ref().map(|it| it.status.conditions.clone()).unwrap_or_default();
-        let generation = joined.intent.as_ref().map_or(0, |it| it.value.metadata.generation);
-        let ready =
-            Condition::new("Ready", ConditionStatus::True, "AgentRuns", "the node's agent runs");
+        let mut conditions = stored
+            .as_ref()
+            .map(|it| it.status.conditions.clone())
+            .unwrap_or_default();
+        let generation = joined
+            .intent
+            .as_ref()
+            .map_or(0, |it| it.value.metadata.generation);
+        let ready = Condition::new(
+            "Ready",
+            ConditionStatus::True,
+            "AgentRuns",
+            "the node's agent runs",
+        );
         conditions.set(ready, generation, self.host.environment.now());
         let status = Status::<NodeStatus> {
             phase: Phase::default(),
@@ -266,7 +304,9 @@ impl Keeper {
         batch.report_typed::<Node>(joined, &status)?;
         let mut transaction = batch.into_transaction();
         let key = joined.key.store_key(Tree::Reality);
-        let mine = stored.as_ref().is_some_and(|it| it.metadata.claim.as_deref() == Some(&self.instance));
+        let mine = stored
+            .as_ref()
+            .is_some_and(|it| it.metadata.claim.as_deref() == Some(&self.instance));
         if transaction.writes.is_empty() && mine {
             if let Some(reality) = &joined.reality {
                 self.fence.set(Some((key, reality.modified)));
@@ -295,7 +335,9 @@ impl Keeper {
     }
 
     async fn beat(&self) -> Result<(), Attempt> {
-        let count = self.beats.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let count = self
+            .beats
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let beat = Beat {
             machine: self.memory.lock().await.known().machine.clone(),
             instance: self.instance.clone(),
@@ -310,7 +352,10 @@ impl Keeper {
 
 fn in_use(other: Option<Beat>) -> NodeError {
     let other = match other {
-        Some(beat) => format!("machine {}, instance {}, last heard of at {}", beat.machine, beat.instance, beat.at),
+        Some(beat) => format!(
+            "machine {}, instance {}, last heard of at {}",
+            beat.machine, beat.instance, beat.at
+        ),
         None => "it has not beaten yet".to_owned(),
     };
     NodeError::NameInUse { other }

@@ -35,19 +35,33 @@ struct Known {
 
 /// Hears the workers.
 #[derive(Debug)]
-struct Ear {
+pub(super) struct Told {
     node: String,
     trigger: Trigger,
     known: Mutex<BTreeMap<PodName, Known>>,
 }
 
-impl Ear {
+impl Told {
+    pub(super) fn reports(&self) -> Vec<Report> {
+        self.known()
+            .values()
+            .filter_map(|known| known.report.clone())
+            .collect()
+    }
+
     fn known(&self) -> MutexGuard<'_, BTreeMap<PodName, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn key(&self, name: &PodName) -> Option<ObjectKey> {
-        ObjectKey::on_node(Pod::GROUP, Pod::PLURAL, &self.node, name.namespace(), name.name()).ok()
+        ObjectKey::on_node(
+            Pod::GROUP,
+            Pod::PLURAL,
+            &self.node,
+            name.namespace(),
+            name.name(),
+        )
+        .ok()
     }
 
     fn fire(&self, name: &PodName, reason: &str) {
@@ -57,13 +71,17 @@ impl Ear {
     }
 }
 
-impl Observer for Ear {
+impl Observer for Told {
     fn report(&self, report: Report) {
         let name = report.name.clone();
         {
             let mut known = self.known();
             let pod = known.entry(name.clone()).or_default();
-            pod.occupant = if report.phase == PodPhase::Gone { Uid::default() } else { report.uid.clone() };
+            pod.occupant = if report.phase == PodPhase::Gone {
+                Uid::default()
+            } else {
+                report.uid.clone()
+            };
             pod.report = Some(report);
         }
         self.fire(&name, "the pod's state on the node changed");
@@ -87,7 +105,7 @@ impl Observer for Ear {
 #[derive(Debug)]
 pub(super) struct Pods {
     host: Arc<Host>,
-    ear: Arc<Ear>,
+    told: Arc<Told>,
     /// The schema of a pod's spec: what this agent knows of it.
     schema: Value,
 }
@@ -97,20 +115,23 @@ impl Pods {
     /// runs.
     pub(super) fn start(host: Arc<Host>) -> Result<Arc<Self>, FileError> {
         let schema = KindDefinition::of::<Pod>().schema;
-        let schema = schema.pointer("/properties/spec").cloned().unwrap_or(Value::Null);
-        let ear = Arc::new(Ear {
+        let schema = schema
+            .pointer("/properties/spec")
+            .cloned()
+            .unwrap_or(Value::Null);
+        let told = Arc::new(Told {
             node: host.node.clone(),
             trigger: Trigger::new(),
             known: Mutex::default(),
         });
-        let pods = Arc::new(Self { host, ear, schema });
+        let pods = Arc::new(Self { host, told, schema });
         for name in pods.host.layout.pods()? {
             let paths = pods.host.layout.pod(&name);
             // Whose it is has to be known before anything of that name is claimed.
             if let Found::Whole(record) = PodRecord::read(&name, &paths.record(), &[])?
                 && !record.is_blank()
             {
-                pods.ear.known().entry(name.clone()).or_default().occupant = record.uid;
+                pods.told.known().entry(name.clone()).or_default().occupant = record.uid;
             }
             pods.order(&name, Order::Unknown);
         }
@@ -118,29 +139,34 @@ impl Pods {
     }
 
     pub(super) fn trigger(&self) -> &Trigger {
-        &self.ear.trigger
+        &self.told.trigger
     }
 
-    pub(super) fn reports(&self) -> Vec<Report> {
-        self.ear.known().values().filter_map(|known| known.report.clone()).collect()
+    /// What is told, for as long as somebody wants to know; it keeps nothing else.
+    pub(super) fn told(&self) -> Arc<Told> {
+        Arc::clone(&self.told)
     }
 
     pub(super) fn count(&self) -> u64 {
-        self.ear.known().values().filter(|known| known.worker.is_some()).count() as u64
+        self.told
+            .known()
+            .values()
+            .filter(|known| known.worker.is_some())
+            .count() as u64
     }
 
     /// Makes every pod be looked at: also those of which the store knows nothing.
     pub(super) fn wake_all(&self) {
-        let names: Vec<_> = self.ear.known().keys().cloned().collect();
+        let names: Vec<_> = self.told.known().keys().cloned().collect();
         for name in names {
-            self.ear.fire(&name, "the agent started");
+            self.told.fire(&name, "the agent started");
         }
     }
 
     /// Ends all that was started under an incarnation that was given up.
     pub(super) fn retire(&self) {
         let occupied: Vec<_> = {
-            let known = self.ear.known();
+            let known = self.told.known();
             let with_worker = known.iter().filter(|(_, pod)| pod.worker.is_some());
             with_worker.map(|(name, _)| name.clone()).collect()
         };
@@ -154,7 +180,9 @@ impl Pods {
                     continue;
                 }
             };
-            let Some(mut last) = record.last.filter(|last| last.uid == record.uid) else { continue };
+            let Some(mut last) = record.last.filter(|last| last.uid == record.uid) else {
+                continue;
+            };
             last.tombstone = Some(Tombstone {
                 grace: None,
                 by: "node retirement".into(),
@@ -166,7 +194,7 @@ impl Pods {
 
     /// Nothing is left of what was there before.
     pub(super) fn is_empty(&self) -> bool {
-        self.ear.known().values().all(|pod| {
+        self.told.known().values().all(|pod| {
             pod.occupant.is_empty() || pod.worker.as_ref().is_none_or(Worker::is_finished)
         })
     }
@@ -174,8 +202,11 @@ impl Pods {
     /// Ends all workers; programs keep running.
     pub(super) async fn leave(&self) {
         let workers: Vec<_> = {
-            let mut known = self.ear.known();
-            known.values_mut().filter_map(|known| known.worker.take()).collect()
+            let mut known = self.told.known();
+            known
+                .values_mut()
+                .filter_map(|known| known.worker.take())
+                .collect()
         };
         for worker in workers {
             worker.leave().await;
@@ -183,12 +214,12 @@ impl Pods {
     }
 
     fn order(&self, name: &PodName, order: Order) {
-        let mut known = self.ear.known();
+        let mut known = self.told.known();
         let pod = known.entry(name.clone()).or_default();
         match &pod.worker {
             Some(worker) if !worker.is_finished() => worker.order(order),
             _ => {
-                let observer = Arc::clone(&self.ear) as Arc<dyn Observer>;
+                let observer = Arc::clone(&self.told) as Arc<dyn Observer>;
                 let host = Arc::clone(&self.host);
                 pod.worker = Some(Worker::spawn(host, observer, name.clone(), order));
             }
@@ -197,20 +228,29 @@ impl Pods {
 
     /// Another pod of this name has its programs here, and nobody ordered its end.
     fn is_taken(&self, name: &PodName, uid: &Uid) -> bool {
-        let known = self.ear.known();
-        known.get(name).is_some_and(|pod| !pod.occupant.is_empty() && pod.occupant != *uid)
+        let known = self.told.known();
+        known
+            .get(name)
+            .is_some_and(|pod| !pod.occupant.is_empty() && pod.occupant != *uid)
     }
 
     /// The report on this uid, if there is one.
     fn report_on(&self, name: &PodName, uid: &Uid) -> Option<Report> {
-        let known = self.ear.known();
-        known.get(name)?.report.clone().filter(|report| report.uid == *uid)
+        let known = self.told.known();
+        known
+            .get(name)?
+            .report
+            .clone()
+            .filter(|report| report.uid == *uid)
     }
 
     fn record_events(&self, name: &PodName, context: &Context) {
         let events = {
-            let mut known = self.ear.known();
-            known.get_mut(name).map(|pod| std::mem::take(&mut pod.events)).unwrap_or_default()
+            let mut known = self.told.known();
+            known
+                .get_mut(name)
+                .map(|pod| std::mem::take(&mut pod.events))
+                .unwrap_or_default()
         };
         for event in events {
             context.event(event.event_type, event.reason, event.message);
@@ -224,8 +264,8 @@ impl Pods {
         context: &Context,
         fence: &Fence,
     ) -> Result<Action, ReconcileError> {
-        let Some((name, intent)) = name_of(context.key())
-            .and_then(|name| Some((name, context.joined().intent?.value)))
+        let Some((name, intent)) =
+            name_of(context.key()).and_then(|name| Some((name, context.joined().intent?.value)))
         else {
             return Ok(Action::await_change());
         };
@@ -261,11 +301,18 @@ impl Pods {
         context: &Context,
         fence: &Fence,
     ) -> Result<Action, ReconcileError> {
-        let Some(name) = name_of(&absent.key) else { return Ok(Action::await_change()) };
+        let Some(name) = name_of(&absent.key) else {
+            return Ok(Action::await_change());
+        };
         let (lives, report) = {
-            let mut known = self.ear.known();
-            let Some(pod) = known.get(&name) else { return Ok(Action::await_change()) };
-            let lives = pod.worker.as_ref().is_some_and(|worker| !worker.is_finished());
+            let mut known = self.told.known();
+            let Some(pod) = known.get(&name) else {
+                return Ok(Action::await_change());
+            };
+            let lives = pod
+                .worker
+                .as_ref()
+                .is_some_and(|worker| !worker.is_finished());
             let report = pod.report.clone();
             if !lives {
                 // It was ended in order, and its records are removed.
@@ -300,7 +347,10 @@ impl Pods {
             ));
         };
         let joined = context.joined();
-        let stored = joined.reality.map(|reality| reality.value.status).unwrap_or_default();
+        let stored = joined
+            .reality
+            .map(|reality| reality.value.status)
+            .unwrap_or_default();
         let now = context.environment().now();
         let status = status(report, &stored.conditions, now);
         let mut changes = context.changes();
@@ -314,7 +364,10 @@ impl Pods {
 
     fn desired(&self, object: &Object<Pod>, intent: &Intent) -> Desired {
         let metadata = &intent.metadata;
-        let tombstone = metadata.deletion.as_ref().filter(|it| it.uid == metadata.uid);
+        let tombstone = metadata
+            .deletion
+            .as_ref()
+            .filter(|it| it.uid == metadata.uid);
         let unknown = schema::unknown_fields(&intent.spec, &self.schema, "spec");
         Desired {
             uid: metadata.uid.clone(),
@@ -323,7 +376,9 @@ impl Pods {
             spec: object.spec.clone(),
             labels: metadata.labels.clone(),
             tombstone: tombstone.map(|deletion| Tombstone {
-                grace: deletion.grace_seconds.map(|it| Duration::from_secs(u64::from(it))),
+                grace: deletion
+                    .grace_seconds
+                    .map(|it| Duration::from_secs(u64::from(it))),
                 by: deletion.by.clone(),
                 reason: deletion.reason.clone(),
             }),

@@ -33,20 +33,35 @@ pub fn environment(
     program: &str,
     surroundings: Surroundings<'_>,
 ) -> Vec<(String, String)> {
-    let Surroundings { node, pod, uid, paths } = surroundings;
-    let Some(known) = version.programs.get(program) else { return Vec::new() };
+    let Surroundings {
+        node,
+        pod,
+        uid,
+        paths,
+    } = surroundings;
+    let Some(known) = version.programs.get(program) else {
+        return Vec::new();
+    };
     let config = paths.config(version.generation);
     let text = |path: &Path| path.display().to_string();
     let installed = version.installs.get(&known.launchable);
-    let root = installed.map(|installed| paths.install(&install_name(installed))).unwrap_or_default();
+    let root = installed
+        .map(|installed| paths.install(&install_name(installed)))
+        .unwrap_or_default();
     let app = version.spec.app.as_deref().unwrap_or(pod.name());
     let mut env: Vec<(String, String)> = vec![
         ("PATH".into(), PATH.into()),
         ("HOME".into(), text(&paths.data())),
         ("USER".into(), version.run_as.name.clone()),
         ("CONFIG_PATH".into(), text(&config.join("config.yaml"))),
-        ("PLATFORM_CONFIG_PATH".into(), text(&config.join("platform.yaml"))),
-        ("RESOURCE_LIMIT_PATH".into(), text(&config.join("resource_limits.yaml"))),
+        (
+            "PLATFORM_CONFIG_PATH".into(),
+            text(&config.join("platform.yaml")),
+        ),
+        (
+            "RESOURCE_LIMIT_PATH".into(),
+            text(&config.join("resource_limits.yaml")),
+        ),
         ("POD_HOME".into(), text(paths.home())),
         ("POD_ID".into(), app.to_owned()),
         ("POD_UNIQUE_KEY".into(), uid.to_string()),
@@ -57,12 +72,17 @@ pub fn environment(
         ("LAUNCHABLE_ID".into(), known.launchable.clone()),
         ("LAUNCHABLE_ROOT".into(), text(&root)),
         ("ENTRY_POINT".into(), known.entry.clone()),
-        ("RESTART_TIMEOUT".into(), version.stop_timeout(program, None).as_secs().to_string()),
+        (
+            "RESTART_TIMEOUT".into(),
+            version.stop_timeout(program, None).as_secs().to_string(),
+        ),
     ];
     for (name, number) in &version.ports {
         env.push((port_variable(name), number.to_string()));
     }
-    let own = version.launchable(program).map(|launchable| &launchable.env);
+    let own = version
+        .launchable(program)
+        .map(|launchable| &launchable.env);
     for (name, value) in own.into_iter().flatten() {
         match env.iter_mut().find(|(known, _)| known == name) {
             Some(known) => known.1.clone_from(value),
@@ -74,8 +94,17 @@ pub fn environment(
 
 /// `PORT_HTTP` for `http`; what no variable's name may hold becomes `_`.
 fn port_variable(name: &str) -> String {
-    let upper = name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' });
-    std::iter::once("PORT_").flat_map(str::chars).chain(upper).collect()
+    let upper = name.chars().map(|c| {
+        if c.is_ascii_alphanumeric() {
+            c.to_ascii_uppercase()
+        } else {
+            '_'
+        }
+    });
+    std::iter::once("PORT_")
+        .flat_map(str::chars)
+        .chain(upper)
+        .collect()
 }
 
 /// The name of an install's directory.
@@ -109,15 +138,26 @@ pub(crate) mod tests {
             generation: 3,
             digest: Digest::of("spec"),
             spec: serde_json::from_value(spec).unwrap(),
-            run_as: RunAs { name: "pc-hello".into(), uid: 1, gid: 1, groups: Vec::new() },
+            run_as: RunAs {
+                name: "pc-hello".into(),
+                uid: 1,
+                gid: 1,
+                groups: Vec::new(),
+            },
             ports: BTreeMap::from([("http".into(), 31234), ("admin-api".into(), 31235)]),
             installs: BTreeMap::from([(
                 "web".into(),
-                Installed { digest: Digest::of("artifact"), path: "/x".into() },
+                Installed {
+                    digest: Digest::of("artifact"),
+                    path: "/x".into(),
+                },
             )]),
             programs: BTreeMap::from([(
                 "web/a".into(),
-                Program { launchable: "web".into(), entry: "bin/launch/a".into() },
+                Program {
+                    launchable: "web".into(),
+                    entry: "bin/launch/a".into(),
+                },
             )]),
         }
     }
@@ -128,14 +168,37 @@ pub(crate) mod tests {
         let pod = PodName::new("default", "hello-x2").unwrap();
         let paths = Layout::open(dir.path()).unwrap().pod(&pod);
         let uid = Uid::from("u1");
-        let surroundings = Surroundings { node: "web1", pod: &pod, uid: &uid, paths: &paths };
-        let env: BTreeMap<_, _> = environment(&version(), "web/a", surroundings).into_iter().collect();
+        let surroundings = Surroundings {
+            node: "web1",
+            pod: &pod,
+            uid: &uid,
+            paths: &paths,
+        };
+        let env: BTreeMap<_, _> = environment(&version(), "web/a", surroundings)
+            .into_iter()
+            .collect();
         let names: BTreeSet<_> = env.keys().map(String::as_str).collect();
         let expected = BTreeSet::from([
-            "PATH", "HOME", "USER", "CONFIG_PATH", "PLATFORM_CONFIG_PATH", "RESOURCE_LIMIT_PATH",
-            "POD_HOME", "POD_ID", "POD_UNIQUE_KEY", "LAUNCHABLE_ID", "LAUNCHABLE_ROOT",
-            "RESTART_TIMEOUT", "ENTRY_POINT", "PORT_HTTP", "PORT_ADMIN_API", "NODE_NAME",
-            "POD_NAME", "POD_NAMESPACE", "POD_LABELS_PATH", "GREETING",
+            "PATH",
+            "HOME",
+            "USER",
+            "CONFIG_PATH",
+            "PLATFORM_CONFIG_PATH",
+            "RESOURCE_LIMIT_PATH",
+            "POD_HOME",
+            "POD_ID",
+            "POD_UNIQUE_KEY",
+            "LAUNCHABLE_ID",
+            "LAUNCHABLE_ROOT",
+            "RESTART_TIMEOUT",
+            "ENTRY_POINT",
+            "PORT_HTTP",
+            "PORT_ADMIN_API",
+            "NODE_NAME",
+            "POD_NAME",
+            "POD_NAMESPACE",
+            "POD_LABELS_PATH",
+            "GREETING",
         ]);
         assert_eq!(names, expected);
         assert_eq!(env["PORT_HTTP"], "31234");

@@ -8,8 +8,8 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use platctrl_shim_lib::{
-    Client, ExitRecord, ExitStatus, Phase, Reply, Request, RestartPolicy, Spec, State,
-    User, is_alive, read_state, spawn, write_spec,
+    Client, ExitRecord, ExitStatus, Phase, Reply, Request, RestartPolicy, Spec, State, User,
+    is_alive, read_state, spawn, write_spec,
 };
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -31,7 +31,9 @@ pub struct Shims {
 impl Shims {
     /// Starts new shims from this program; running ones are used whatever program they are.
     pub fn new(program: impl Into<PathBuf>) -> Self {
-        Self { program: program.into() }
+        Self {
+            program: program.into(),
+        }
     }
 }
 
@@ -42,7 +44,9 @@ impl Supervisor for Shims {
         spec: &'a UnitSpec,
     ) -> BoxFuture<'a, Result<(), SuperviseError>> {
         let (program, dir, spec) = (self.program.clone(), unit.dir.clone(), to_shim(spec));
-        Box::pin(blocking("start", unit, move || start(&program, &dir, &spec)))
+        Box::pin(blocking("start", unit, move || {
+            start(&program, &dir, &spec)
+        }))
     }
 
     fn watch(&self, unit: &Unit, after_exit: u64) -> mpsc::Receiver<UnitEvent> {
@@ -65,7 +69,9 @@ impl Supervisor for Shims {
     ) -> BoxFuture<'a, Result<bool, SuperviseError>> {
         let (program, dir) = (self.program.clone(), unit.dir.clone());
         Box::pin(blocking("stop", unit, move || {
-            let request = Request::Stop { timeout: Some(timeout) };
+            let request = Request::Stop {
+                timeout: Some(timeout),
+            };
             match Client::connect(&dir) {
                 Ok(mut client) => client.request(request).map(|()| true),
                 // What a killed shim left behind is found and ended by a new one.
@@ -99,12 +105,19 @@ async fn blocking<T: Send + 'static>(
         Ok(result) => result,
         Err(panic) => Err(io::Error::other(panic)),
     };
-    result.map_err(|source| SuperviseError { doing, program: unit.program.clone(), source })
+    result.map_err(|source| SuperviseError {
+        doing,
+        program: unit.program.clone(),
+        source,
+    })
 }
 
 /// Nobody listens: there is no shim.
 fn is_absent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
 }
 
 /// A shim has worked in this directory, so that something of its unit may be left.
@@ -151,12 +164,20 @@ fn quit(dir: &Path) -> io::Result<()> {
                 match client.next_event(left) {
                     Err(_) => break,
                     Ok(Some(_)) => {}
-                    Ok(None) => return Err(io::Error::new(io::ErrorKind::TimedOut, "the shim does not end")),
+                    Ok(None) => {
+                        return Err(io::Error::new(
+                            io::ErrorKind::TimedOut,
+                            "the shim does not end",
+                        ));
+                    }
                 }
             }
             while read_state(dir)?.is_some_and(|state| is_alive(&state)) {
                 if std::time::Instant::now() > deadline {
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, "the shim does not end"));
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "the shim does not end",
+                    ));
                 }
                 std::thread::sleep(Duration::from_millis(2));
             }
@@ -170,12 +191,15 @@ fn quit(dir: &Path) -> io::Result<()> {
 /// Passes on what a shim tells until it is gone or nobody listens.
 async fn follow(dir: &Path, after_exit: u64, to: &mpsc::Sender<UnitEvent>) -> io::Result<()> {
     let owned = dir.to_owned();
-    let stream = tokio::task::spawn_blocking(move || Client::connect(&owned).map(Client::into_stream))
-        .await
-        .map_err(io::Error::other)??;
+    let stream =
+        tokio::task::spawn_blocking(move || Client::connect(&owned).map(Client::into_stream))
+            .await
+            .map_err(io::Error::other)??;
     stream.set_nonblocking(true)?;
     let (reader, mut writer) = UnixStream::from_std(stream)?.into_split();
-    writer.write_all(Request::Subscribe { after_exit }.encode().as_bytes()).await?;
+    writer
+        .write_all(Request::Subscribe { after_exit }.encode().as_bytes())
+        .await?;
     let mut lines = BufReader::new(reader).split(b'\n');
     loop {
         let line = tokio::select! {
@@ -199,11 +223,16 @@ fn to_shim(unit: &UnitSpec) -> Spec {
     let argv = [unit.program.clone().into_os_string()];
     let mut spec = Spec::new(argv, &unit.cwd, &unit.log_dir, &unit.log_name);
     spec.generation = unit.generation;
-    spec.env = unit.env.iter().map(|(name, value)| (name.into(), value.into())).collect();
-    spec.user = unit
-        .user
-        .as_ref()
-        .map(|user| User { uid: user.uid, gid: user.gid, groups: user.groups.clone() });
+    spec.env = unit
+        .env
+        .iter()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect();
+    spec.user = unit.user.as_ref().map(|user| User {
+        uid: user.uid,
+        gid: user.gid,
+        groups: user.groups.clone(),
+    });
     spec.tracking.clone_from(&unit.tracking);
     spec.cgroups.clone_from(&unit.cgroups);
     spec.shim_cgroups.clone_from(&unit.supervisor_cgroups);
@@ -244,7 +273,11 @@ fn from_exit(exit: &ExitRecord) -> UnitExit {
             (None, Some(*signal), dumped.to_owned())
         }
         ExitStatus::NotStarted { message, .. } => (None, None, message.clone()),
-        _ => (None, None, "nobody saw how: its supervisor was killed, or the machine went down".into()),
+        _ => (
+            None,
+            None,
+            "nobody saw how: its supervisor was killed, or the machine went down".into(),
+        ),
     };
     UnitExit {
         number: exit.seq,

@@ -23,7 +23,7 @@ use crate::host::Host;
 use crate::layout::PodPaths;
 use crate::name::PodName;
 use crate::plan::{Hold, Observed, Order, Step, plan};
-use crate::report::{Facts, Fitness, Observer, PodEvent, Report, Trouble, compose};
+use crate::report::{Facts, Observer, PodEvent, Report, Trouble, compose};
 use crate::state::{Found, PodRecord, Position};
 use crate::version::{Desired, Version};
 pub(crate) use units::Heard;
@@ -214,7 +214,13 @@ impl Pod {
         let result = tokio::task::spawn_blocking(look).await;
         let (programs, found) = match result {
             Ok(result) => result?,
-            Err(panic) => return Err(FileError::new("read", self.paths.state(), std::io::Error::other(panic))),
+            Err(panic) => {
+                return Err(FileError::new(
+                    "read",
+                    self.paths.state(),
+                    std::io::Error::other(panic),
+                ));
+            }
         };
         match found {
             Found::Nothing => {}
@@ -222,15 +228,20 @@ impl Pod {
             Found::Damaged { record, reason } => {
                 self.unidentified = record.current.is_none() && !programs.is_empty();
                 self.record = *record;
-                let message = format!("the pod's record on the node was damaged ({reason}); it was set aside and made again from what runs");
+                let message = format!(
+                    "the pod's record on the node was damaged ({reason}); it was set aside and made again from what runs"
+                );
                 self.event(EventType::Warning, "RecordDamaged", message);
             }
         }
         for version in self.record.current.iter().chain(&self.record.next) {
-            self.host.ports.set(&self.name, version.ports.values().copied());
+            self.host
+                .ports
+                .set(&self.name, version.ports.values().copied());
         }
         for program in programs {
-            self.oom_kills.insert(program.clone(), self.host.oom_kills(&self.name, &program));
+            self.oom_kills
+                .insert(program.clone(), self.host.oom_kills(&self.name, &program));
             let seen = self.record.seen_exits.get(&program).copied().unwrap_or(0);
             self.units.watch(&program, self.paths.shim(&program), seen);
         }
@@ -253,7 +264,10 @@ impl Pod {
             }
             for step in plan.steps {
                 let waits = self.wake.is_some()
-                    && self.trouble.as_ref().is_some_and(|trouble| trouble.step == step);
+                    && self
+                        .trouble
+                        .as_ref()
+                        .is_some_and(|trouble| trouble.step == step);
                 if waits {
                     return Flow::Wait;
                 }
@@ -267,7 +281,11 @@ impl Pod {
                     }
                 }
                 failpoint!(&format!("agent.{}.done", step.name()));
-                if self.trouble.as_ref().is_some_and(|trouble| trouble.step == step) {
+                if self
+                    .trouble
+                    .as_ref()
+                    .is_some_and(|trouble| trouble.step == step)
+                {
                     self.trouble = None;
                     self.attempts = 0;
                 }
@@ -306,7 +324,10 @@ impl Pod {
             at_rest: self.units.at_rest(),
             missing: record.current.as_ref().is_some_and(|current| {
                 let generation = current.generation;
-                current.programs.keys().any(|it| self.units.needs_start(it, generation))
+                current
+                    .programs
+                    .keys()
+                    .any(|it| self.units.needs_start(it, generation))
             }),
             stale: self.stale && record.current.is_some(),
         }
@@ -314,9 +335,16 @@ impl Pod {
 
     /// How much of the drain delay is left.
     fn drain_left(&self, _order: &Order) -> Duration {
-        let Some(current) = &self.record.current else { return Duration::ZERO };
+        let Some(current) = &self.record.current else {
+            return Duration::ZERO;
+        };
         let delay = current.drain_delay();
-        match self.record.draining.as_ref().map(crate::state::DrainStart::elapsed) {
+        match self
+            .record
+            .draining
+            .as_ref()
+            .map(crate::state::DrainStart::elapsed)
+        {
             Some(Some(elapsed)) => delay.saturating_sub(elapsed),
             Some(None) => Duration::ZERO,
             None => delay,
@@ -337,7 +365,9 @@ impl Pod {
             self.attempts = 0;
             self.wake = None;
         }
-        let Some(desired) = self.accepted(order).cloned() else { return };
+        let Some(desired) = self.accepted(order).cloned() else {
+            return;
+        };
         if self.record.last.as_ref() == Some(&desired) {
             return;
         }
@@ -362,7 +392,11 @@ impl Pod {
             Order::Missing | Order::Unknown => return,
             Order::Want(_) => None,
         };
-        if self.fetching.as_ref().is_some_and(|fetching| Some(fetching.digest) != wanted) {
+        if self
+            .fetching
+            .as_ref()
+            .is_some_and(|fetching| Some(fetching.digest) != wanted)
+        {
             self.fetching = None;
         }
     }
@@ -375,8 +409,17 @@ impl Pod {
                 let message = format!(
                     "generation {}: {} of {} fetched, verified and unpacked",
                     version.generation,
-                    if version.installs.len() == 1 { "the artifact" } else { "the artifacts" },
-                    version.installs.keys().cloned().collect::<Vec<_>>().join(", "),
+                    if version.installs.len() == 1 {
+                        "the artifact"
+                    } else {
+                        "the artifacts"
+                    },
+                    version
+                        .installs
+                        .keys()
+                        .cloned()
+                        .collect::<Vec<_>>()
+                        .join(", "),
                 );
                 self.record.next = Some(version);
                 self.event(EventType::Normal, "Installed", message);
@@ -397,7 +440,11 @@ impl Pod {
 
     /// The ports of the version that runs and of the one that follows.
     fn all_ports(&self, next: &Version) -> Vec<u16> {
-        let current = self.record.current.iter().flat_map(|current| current.ports.values());
+        let current = self
+            .record
+            .current
+            .iter()
+            .flat_map(|current| current.ports.values());
         current.chain(next.ports.values()).copied().collect()
     }
 
@@ -407,7 +454,9 @@ impl Pod {
             RETRY_PERMANENT
         } else {
             let doubled = 2_u32.saturating_pow(self.attempts.min(16));
-            self.host.environment.jitter(RETRY.0.saturating_mul(doubled).min(RETRY.1))
+            self.host
+                .environment
+                .jitter(RETRY.0.saturating_mul(doubled).min(RETRY.1))
         };
         self.attempts = self.attempts.saturating_add(1);
         self.wake = Some(Instant::now() + wait);
@@ -435,7 +484,13 @@ impl Pod {
 
     fn event(&self, event_type: EventType, reason: &'static str, message: String) {
         let uid = self.record.uid.clone();
-        self.observer.event(PodEvent { name: self.name.clone(), uid, event_type, reason, message });
+        self.observer.event(PodEvent {
+            name: self.name.clone(),
+            uid,
+            event_type,
+            reason,
+            message,
+        });
     }
 
     /// Tells what is so, if it is news.

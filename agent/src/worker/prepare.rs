@@ -21,13 +21,25 @@ use crate::version::{Desired, Installed, Program, RunAs, Version};
 
 impl Trouble {
     pub(super) fn file(step: Step, error: &FileError) -> Self {
-        let reason = if error.is_full() { "NoSpace" } else { "FileError" };
+        let reason = if error.is_full() {
+            "NoSpace"
+        } else {
+            "FileError"
+        };
         let message = if error.is_full() {
-            format!("no space left at {}: free some, or move the data directory", error.path.display())
+            format!(
+                "no space left at {}: free some, or move the data directory",
+                error.path.display()
+            )
         } else {
             error.to_string()
         };
-        Self { step, reason: reason.into(), message, permanent: false }
+        Self {
+            step,
+            reason: reason.into(),
+            message,
+            permanent: false,
+        }
     }
 
     fn artifact(launchable: &str, error: &ArtifactError) -> Self {
@@ -57,10 +69,14 @@ pub(super) async fn resolve(
         blocking(move || host.ports.allocate(&name, &wanted, &previous)).await?
     };
     let artifacts = &host.artifacts;
-    let fetched = try_join_all(desired.spec.launchables.iter().map(|(name, launchable)| async move {
-        let install = artifacts.ensure(launchable).await;
-        install.map(|install| (name, install)).map_err(|error| Trouble::artifact(name, &error))
-    }))
+    let fetched = try_join_all(desired.spec.launchables.iter().map(
+        |(name, launchable)| async move {
+            let install = artifacts.ensure(launchable).await;
+            install
+                .map(|install| (name, install))
+                .map_err(|error| Trouble::artifact(name, &error))
+        },
+    ))
     .await?;
     let mut installs = BTreeMap::new();
     let mut programs = BTreeMap::new();
@@ -71,8 +87,17 @@ pub(super) async fn resolve(
             message: format!("{} is not a digest", install.digest),
             permanent: true,
         })?;
-        installs.insert(launchable.clone(), Installed { digest, path: install.path });
-        let program = |entry: String| Program { launchable: launchable.clone(), entry };
+        installs.insert(
+            launchable.clone(),
+            Installed {
+                digest,
+                path: install.path,
+            },
+        );
+        let program = |entry: String| Program {
+            launchable: launchable.clone(),
+            entry,
+        };
         match install.launch {
             Launch::File(_) => {
                 programs.insert(launchable.clone(), program("bin/launch".into()));
@@ -105,7 +130,12 @@ fn resolve_user(host: &Host, name: &PodName, desired: &Desired) -> Result<RunAs,
         message: error.to_string(),
         permanent: false,
     })?;
-    Ok(RunAs { name: identity.name, uid: identity.uid, gid: identity.gid, groups: identity.groups })
+    Ok(RunAs {
+        name: identity.name,
+        uid: identity.uid,
+        gid: identity.gid,
+        groups: identity.groups,
+    })
 }
 
 async fn blocking<T: Send + 'static>(
@@ -137,7 +167,14 @@ pub(super) struct Configure {
 /// uses is not touched, except for the labels, which are the pod's. Nothing waits for the disk: the
 /// same files are written again whenever a program is started anew, so after a power cut too.
 pub(super) fn configure(what: &Configure) -> Result<(), Trouble> {
-    let Configure { paths, name, uid, node, version, labels } = what;
+    let Configure {
+        paths,
+        name,
+        uid,
+        node,
+        version,
+        labels,
+    } = what;
     let failed = |error: FileError| Trouble::file(Step::Configure, &error);
     let generation = version.generation;
     paths.make_home(&version.run_as).map_err(failed)?;
@@ -152,9 +189,21 @@ pub(super) fn configure(what: &Configure) -> Result<(), Trouble> {
         files::link(&links.join(launchable), &target).map_err(failed)?;
     }
 
-    let gid = rustix::process::geteuid().is_root().then_some(version.run_as.gid);
-    let (directory, file) =
-        (Access { mode: 0o750, uid: None, gid }, Access { mode: 0o640, uid: None, gid });
+    let gid = rustix::process::geteuid()
+        .is_root()
+        .then_some(version.run_as.gid);
+    let (directory, file) = (
+        Access {
+            mode: 0o750,
+            uid: None,
+            gid,
+        },
+        Access {
+            mode: 0o640,
+            uid: None,
+            gid,
+        },
+    );
     let configuration = launch::configuration(version).map_err(|message| Trouble {
         step: Step::Configure,
         reason: "ConfigInvalid".into(),
@@ -176,7 +225,12 @@ pub(super) fn configure(what: &Configure) -> Result<(), Trouble> {
     for program in version.programs.keys() {
         let dir = env.join(PodPaths::log_name(program));
         files::make_dir(&dir, directory).map_err(failed)?;
-        let surroundings = Surroundings { node, pod: name, uid, paths };
+        let surroundings = Surroundings {
+            node,
+            pod: name,
+            uid,
+            paths,
+        };
         for (variable, value) in launch::environment(version, program, surroundings) {
             files::write(&dir.join(variable), value.as_bytes(), file, false).map_err(failed)?;
         }
@@ -191,18 +245,26 @@ pub(super) fn write_labels(
     run_as: &RunAs,
 ) -> Result<(), FileError> {
     // Label values hold letters, digits, `.`, `_`, `-` and nothing to escape.
-    let text: String = labels.iter().map(|(name, value)| format!("{name}=\"{value}\"\n")).collect();
+    let text: String = labels
+        .iter()
+        .map(|(name, value)| format!("{name}=\"{value}\"\n"))
+        .collect();
     let gid = rustix::process::geteuid().is_root().then_some(run_as.gid);
-    files::write(&paths.labels(), text.as_bytes(), Access { mode: 0o640, uid: None, gid }, false)
+    files::write(
+        &paths.labels(),
+        text.as_bytes(),
+        Access {
+            mode: 0o640,
+            uid: None,
+            gid,
+        },
+        false,
+    )
 }
 
 /// Removes the files of generations other than `keep`, and links to installs that none of `keep`
 /// uses.
-pub(super) fn prune(
-    paths: &PodPaths,
-    trash: &Path,
-    keep: &[&Version],
-) -> Result<(), FileError> {
+pub(super) fn prune(paths: &PodPaths, trash: &Path, keep: &[&Version]) -> Result<(), FileError> {
     let generations: BTreeSet<_> = keep.iter().map(|it| it.generation.to_string()).collect();
     for parent in ["env", "config", "generations"] {
         let parent = paths.home().join(parent);
@@ -212,8 +274,11 @@ pub(super) fn prune(
             }
         }
     }
-    let installs: BTreeSet<_> =
-        keep.iter().flat_map(|it| it.installs.values()).map(launch::install_name).collect();
+    let installs: BTreeSet<_> = keep
+        .iter()
+        .flat_map(|it| it.installs.values())
+        .map(launch::install_name)
+        .collect();
     let parent = paths.home().join("installs");
     let entries = match std::fs::read_dir(&parent) {
         Ok(entries) => entries,
@@ -221,7 +286,11 @@ pub(super) fn prune(
         Err(error) => return Err(FileError::new("read", &parent, error)),
     };
     for entry in entries.flatten() {
-        if entry.file_name().to_str().is_none_or(|name| !installs.contains(name)) {
+        if entry
+            .file_name()
+            .to_str()
+            .is_none_or(|name| !installs.contains(name))
+        {
             files::remove_tree(&entry.path(), trash)?;
         }
     }

@@ -73,13 +73,16 @@ impl Pod {
     }
 
     async fn fetch(&mut self, order: &Order) -> Outcome {
-        let Order::Want(desired) = order else { return Ok(Progress::Done) };
+        let Order::Want(desired) = order else {
+            return Ok(Progress::Done);
+        };
         if self.fetching.is_some() {
             return Ok(Progress::Underway);
         }
         // From here on there is something of this uid on the node.
         let paths = self.paths.clone();
-        self.blocking(Step::Fetch, move || paths.make_state()).await?;
+        self.blocking(Step::Fetch, move || paths.make_state())
+            .await?;
         if self.foreign(&desired.uid) {
             self.record = PodRecord::new(self.name.clone());
         }
@@ -88,11 +91,15 @@ impl Pod {
         self.record.next = None;
         self.save(Step::Fetch).await?;
         let current = self.record.current.as_ref();
-        let previous = current.map(|current| current.ports.clone()).unwrap_or_default();
+        let previous = current
+            .map(|current| current.ports.clone())
+            .unwrap_or_default();
         let (host, name) = (std::sync::Arc::clone(&self.host), self.name.clone());
         let resolve = prepare::resolve(host, name, (**desired).clone(), previous);
-        self.fetching =
-            Some(Fetching { digest: desired.digest, task: tokio::spawn(resolve) });
+        self.fetching = Some(Fetching {
+            digest: desired.digest,
+            task: tokio::spawn(resolve),
+        });
         Ok(Progress::Underway)
     }
 
@@ -109,7 +116,9 @@ impl Pod {
     }
 
     fn configure(&mut self) -> Outcome {
-        let Some(next) = &self.record.next else { return Ok(Progress::Done) };
+        let Some(next) = &self.record.next else {
+            return Ok(Progress::Done);
+        };
         if self.configured == Some(next.generation) {
             return Ok(Progress::Done);
         }
@@ -139,14 +148,17 @@ impl Pod {
         if self.record.position < Position::Stopping {
             self.record.position = Position::Stopping;
             let paths = self.paths.clone();
-            self.blocking(Step::Stop, move || paths.make_state()).await?;
+            self.blocking(Step::Stop, move || paths.make_state())
+                .await?;
             self.save(Step::Stop).await?;
             let why = match (order, &self.record.next) {
                 (Order::Want(desired), _) if desired.tombstone.is_some() => {
                     let tombstone = desired.tombstone.as_ref();
                     let by = tombstone.map(|it| it.by.as_str()).unwrap_or_default();
                     let reason = tombstone.and_then(|it| it.reason.as_deref());
-                    let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+                    let reason = reason
+                        .map(|reason| format!(": {reason}"))
+                        .unwrap_or_default();
                     format!("its end was ordered by {by}{reason}")
                 }
                 (_, Some(next)) => format!("generation {} takes over", next.generation),
@@ -165,9 +177,12 @@ impl Pod {
             if rests || self.units.is_stopping(&program) {
                 continue;
             }
-            let Some(unit) = self.units.unit(&program) else { continue };
+            let Some(unit) = self.units.unit(&program) else {
+                continue;
+            };
             let current = self.record.current.as_ref();
-            let timeout = current.map_or(Version::LONGEST_STOP, |it| it.stop_timeout(&program, grace));
+            let timeout =
+                current.map_or(Version::LONGEST_STOP, |it| it.stop_timeout(&program, grace));
             let supervised = self.units.is_supervised(&program);
             match self.host.supervisor.stop(&unit, timeout).await {
                 // It had no supervisor and has none now: nothing of it is there.
@@ -199,7 +214,9 @@ impl Pod {
     }
 
     async fn flip(&mut self) -> Outcome {
-        let Some(next) = self.record.next.clone() else { return Ok(Progress::Done) };
+        let Some(next) = self.record.next.clone() else {
+            return Ok(Progress::Done);
+        };
         // Supervisors of programs that the new version does not have are not needed any more.
         for program in self.units.programs() {
             if !next.programs.contains_key(&program) {
@@ -208,7 +225,11 @@ impl Pod {
         }
         let paths = self.paths.clone();
         let target = std::path::Path::new("generations").join(next.generation.to_string());
-        let before = self.record.current.as_ref().map(|current| current.generation);
+        let before = self
+            .record
+            .current
+            .as_ref()
+            .map(|current| current.generation);
         self.record.current = Some(next);
         self.record.next = None;
         self.record.position = Position::Settled;
@@ -223,13 +244,17 @@ impl Pod {
         self.stale = before.is_some();
         self.unidentified = false;
         if let Some(current) = &self.record.current {
-            self.host.ports.set(&self.name, current.ports.values().copied());
+            self.host
+                .ports
+                .set(&self.name, current.ports.values().copied());
         }
         Ok(Progress::Done)
     }
 
     async fn start(&mut self) -> Outcome {
-        let Some(current) = self.record.current.clone() else { return Ok(Progress::Done) };
+        let Some(current) = self.record.current.clone() else {
+            return Ok(Progress::Done);
+        };
         if self.configured != Some(current.generation) {
             prepare::configure(&self.configure_of(&current))?;
             self.configured = Some(current.generation);
@@ -256,10 +281,16 @@ impl Pod {
     }
 
     async fn start_program(&mut self, current: &Version, program: &str) -> Result<(), String> {
-        let unit = Unit { program: program.to_owned(), dir: self.paths.shim(program) };
+        let unit = Unit {
+            program: program.to_owned(),
+            dir: self.paths.shim(program),
+        };
         let spec = self.unit_spec(current, program)?;
         let supervisor = std::sync::Arc::clone(&self.host.supervisor);
-        supervisor.start(&unit, &spec).await.map_err(|error| error.to_string())?;
+        supervisor
+            .start(&unit, &spec)
+            .await
+            .map_err(|error| error.to_string())?;
         let seen = self.record.seen_exits.get(program).copied().unwrap_or(0);
         self.units.watch(program, unit.dir, seen);
         let message = format!("{program} of generation {} started", current.generation);
@@ -268,14 +299,24 @@ impl Pod {
     }
 
     fn unit_spec(&self, current: &Version, program: &str) -> Result<UnitSpec, String> {
-        let missing = || format!("{program} is no program of generation {}", current.generation);
+        let missing = || {
+            format!(
+                "{program} is no program of generation {}",
+                current.generation
+            )
+        };
         let known = current.programs.get(program).ok_or_else(missing)?;
         let launchable = current.launchable(program).ok_or_else(missing)?;
-        let installed = current.installs.get(&known.launchable).ok_or_else(missing)?;
+        let installed = current
+            .installs
+            .get(&known.launchable)
+            .ok_or_else(missing)?;
         let root = self.paths.install(&crate::launch::install_name(installed));
         let cgroups = |error: crate::cgroup::CgroupError| error.to_string();
-        let group =
-            self.host.group(&self.name, program, &launchable.resources).map_err(cgroups)?;
+        let group = self
+            .host
+            .group(&self.name, program, &launchable.resources)
+            .map_err(cgroups)?;
         if !group.unenforced.is_empty() {
             let message = format!("{program}: {}", group.unenforced.join("; "));
             self.event(EventType::Warning, "LimitsNotEnforced", message);
@@ -292,7 +333,9 @@ impl Pod {
             program: root.join(&known.entry),
             env: crate::launch::environment(current, program, surroundings),
             cwd: root,
-            user: rustix::process::geteuid().is_root().then(|| current.run_as.clone()),
+            user: rustix::process::geteuid()
+                .is_root()
+                .then(|| current.run_as.clone()),
             tracking: group.tracking,
             cgroups: group.join,
             supervisor_cgroups,
@@ -304,7 +347,12 @@ impl Pod {
     }
 
     fn prune(&mut self) -> Outcome {
-        let keep: Vec<_> = self.record.current.iter().chain(&self.record.next).collect();
+        let keep: Vec<_> = self
+            .record
+            .current
+            .iter()
+            .chain(&self.record.next)
+            .collect();
         if let Err(error) = prepare::prune(&self.paths, &self.host.layout.trash(), &keep) {
             // Nothing needs it gone: the next change tries again.
             tracing::warn!(pod = %self.name, %error, "cannot remove an older generation");
@@ -319,7 +367,9 @@ impl Pod {
         self.record.position = Position::Settled;
         self.record.draining = None;
         if let Some(current) = &self.record.current {
-            self.host.ports.set(&self.name, current.ports.values().copied());
+            self.host
+                .ports
+                .set(&self.name, current.ports.values().copied());
         }
         self.stale = true;
         self.save(Step::Discard).await?;
@@ -347,10 +397,18 @@ impl Pod {
         };
         if let Some(message) = problem {
             let reason = "StillAlive".into();
-            return Err(Trouble { step: Step::Remove, reason, message, permanent: false });
+            return Err(Trouble {
+                step: Step::Remove,
+                reason,
+                message,
+                permanent: false,
+            });
         }
         let (paths, trash) = (self.paths.clone(), self.host.layout.trash());
-        self.blocking(Step::Remove, move || remove_files(&paths, &trash, keep_data)).await?;
+        self.blocking(Step::Remove, move || {
+            remove_files(&paths, &trash, keep_data)
+        })
+        .await?;
         self.host.ports.set(&self.name, []);
         self.gone = true;
         let message = if keep_data {
@@ -363,7 +421,9 @@ impl Pod {
     }
 
     async fn forget(&mut self, program: &str, step: Step) -> Result<(), Trouble> {
-        let Some(unit) = self.units.unit(program) else { return Ok(()) };
+        let Some(unit) = self.units.unit(program) else {
+            return Ok(());
+        };
         let supervisor = std::sync::Arc::clone(&self.host.supervisor);
         supervisor.forget(&unit).await.map_err(|error| Trouble {
             step,
@@ -394,7 +454,9 @@ impl Pod {
     }
 
     fn heard_state(&mut self, program: &str, state: UnitState) {
-        let Some(facts) = self.units.facts_of(program) else { return };
+        let Some(facts) = self.units.facts_of(program) else {
+            return;
+        };
         let restarted = facts.state.as_ref().is_some_and(|old| {
             state.activity == Activity::Running && old.pid.is_some() && old.pid != state.pid
         });
@@ -409,7 +471,12 @@ impl Pod {
     fn heard_exit(&mut self, program: &str, mut exit: UnitExit) {
         if exit.signal == Some(9) && !exit.requested {
             let kills = self.host.oom_kills(&self.name, program);
-            if self.oom_kills.insert(program.to_owned(), kills).unwrap_or(0) < kills {
+            if self
+                .oom_kills
+                .insert(program.to_owned(), kills)
+                .unwrap_or(0)
+                < kills
+            {
                 exit.message = "out of memory: raise resources.memory, or make it need less".into();
             }
         }
@@ -437,7 +504,11 @@ impl Pod {
 
     fn heard_lost(&mut self, program: &str) {
         if self.units.is_supervised(program)
-            && self.units.facts().get(program).is_some_and(|facts| facts.state.is_some())
+            && self
+                .units
+                .facts()
+                .get(program)
+                .is_some_and(|facts| facts.state.is_some())
         {
             let message = format!("the supervisor of {program} is gone; another one takes over");
             self.event(EventType::Warning, "SupervisorLost", message);
@@ -447,11 +518,18 @@ impl Pod {
 }
 
 /// Removes the files of a pod; its record last, so that until then it is known what is left to do.
-fn remove_files(paths: &PodPaths, trash: &std::path::Path, keep_data: bool) -> Result<(), FileError> {
+fn remove_files(
+    paths: &PodPaths,
+    trash: &std::path::Path,
+    keep_data: bool,
+) -> Result<(), FileError> {
     if keep_data && paths.data().exists() {
         let entries = std::fs::read_dir(paths.home())
             .map_err(|error| FileError::new("read", paths.home(), error))?;
-        for entry in entries.flatten().filter(|entry| entry.file_name() != "data") {
+        for entry in entries
+            .flatten()
+            .filter(|entry| entry.file_name() != "data")
+        {
             files::remove_tree(&entry.path(), trash)?;
         }
     } else {

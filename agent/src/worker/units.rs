@@ -79,25 +79,40 @@ impl Units {
     /// Listens to the supervisor of a program, from the last end that was seen on, which is told
     /// once more.
     pub(super) fn watch(&mut self, program: &str, dir: PathBuf, seen: u64) {
-        let unit = Unit { program: program.to_owned(), dir };
+        let unit = Unit {
+            program: program.to_owned(),
+            dir,
+        };
         let mut events = self.host.supervisor.watch(&unit, seen.saturating_sub(1));
         self.watches += 1;
         let (number, sender, name) = (self.watches, self.sender.clone(), program.to_owned());
         let task = tokio::spawn(async move {
             while let Some(event) = events.recv().await {
-                if sender.send(Heard::Unit(name.clone(), number, event)).await.is_err() {
+                if sender
+                    .send(Heard::Unit(name.clone(), number, event))
+                    .await
+                    .is_err()
+                {
                     return;
                 }
             }
         });
-        let watched = Watched { unit, number, supervised: true, stopping: false, task };
+        let watched = Watched {
+            unit,
+            number,
+            supervised: true,
+            stopping: false,
+            task,
+        };
         self.watched.insert(program.to_owned(), watched);
-        self.facts.entry(program.to_owned()).or_default();
+        // What was heard by an earlier watch is about an earlier supervisor.
+        self.facts.entry(program.to_owned()).or_default().state = None;
     }
 
     /// The first word of each unit. A unit whose supervisor is gone says so at once.
     pub(super) async fn introductions(&mut self) -> Vec<Heard> {
-        let mut waiting: std::collections::BTreeSet<String> = self.watched.keys().cloned().collect();
+        let mut waiting: std::collections::BTreeSet<String> =
+            self.watched.keys().cloned().collect();
         let mut heard = Vec::new();
         let deadline = tokio::time::Instant::now() + INTRODUCTION;
         while !waiting.is_empty() {
@@ -127,7 +142,9 @@ impl Units {
 
     /// The event is from the watch that is in force.
     pub(super) fn is_current(&self, program: &str, number: u64) -> bool {
-        self.watched.get(program).is_some_and(|watched| watched.number == number)
+        self.watched
+            .get(program)
+            .is_some_and(|watched| watched.number == number)
     }
 
     pub(super) fn facts(&self) -> &ByProgram<UnitFacts> {
@@ -143,16 +160,23 @@ impl Units {
     }
 
     pub(super) fn unit(&self, program: &str) -> Option<Unit> {
-        self.watched.get(program).map(|watched| watched.unit.clone())
+        self.watched
+            .get(program)
+            .map(|watched| watched.unit.clone())
     }
 
     pub(super) fn is_supervised(&self, program: &str) -> bool {
-        self.watched.get(program).is_some_and(|watched| watched.supervised)
+        self.watched
+            .get(program)
+            .is_some_and(|watched| watched.supervised)
     }
 
     /// Nobody runs this program of this generation, and nobody will without being asked.
     pub(super) fn needs_start(&self, program: &str, generation: u64) -> bool {
-        let state = self.facts.get(program).and_then(|facts| facts.state.as_ref());
+        let state = self
+            .facts
+            .get(program)
+            .and_then(|facts| facts.state.as_ref());
         let idle = state.is_some_and(|state| {
             state.generation != generation || state.activity == Activity::Stopped
         });
@@ -177,13 +201,17 @@ impl Units {
     }
 
     pub(super) fn is_stopping(&self, program: &str) -> bool {
-        self.watched.get(program).is_some_and(|watched| watched.stopping)
+        self.watched
+            .get(program)
+            .is_some_and(|watched| watched.stopping)
     }
 
     /// Nothing of this program runs.
     pub(super) fn is_at_rest(&self, program: &str) -> bool {
         let facts = self.facts.get(program);
-        facts.and_then(|facts| facts.state.as_ref()).is_some_and(|state| state.activity.at_rest())
+        facts
+            .and_then(|facts| facts.state.as_ref())
+            .is_some_and(|state| state.activity.at_rest())
     }
 
     /// Nothing of the pod runs.
@@ -212,11 +240,20 @@ impl Units {
         self.fitness = Fitness::Unchecked;
         self.checked = false;
         let Some(version) = version else { return };
-        let Some(check) = &version.spec.health else { return };
-        let Some(port) = version.ports.get(&check.http.port) else { return };
+        let Some(check) = &version.spec.health else {
+            return;
+        };
+        let Some(port) = version.ports.get(&check.http.port) else {
+            return;
+        };
         self.checked = true;
         self.fitness = Fitness::Unknown;
-        self.prober = Some(crate::health_task(&self.host, check, *port, self.sender.clone()));
+        self.prober = Some(crate::health_task(
+            &self.host,
+            check,
+            *port,
+            self.sender.clone(),
+        ));
     }
 }
 

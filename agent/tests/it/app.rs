@@ -1,0 +1,63 @@
+//! A pod's program for tests: serves HTTP on PORT_HTTP, or only lives where there is no such port.
+//!
+//! `/env` answers with its environment, `/who` with its user, `/version` with what is in the file
+//! `version` of its artifact, `/crash` ends it with code 7, and `/_status` with 200, or with 503
+//! while there is a file `unhealthy` in its home. With IGNORE_TERM it only ends by SIGKILL.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "this is a part of tests: what goes wrong is a failure"
+)]
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::path::PathBuf;
+
+fn main() {
+    println!("started");
+    let env = |name: &str| std::env::var(name).unwrap_or_default();
+    if let Ok(code) = env("EXIT_WITH").parse() {
+        std::process::exit(code);
+    }
+    let Ok(port) = env("PORT_HTTP").parse::<u16>() else {
+        loop {
+            std::thread::park();
+        }
+    };
+    let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    for stream in listener.incoming() {
+        let Ok(mut stream) = stream else { continue };
+        let mut buffer = [0; 4096];
+        let length = stream.read(&mut buffer).unwrap_or(0);
+        let request = String::from_utf8_lossy(&buffer[..length]).into_owned();
+        let path = request.split(' ').nth(1).unwrap_or("/").to_owned();
+        let (status, body) = match path.as_str() {
+            "/env" => {
+                let all = std::env::vars().map(|(name, value)| format!("{name}={value}\n"));
+                (200, all.collect())
+            }
+            "/who" => (
+                200,
+                std::fs::read_to_string("/proc/self/status").unwrap_or_default(),
+            ),
+            "/config" => (
+                200,
+                std::fs::read_to_string(env("CONFIG_PATH")).unwrap_or_default(),
+            ),
+            "/version" => {
+                let file = PathBuf::from(env("LAUNCHABLE_ROOT")).join("version");
+                (200, std::fs::read_to_string(file).unwrap_or_default())
+            }
+            "/crash" => std::process::exit(7),
+            "/_status" if PathBuf::from(env("HOME")).join("unhealthy").exists() => {
+                (503, "unhealthy".to_owned())
+            }
+            _ => (200, "ok".to_owned()),
+        };
+        let length = body.len();
+        let answer = format!(
+            "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        );
+        let _ = stream.write_all(answer.as_bytes());
+    }
+}

@@ -1,0 +1,170 @@
+//! An agent that dies at each step, and the one after it.
+
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use platctrl_agent::Order;
+use serde_json::Value;
+
+use crate::rig::{Rig, agent_under_test, get, is_alive, name, tombstone, want};
+
+/// An agent in a process of its own.
+struct Subject {
+    child: Child,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Subject {
+    fn start(rig: &Rig, order: &Order, failpoint: Option<&str>) -> Self {
+        let Order::Want(desired) = order else {
+            unreachable!("tests order something")
+        };
+        let file = rig.artifacts().join("order");
+        std::fs::write(
+            &file,
+            format!("{} {}", name(), serde_json::to_string(desired).unwrap()),
+        )
+        .unwrap();
+        let mut command = Command::new(agent_under_test());
+        command
+            .arg("pod")
+            .arg(rig.data_dir())
+            .arg(rig.artifacts())
+            .arg(file);
+        command.stdout(Stdio::piped()).stderr(Stdio::null());
+        if let Some(point) = failpoint {
+            command.env("PLATCTRL_FAILPOINTS", format!("agent.{point}=abort"));
+        }
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// The next report that is as wanted.
+    fn wait(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let line = self
+                .lines
+                .next()
+                .unwrap_or_else(|| panic!("it ended before {what}"));
+            let report: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            if wanted(&report) {
+                return report;
+            }
+        }
+    }
+
+    fn ready(&mut self, generation: u64) -> Value {
+        self.wait("a ready pod", |it| {
+            it["ready"] == true && it["generation"] == generation
+        })
+    }
+
+    /// Dies by the failpoint.
+    fn dies(mut self, point: &str) {
+        let status = self.child.wait().unwrap();
+        assert_eq!(
+            status.signal(),
+            Some(6),
+            "agent.{point} was not reached: {status}"
+        );
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn pid(report: &Value) -> u32 {
+    u32::try_from(report["status"]["pids"]["web"].as_u64().unwrap()).unwrap()
+}
+
+fn port(report: &Value) -> u16 {
+    u16::try_from(report["status"]["ports"]["http"].as_u64().unwrap()).unwrap()
+}
+
+#[test]
+fn a_pod_starts_wherever_the_agent_died_before() {
+    let rig = Rig::new();
+    let spec = rig.spec(&rig.app("one"));
+    let points = [
+        "fetch",
+        "fetch.done",
+        "configure",
+        "configure.done",
+        "flip",
+        "flip.done",
+        "start",
+        "start.done",
+        "prune",
+        "prune.done",
+    ];
+    for point in points {
+        Subject::start(&rig, &want(1, &spec), Some(point)).dies(point);
+        let mut again = Subject::start(&rig, &want(1, &spec), None);
+        let report = again.ready(1);
+        assert_eq!(get(port(&report), "/version"), "one", "{point}");
+        drop(again);
+        Subject::start(&rig, &tombstone(1, &spec), None)
+            .wait("the end", |it| it["phase"] == "Gone");
+        assert!(!is_alive(pid(&report)), "{point}");
+    }
+}
+
+#[test]
+fn an_update_ends_with_the_new_version_wherever_the_agent_died() {
+    let rig = Rig::new();
+    let (old, new) = (rig.spec(&rig.app("one")), rig.spec(&rig.app("two")));
+    let points = [
+        "fetch",
+        "fetch.done",
+        "configure",
+        "configure.done",
+        "stop",
+        "flip",
+        "flip.done",
+        "start",
+        "start.done",
+        "prune",
+        "prune.done",
+    ];
+    for point in points {
+        let mut first = Subject::start(&rig, &want(1, &old), None);
+        let before = first.ready(1);
+        drop(first);
+        Subject::start(&rig, &want(2, &new), Some(point)).dies(point);
+        let early = ["fetch", "fetch.done", "configure", "configure.done", "stop"].contains(&point);
+        assert_eq!(
+            is_alive(pid(&before)),
+            early,
+            "the old version runs until it is stopped: {point}"
+        );
+        let mut again = Subject::start(&rig, &want(2, &new), None);
+        let after = again.ready(2);
+        assert_eq!(get(port(&after), "/version"), "two", "{point}");
+        assert!(!is_alive(pid(&before)), "{point}");
+        assert_eq!(port(&before), port(&after));
+        drop(again);
+        Subject::start(&rig, &tombstone(2, &new), None).wait("the end", |it| it["phase"] == "Gone");
+    }
+}
+
+#[test]
+fn an_end_is_finished_wherever_the_agent_died() {
+    let rig = Rig::new();
+    let spec = rig.spec(&rig.app("one"));
+    for point in ["stop", "remove", "remove.done"] {
+        let mut first = Subject::start(&rig, &want(1, &spec), None);
+        let before = first.ready(1);
+        drop(first);
+        Subject::start(&rig, &tombstone(1, &spec), Some(point)).dies(point);
+        Subject::start(&rig, &tombstone(1, &spec), None)
+            .wait("the end", |it| it["phase"] == "Gone");
+        assert!(!is_alive(pid(&before)), "{point}");
+        assert_eq!(rig.layout().pods().unwrap(), [], "{point}");
+    }
+}

@@ -1,0 +1,11 @@
+//! Pods on a real node: real artifacts, helper processes, shims, programs and sockets.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "this is a part of tests: what goes wrong is a failure"
+)]
+
+mod crash;
+mod pods;
+mod rig;
+mod store;
