@@ -53,6 +53,45 @@ fn manifest(object: &RawObject) -> Result<Value> {
     Ok(Value::Object(manifest))
 }
 
+/// The object that a manifest makes where there is none: it remembers the manifest.
+///
+/// # Errors
+/// When the manifest cannot be written as JSON.
+pub fn first_applied(mut manifested: RawObject) -> Result<RawObject> {
+    let text = manifest(&manifested)?.to_string();
+    let annotations = &mut manifested.metadata.annotations;
+    annotations.insert(LAST_APPLIED.to_owned(), text);
+    Ok(manifested)
+}
+
+/// What an object becomes when a manifest is applied to it: see [`three_way_merge`]. Nothing is
+/// written; the revision is that of `live`, so that an update with the result meets a conflict if
+/// somebody else was faster.
+///
+/// # Errors
+/// When one of them cannot be written as JSON.
+pub fn applied(live: &RawObject, manifested: &RawObject) -> Result<RawObject> {
+    let new = manifest(manifested)?;
+    let last = live
+        .metadata
+        .annotations
+        .get(LAST_APPLIED)
+        .and_then(|text| serde_json::from_str(text).ok());
+    let mut merged = three_way_merge(&last.unwrap_or(Value::Null), &manifest(live)?, &new);
+    let mut take = |field: &str| {
+        let value = merged.get_mut(field).map(Value::take);
+        value.unwrap_or_else(|| Map::new().into())
+    };
+    let mut next = live.clone();
+    next.api_version.clone_from(&manifested.api_version);
+    next.spec = take("spec");
+    next.metadata.labels = serde_json::from_value(take("labels"))?;
+    next.metadata.annotations = serde_json::from_value(take("annotations"))?;
+    let annotations = &mut next.metadata.annotations;
+    annotations.insert(LAST_APPLIED.to_owned(), new.to_string());
+    Ok(next)
+}
+
 impl Client {
     /// Creates the object, or changes what its manifest says: see [`three_way_merge`]. A change
     /// by somebody else in between is taken into account, not overwritten.
@@ -63,18 +102,13 @@ impl Client {
     pub async fn apply(
         &self,
         key: &ObjectKey,
-        mut object: RawObject,
+        object: RawObject,
         kind: Option<&KindChecks>,
     ) -> Result<(RawObject, Outcome)> {
-        let new = manifest(&object)?;
-        object
-            .metadata
-            .annotations
-            .insert(LAST_APPLIED.to_owned(), new.to_string());
         for _ in 0..ATTEMPTS {
             let joined = self.joined(key).await?;
             let Some(live) = joined.object() else {
-                match self.create_raw(key, object.clone()).await {
+                match self.create_raw(key, first_applied(object.clone())?).await {
                     Ok(created) => return Ok((created, Outcome::Created)),
                     Err(ClientError::AlreadyExists { hint: "", .. }) => continue,
                     Err(error) => return Err(error),
@@ -83,30 +117,7 @@ impl Client {
             if live.metadata.is_deleted() {
                 return Err(ClientError::exists(&joined));
             }
-            let last = live
-                .metadata
-                .annotations
-                .get(LAST_APPLIED)
-                .and_then(|text| serde_json::from_str(text).ok());
-            let merged = three_way_merge(&last.unwrap_or(Value::Null), &manifest(&live)?, &new);
-            let mut next = live.clone();
-            next.api_version.clone_from(&object.api_version);
-            next.spec = merged["spec"].clone();
-            next.metadata.labels = serde_json::from_value(
-                merged
-                    .get("labels")
-                    .cloned()
-                    .unwrap_or_else(|| Map::new().into()),
-            )?;
-            next.metadata.annotations = serde_json::from_value(
-                merged
-                    .get("annotations")
-                    .cloned()
-                    .unwrap_or_else(|| Map::new().into()),
-            )?;
-            next.metadata
-                .annotations
-                .insert(LAST_APPLIED.to_owned(), new.to_string());
+            let next = applied(&live, &object)?;
             match self.update_raw(key, next, kind).await {
                 Err(error) if error.is_conflict() => {}
                 done => return done,

@@ -83,7 +83,9 @@ impl ClientError {
         })
     }
 
-    pub(crate) fn exists(joined: &Joined) -> Self {
+    /// The name is taken by what was read, which says why.
+    #[must_use]
+    pub fn exists(joined: &Joined) -> Self {
         let hint = match &joined.intent {
             Some(intent) if intent.value.metadata.is_deleted() => {
                 ": it is being deleted; wait until it is gone"

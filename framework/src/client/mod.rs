@@ -12,7 +12,7 @@ mod read;
 
 use std::sync::Arc;
 
-pub use apply::{LAST_APPLIED, three_way_merge};
+pub use apply::{LAST_APPLIED, applied, first_applied, three_way_merge};
 pub use batch::{Batch, DeleteOptions, Outcome};
 pub use error::{ClientError, Result};
 pub use read::List;
