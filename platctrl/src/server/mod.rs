@@ -1,0 +1,428 @@
+//! The API server: objects over HTTP in Kubernetes' conventions, on the local unix socket.
+//!
+//! The server keeps nothing of its own: any number of them serve one store. What a kind is comes
+//! from its definition, so that kinds of other people's programs are served like ours. A request
+//! becomes a [target](target), is checked whole, and ends in one answer or one `Status` that
+//! names what is wrong and the way out.
+
+mod artifacts;
+mod discovery;
+mod events;
+mod hub;
+mod log;
+mod objects;
+mod read;
+mod request;
+mod selection;
+mod socket;
+mod status;
+mod target;
+mod watch;
+mod write;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, Request, State};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{any, get};
+use axum::{Extension, Router};
+use http::{HeaderMap, Method, StatusCode, Uri};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use platctrl_framework::client::Client;
+use platctrl_framework::environment::Environment;
+use platctrl_framework::model::{Kinds, identity};
+use platctrl_framework::store::Store;
+use serde_json::{Value, json};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use artifacts::Artifacts;
+use hub::Hub;
+use request::Query;
+use selection::Selection;
+use socket::Peer;
+pub use socket::{BindError, SOCKET, bind, connect};
+use status::{Failure, Result, json_response, warn};
+use target::{Part, Served, Target};
+use write::Writing;
+
+/// How long a client may take to send the head of a request, and between two requests.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long requests may still take when the server stops.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Bytes that a connection buffers.
+const CONNECTION_BUFFER: usize = 64 * 1024;
+
+/// What a [`Server`] needs.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ServerConfig {
+    /// Where objects are.
+    pub store: Arc<dyn Store>,
+    /// Clock and randomness.
+    pub environment: Environment,
+    /// The kinds that are served.
+    pub kinds: Kinds,
+    /// Where uploaded artifacts and the homes of this machine's pods are.
+    pub data_dir: PathBuf,
+    /// The node whose pods are on this machine, for their logs.
+    pub node: Option<String>,
+    /// The version that the server tells.
+    pub version: String,
+    /// Lets nodes be created over the API: for tests and for admission, no one else.
+    pub admission: bool,
+    /// Connections at once: 1,024 unless set.
+    pub max_connections: usize,
+    /// Watches at once: 2,048 unless set.
+    pub max_watches: usize,
+    /// Logs that are followed at once: 64 unless set.
+    pub max_follows: usize,
+}
+
+impl ServerConfig {
+    /// The defaults for this store, these kinds and this data directory.
+    pub fn new(store: Arc<dyn Store>, kinds: Kinds, data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            store,
+            environment: Environment::system(),
+            kinds,
+            data_dir: data_dir.into(),
+            node: None,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            admission: false,
+            max_connections: 1024,
+            max_watches: 2048,
+            max_follows: 64,
+        }
+    }
+}
+
+/// What all requests share.
+struct App {
+    config: ServerConfig,
+    served: Served,
+    artifacts: Artifacts,
+    hub: Hub,
+    watches: Arc<Semaphore>,
+    follows: Arc<Semaphore>,
+    stopping: CancellationToken,
+}
+
+/// The API server.
+#[derive(Clone)]
+pub struct Server {
+    app: Arc<App>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("config", &self.app.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// A server that does not listen yet.
+    #[must_use]
+    pub fn new(config: ServerConfig) -> Self {
+        let app = App {
+            served: Served::new(config.kinds.clone()),
+            artifacts: Artifacts::new(&config.data_dir),
+            hub: Hub::new(
+                config.store.clone(),
+                config.environment.clone(),
+                config.kinds.clone(),
+            ),
+            watches: Arc::new(Semaphore::new(config.max_watches)),
+            follows: Arc::new(Semaphore::new(config.max_follows)),
+            stopping: CancellationToken::new(),
+            config,
+        };
+        Self { app: Arc::new(app) }
+    }
+
+    /// Serves until `shutdown` completes: then no connection is taken any more, watches and
+    /// followed logs end, and other requests have five seconds. Serve once.
+    ///
+    /// # Errors
+    /// When the socket cannot be used any more.
+    pub async fn serve(
+        &self,
+        listener: UnixListener,
+        shutdown: impl Future<Output = ()>,
+    ) -> std::io::Result<()> {
+        let router = router(self.app.clone());
+        self.app.artifacts.clean();
+        let stopping = self.app.stopping.clone();
+        let _guard = stopping.clone().drop_guard();
+        let hub = self.app.hub.clone();
+        let feeding = stopping.clone();
+        tokio::spawn(async move {
+            feeding.run_until_cancelled(hub.feed()).await;
+        });
+        let connections = TaskTracker::new();
+        let room = Arc::new(Semaphore::new(self.app.config.max_connections));
+        tokio::pin!(shutdown);
+        loop {
+            // Taken first: who finds no room waits in the backlog.
+            let permit = tokio::select! {
+                permit = room.clone().acquire_owned() => permit.ok(),
+                () = &mut shutdown => break,
+            };
+            let stream = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        // Out of files or memory: better in a moment.
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                },
+                () = &mut shutdown => break,
+            };
+            let (router, stopping) = (router.clone(), stopping.clone());
+            connections.spawn(async move {
+                connection(stream, router, stopping).await;
+                drop(permit);
+            });
+        }
+        drop(listener);
+        stopping.cancel();
+        connections.close();
+        if tokio::time::timeout(DRAIN, connections.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("requests were cut off: they took longer than {DRAIN:?} to end");
+        }
+        Ok(())
+    }
+}
+
+async fn connection(stream: UnixStream, router: Router, stopping: CancellationToken) {
+    let peer = match Peer::of(&stream) {
+        Ok(peer) => peer,
+        Err(error) => {
+            tracing::warn!(%error, "a connection was refused: its user is not known");
+            return;
+        }
+    };
+    let service = TowerToHyperService::new(router.layer(Extension(peer)));
+    let mut builder = hyper::server::conn::http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(CONNECTION_BUFFER);
+    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stopping.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(DRAIN, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
+
+fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/livez", get(|| async { "ok" }))
+        .route("/readyz", get(ready))
+        .route("/version", get(version))
+        .route(
+            "/api",
+            get(|| async { json_response(StatusCode::OK, &discovery::core()) }),
+        )
+        .route("/apis", get(groups))
+        .route("/apis/", get(groups))
+        .route("/apis/{group}", get(group))
+        .route("/apis/{group}/{version}", get(resources))
+        .route("/apis/{group}/{version}/{*rest}", any(objects_at))
+        .route("/kinds", get(kinds))
+        .route("/artifacts/sha256/{hex}", any(artifact))
+        .method_not_allowed_fallback(
+            |method: Method| async move { Failure::method(&method, "GET") },
+        )
+        .fallback(|| async {
+            Failure::not_found("there is nothing at this path; /apis and /kinds list what there is")
+        })
+        .layer(middleware::from_fn(admit))
+        .with_state(app)
+}
+
+/// Lets in root and the server's own user.
+async fn admit(Extension(peer): Extension<Peer>, request: Request, next: Next) -> Response {
+    if peer.is_allowed() {
+        return next.run(request).await;
+    }
+    Failure::forbidden(format!(
+        "this socket serves root and the user that the server runs as, not {}",
+        peer.name
+    ))
+    .into_response()
+}
+
+fn ok(value: &Value) -> Response {
+    json_response(StatusCode::OK, value)
+}
+
+/// The store answers and is one.
+async fn ready(State(app): State<Arc<App>>) -> Result<&'static str> {
+    identity::open(app.config.store.as_ref()).await?;
+    Ok("ok")
+}
+
+async fn version(State(app): State<Arc<App>>) -> Response {
+    ok(&discovery::version(&app.config.version))
+}
+
+async fn groups(State(app): State<Arc<App>>) -> Response {
+    ok(&discovery::groups(&app.served))
+}
+
+async fn group(State(app): State<Arc<App>>, Path(group): Path<String>) -> Result<Response> {
+    Ok(ok(&discovery::group(&app.served, &group)?))
+}
+
+async fn resources(
+    State(app): State<Arc<App>>,
+    Path((group, version)): Path<(String, String)>,
+) -> Result<Response> {
+    Ok(ok(&discovery::resources(&app.served, &group, &version)?))
+}
+
+async fn kinds(State(app): State<Arc<App>>) -> Result<Response> {
+    Ok(ok(&discovery::kinds(&app.served)?))
+}
+
+async fn artifact(
+    State(app): State<Arc<App>>,
+    Path(hex): Path<String>,
+    method: Method,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response> {
+    match method {
+        Method::GET => app.artifacts.read(&hex, true).await,
+        Method::HEAD => app.artifacts.read(&hex, false).await,
+        Method::PUT => app.artifacts.write(&hex, &headers, body).await,
+        other => Err(Failure::method(&other, "GET, HEAD, PUT")),
+    }
+}
+
+async fn objects_at(
+    State(app): State<Arc<App>>,
+    Path((group, version, rest)): Path<(String, String, String)>,
+    Extension(peer): Extension<Peer>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response> {
+    let query = Query::parse(uri.query())?;
+    let target = app.served.target(&group, &version, &rest)?;
+    if app.served.is_events(target.kind) {
+        return events_at(&app, &target, &method, &query).await;
+    }
+    let client = Client::new(
+        app.config.store.clone(),
+        app.config.environment.clone(),
+        peer.name.as_str(),
+    );
+    let writing = |client, target| -> Result<Writing<'_>> {
+        Ok(Writing {
+            client,
+            target,
+            dry_run: query.dry_run()?,
+            admission: app.config.admission,
+        })
+    };
+    let whole = target.part == Part::Whole;
+    match (target.name.is_some(), target.part, method) {
+        (false, _, Method::GET) => list(&app, &target, &query).await,
+        (false, _, Method::POST) => writing(client, target)?.create(&headers, body).await,
+        (false, _, method) => Err(Failure::method(&method, "GET, POST")),
+        (true, Part::Whole | Part::Status, Method::GET) => {
+            if whole && query.flag("watch")? {
+                return list(&app, &target, &query).await;
+            }
+            Ok(ok(&read::get(&client, &target).await?.to_api()))
+        }
+        (true, Part::Scale, Method::GET) => writing(client, target)?.scale().await,
+        (true, Part::Log, Method::GET) => {
+            let pod = read::existing(&client, &target).await?;
+            log::answer(&app, &pod, &query).await
+        }
+        (true, Part::Log, method) => Err(Failure::method(&method, "GET")),
+        (true, _, Method::PUT) => writing(client, target)?.replace(&headers, body).await,
+        (true, _, Method::PATCH) => writing(client, target)?.patch(&headers, body).await,
+        (true, Part::Whole, Method::DELETE) => {
+            let deleted = writing(client, target)?
+                .delete(&headers, &query, body)
+                .await?;
+            let mut response = deleted.response;
+            let kept = deleted.orphans_of.map_or(0, |uid| app.hub.owned_by(&uid));
+            if kept > 0 {
+                let text = format!(
+                    "{kept} objects that it owns are kept and have no owner now; delete with --cascade to end them too"
+                );
+                warn(&mut response, &text);
+            }
+            Ok(response)
+        }
+        (true, Part::Whole, method) => Err(Failure::method(&method, "GET, PUT, PATCH, DELETE")),
+        (true, _, method) => Err(Failure::method(&method, "GET, PUT, PATCH")),
+    }
+}
+
+async fn list(app: &Arc<App>, target: &Target<'_>, query: &Query) -> Result<Response> {
+    let mut selection = Selection::parse(target.kind, target.namespace.clone(), query)?;
+    if let Some(name) = &target.name {
+        selection = selection.named(name);
+    }
+    if query.flag("watch")? {
+        return watch::objects(app, target.kind, selection, query).await;
+    }
+    read::list(&app.config.store, target.kind, selection, query).await
+}
+
+async fn events_at(
+    app: &Arc<App>,
+    target: &Target<'_>,
+    method: &Method,
+    query: &Query,
+) -> Result<Response> {
+    if method != Method::GET {
+        return Err(Failure::method(method, "GET"));
+    }
+    let store = app.config.store.as_ref();
+    let namespace = target.namespace.clone();
+    if let Some(name) = &target.name {
+        return Ok(ok(&events::get(store, namespace.as_deref(), name).await?));
+    }
+    let selection = Selection::parse(target.kind, namespace, query)?;
+    if query.flag("watch")? {
+        return watch::events(app, selection, query).await;
+    }
+    let (items, revision) = events::list(store, &selection).await?;
+    Ok(ok(&json!({
+        "kind": "EventList",
+        "apiVersion": target.kind.definition.api_version(),
+        "metadata": {"resourceVersion": revision},
+        "items": items,
+    })))
+}

@@ -1,0 +1,178 @@
+//! What a path below `/apis/` names.
+
+use platctrl_framework::model::{GroupPlural, Kinds, KnownKind, Scope, check_name};
+
+use super::events;
+use super::status::{Failure, Result};
+
+/// A kind's collection, one of its objects, or a part of one.
+#[derive(Clone, Debug)]
+pub(super) struct Target<'k> {
+    pub(super) kind: &'k KnownKind,
+    /// None: all namespaces, or a kind without.
+    pub(super) namespace: Option<String>,
+    pub(super) name: Option<String>,
+    pub(super) part: Part,
+}
+
+/// Which part of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    Whole,
+    Status,
+    Scale,
+    Log,
+}
+
+/// The kinds of the API: those of the store, and events, which are no objects there.
+#[derive(Debug)]
+pub(super) struct Served {
+    pub(super) kinds: Kinds,
+    pub(super) events: KnownKind,
+}
+
+impl Served {
+    pub(super) fn new(kinds: Kinds) -> Self {
+        Self {
+            kinds,
+            events: events::kind(),
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &KnownKind> {
+        self.kinds.iter().chain([&self.events])
+    }
+
+    pub(super) fn is_events(&self, kind: &KnownKind) -> bool {
+        std::ptr::eq(kind, &raw const self.events)
+    }
+
+    fn get(&self, group: &str, version: &str, plural: &str) -> Result<&KnownKind> {
+        let events = &self.events.definition;
+        let known = if group == events.group && plural == events.plural {
+            Some(&self.events)
+        } else {
+            self.kinds.get(&GroupPlural::new(group, plural))
+        };
+        known
+            .filter(|known| known.definition.version == version)
+            .ok_or_else(|| {
+                Failure::not_found(format!(
+                    "there is no kind `{plural}` in {group}/{version}; /kinds lists what this server serves"
+                ))
+            })
+    }
+
+    /// Reads a path behind `/apis/<group>/<version>/`.
+    pub(super) fn target(&self, group: &str, version: &str, rest: &str) -> Result<Target<'_>> {
+        let segments: Vec<_> = rest.split('/').collect();
+        let (namespace, plural, name, part) = match segments[..] {
+            ["namespaces", namespace, plural] => (Some(namespace), plural, None, None),
+            ["namespaces", namespace, plural, name] => (Some(namespace), plural, Some(name), None),
+            ["namespaces", namespace, plural, name, part] => {
+                (Some(namespace), plural, Some(name), Some(part))
+            }
+            [plural] => (None, plural, None, None),
+            [plural, name] => (None, plural, Some(name), None),
+            [plural, name, part] => (None, plural, Some(name), Some(part)),
+            _ => return Err(Failure::not_found("there is nothing at this path")),
+        };
+        let kind = self.get(group, version, plural)?;
+        let definition = &kind.definition;
+        match (definition.scope, namespace, name) {
+            (Scope::Cluster, Some(_), _) => {
+                return Err(Failure::not_found(format!(
+                    "{plural} are in no namespace: leave it out of the path"
+                )));
+            }
+            (Scope::Namespaced | Scope::Node, None, Some(_)) => {
+                return Err(Failure::not_found(format!(
+                    "{plural} are in namespaces: the path is /apis/{group}/{version}/namespaces/NAMESPACE/{plural}/NAME"
+                )));
+            }
+            _ => {}
+        }
+        for (what, segment) in [("namespace", namespace), ("name", name)] {
+            // Events have longer names: those of what they are about, and where they are kept.
+            if let Some(segment) = segment.filter(|_| !(what == "name" && self.is_events(kind))) {
+                check_name(what, segment)
+                    .map_err(|error| Failure::bad_request(error.to_string()))?;
+            }
+        }
+        let part = match part {
+            None => Part::Whole,
+            Some("status") if !self.is_events(kind) => Part::Status,
+            Some("scale") if has_scale(kind) => Part::Scale,
+            Some("log") if definition.plural == "pods" => Part::Log,
+            Some(other) => {
+                let other: String = other
+                    .chars()
+                    .take(40)
+                    .flat_map(char::escape_default)
+                    .collect();
+                return Err(Failure::not_found(format!("{plural} have no `{other}`")));
+            }
+        };
+        Ok(Target {
+            kind,
+            namespace: namespace.map(ToOwned::to_owned),
+            name: name.map(ToOwned::to_owned),
+            part,
+        })
+    }
+}
+
+/// Objects of this kind say in `spec.replicas` how many they want.
+pub(super) fn has_scale(kind: &KnownKind) -> bool {
+    let replicas = kind
+        .definition
+        .schema
+        .pointer("/properties/spec/properties/replicas/type");
+    replicas.is_some_and(|kind| kind == "integer")
+}
+
+#[cfg(test)]
+mod tests {
+    use platctrl_kinds::{Node, Pod, ReplicationController};
+
+    use super::*;
+
+    fn served() -> Served {
+        let kinds = Kinds::new().with::<Node>().with::<Pod>();
+        Served::new(kinds.with::<ReplicationController>())
+    }
+
+    #[test]
+    fn paths_name_what_they_say() {
+        let served = served();
+        let pod = served
+            .target("platctrl.dev", "v1", "namespaces/default/pods/a/status")
+            .unwrap();
+        assert_eq!(pod.kind.definition.kind, "Pod");
+        assert_eq!(pod.namespace.as_deref(), Some("default"));
+        assert_eq!((pod.name.as_deref(), pod.part), (Some("a"), Part::Status));
+        let nodes = served.target("platctrl.dev", "v1", "nodes").unwrap();
+        assert_eq!((nodes.name, nodes.part), (None, Part::Whole));
+    }
+
+    #[test]
+    fn paths_that_name_nothing_are_refused() {
+        let served = served();
+        for rest in [
+            "",
+            "/",
+            "podz",
+            "pods/a",
+            "namespaces/default/nodes",
+            "namespaces/default/pods/a/scale",
+            "namespaces/default/pods/a/b/c",
+            "namespaces/Default/pods",
+            "namespaces/default/pods/../a",
+            "namespaces/default/pods/",
+            "namespaces//pods",
+        ] {
+            assert!(served.target("platctrl.dev", "v1", rest).is_err(), "{rest}");
+        }
+        assert!(served.target("platctrl.dev", "v2", "nodes").is_err());
+    }
+}

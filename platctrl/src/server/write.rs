@@ -1,0 +1,651 @@
+//! Creating, changing and deleting objects. Everything is checked before anything is written, and
+//! a dry run goes the same way without the last step.
+
+use axum::body::Body;
+use axum::response::Response;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use platctrl_framework::client::{
+    Batch, Client, ClientError, DeleteOptions, Outcome, applied, first_applied,
+};
+use platctrl_framework::model::{
+    FieldError, Intent, Joined, KnownKind, MAX_NAME_BYTES, ObjectKey, Propagation, RawObject,
+    Reality, Scope, Status, Tree, Uid, Versioned, schema,
+};
+use platctrl_framework::store::{Record, Revision, StoreError, Write};
+use serde_json::{Map, Value, json};
+
+use super::objects::{check, check_change, decode, merge, place, title};
+use super::read::{existing, locate};
+use super::request::{self, shown};
+use super::status::{Failure, Result, json_response};
+use super::target::{Part, Target};
+
+/// The content type of a JSON merge patch.
+const MERGE_PATCH: &str = "application/merge-patch+json";
+/// The content type of an apply by the command line: the manifest, of which the server remembers
+/// what it said, so that a field that is removed from it is told from one that others set. It is
+/// not Kubernetes' server-side apply: there is no ownership of fields.
+const APPLY: &str = "application/vnd.platctrl.apply+json";
+/// Says what an apply came to: `created`, `configured` or `unchanged`.
+const OUTCOME: &str = "platctrl-outcome";
+/// How often a change that met one by somebody else is decided again.
+const ATTEMPTS: usize = 5;
+/// Characters that complete a `generateName`.
+const GENERATED: usize = 5;
+
+/// A request that writes.
+#[derive(Debug)]
+pub(super) struct Writing<'a> {
+    pub(super) client: Client,
+    pub(super) target: Target<'a>,
+    pub(super) dry_run: bool,
+    /// Whether nodes may be created: only by admission.
+    pub(super) admission: bool,
+}
+
+/// A body for a `DELETE`, in Kubernetes' shape.
+#[derive(Debug, Default)]
+struct DeleteBody {
+    propagation: Option<Propagation>,
+    uid: Option<Uid>,
+    resource_version: Option<Revision>,
+    grace_seconds: Option<u32>,
+    reason: Option<String>,
+}
+
+/// What a delete came to.
+#[derive(Debug)]
+pub(super) struct Deleted {
+    pub(super) response: Response,
+    /// The object, if those it owns stay.
+    pub(super) orphans_of: Option<Uid>,
+}
+
+fn is_node(kind: &KnownKind) -> bool {
+    kind.definition.group == platctrl_kinds::GROUP && kind.definition.plural == "nodes"
+}
+
+fn answer(code: StatusCode, object: &RawObject) -> Response {
+    json_response(code, &object.to_api())
+}
+
+impl Writing<'_> {
+    fn kind(&self) -> &KnownKind {
+        self.target.kind
+    }
+
+    fn title(&self, name: &str) -> String {
+        title(self.kind(), name)
+    }
+
+    /// Commits, unless this is a dry run, and returns the object as it is then.
+    async fn finish(&self, joined: Joined, batch: Batch) -> Result<Joined, ClientError> {
+        let writes = batch.transaction().writes.clone();
+        let revision = if self.dry_run {
+            None
+        } else {
+            self.client.commit(batch).await?
+        };
+        // The commit compared all that was read: this is what the store holds now.
+        Ok(overlay(joined, writes, revision)?)
+    }
+
+    /// Decides on what is stored and commits; again, if somebody else was faster.
+    async fn change<T>(
+        &self,
+        mut decide: impl FnMut(&Joined, &mut Batch) -> Result<T>,
+    ) -> Result<(RawObject, T)> {
+        for _ in 0..ATTEMPTS {
+            let joined = existing(&self.client, &self.target).await?;
+            let mut batch = Batch::new();
+            let decided = decide(&joined, &mut batch)?;
+            match self.finish(joined, batch).await {
+                Err(ClientError::Store(StoreError::Conflict { .. })) => {}
+                Err(error) => return Err(error.into()),
+                Ok(joined) => {
+                    let gone = || Failure::conflict("it has been removed meanwhile");
+                    return Ok((joined.object().ok_or_else(gone)?, decided));
+                }
+            }
+        }
+        Err(Failure::conflict(
+            "others kept changing it: read it again and repeat",
+        ))
+    }
+
+    /// `POST` on a collection.
+    pub(super) async fn create(&self, headers: &HeaderMap, body: Body) -> Result<Response> {
+        let mut object = request::object(headers, body).await?;
+        place(
+            self.kind(),
+            self.target.namespace.as_deref(),
+            None,
+            &mut object,
+        )?;
+        check(self.kind(), &object)?;
+        let named = object
+            .pointer("/metadata/name")
+            .and_then(Value::as_str)
+            .is_some_and(|name| !name.is_empty());
+        let prefix = object
+            .pointer("/metadata/generateName")
+            .and_then(Value::as_str)
+            .map(ToOwned::to_owned);
+        let mut raw = decode(self.kind(), object)?;
+        if named {
+            return Ok(answer(StatusCode::CREATED, &self.insert(raw).await?));
+        }
+        let mut prefix = prefix.unwrap_or_default();
+        prefix.truncate(prefix.floor_char_boundary(MAX_NAME_BYTES - GENERATED));
+        let mut attempts = 0..ATTEMPTS;
+        loop {
+            let suffix = self.client.environment().suffix(GENERATED);
+            raw.metadata.name = format!("{prefix}{suffix}");
+            platctrl_framework::model::check_name("name", &raw.metadata.name).map_err(|error| {
+                let errors = vec![FieldError::new("metadata.generateName", error.to_string())];
+                Failure::invalid(self.title(&prefix), errors)
+            })?;
+            attempts.next();
+            match self.insert(raw.clone()).await {
+                Err(failure) if failure.is_taken() && !attempts.is_empty() => {}
+                done => return Ok(answer(StatusCode::CREATED, &done?)),
+            }
+        }
+    }
+
+    fn key(&self, raw: &RawObject) -> Result<ObjectKey> {
+        let definition = &self.kind().definition;
+        let node = self.kind().node(&raw.spec);
+        ObjectKey::of_scope(
+            &definition.group_plural(),
+            definition.scope,
+            node.as_deref(),
+            raw.metadata.namespace.as_deref(),
+            &raw.metadata.name,
+        )
+        .map_err(|error| Failure::bad_request(error.to_string()))
+    }
+
+    async fn insert(&self, raw: RawObject) -> Result<RawObject> {
+        if is_node(self.kind()) && !self.admission {
+            return Err(Failure::forbidden(
+                "a node is admitted, not created: start `platctrl up` or an agent on the machine",
+            ));
+        }
+        let key = self.key(&raw)?;
+        if self.kind().definition.scope == Scope::Node {
+            let namespace = raw.metadata.namespace.as_deref();
+            let found = locate(&self.client, self.kind(), namespace, &raw.metadata.name).await?;
+            if let Some(found) = found {
+                return Err(ClientError::exists(&self.client.joined(&found).await?).into());
+            }
+        }
+        if !self.dry_run {
+            return Ok(self.client.create_raw(&key, raw).await?);
+        }
+        let joined = self.client.joined(&key).await?;
+        if joined.intent.is_some() || joined.reality.is_some() {
+            return Err(ClientError::exists(&joined).into());
+        }
+        Ok(Batch::new().create(self.client.environment(), &key, raw)?)
+    }
+
+    /// `PUT` on an object or one of its parts.
+    pub(super) async fn replace(&self, headers: &HeaderMap, body: Body) -> Result<Response> {
+        let object = request::object(headers, body).await?;
+        let (object, _) = match self.target.part {
+            Part::Status => self.put_status(object).await?,
+            Part::Scale => return self.put_scale(&object).await,
+            _ => self.put(object).await?,
+        };
+        Ok(answer(StatusCode::OK, &object))
+    }
+
+    async fn put(&self, mut object: Value) -> Result<(RawObject, Outcome)> {
+        self.place(&mut object)?;
+        self.change(|joined, batch| self.update(joined, batch, object.clone()))
+            .await
+    }
+
+    fn place(&self, object: &mut Value) -> Result<()> {
+        let target = &self.target;
+        place(
+            target.kind,
+            target.namespace.as_deref(),
+            target.name.as_deref(),
+            object,
+        )
+    }
+
+    /// Decides on the whole object that a client wants.
+    fn update(&self, joined: &Joined, batch: &mut Batch, object: Value) -> Result<Outcome> {
+        let before = joined
+            .object()
+            .map(|before| before.to_api())
+            .unwrap_or_default();
+        check_change(self.kind(), &before, &object)?;
+        let raw = decode(self.kind(), object)?;
+        if self.kind().definition.scope == Scope::Node
+            && self.kind().node(&raw.spec).as_deref() != joined.key.node()
+        {
+            let text = "cannot change: it is not moved, delete it and create another";
+            let errors = vec![FieldError::new("spec.nodeName", text)];
+            return Err(Failure::invalid(self.title(joined.key.name()), errors));
+        }
+        Ok(batch.update(joined, raw, self.kind().checks.as_ref())?)
+    }
+
+    async fn put_status(&self, mut object: Value) -> Result<(RawObject, Outcome)> {
+        self.place(&mut object)?;
+        let seen = revision_of(&object)?;
+        let uid = object
+            .pointer("/metadata/uid")
+            .and_then(Value::as_str)
+            .map(ToOwned::to_owned);
+        let status = object
+            .get_mut("status")
+            .map(Value::take)
+            .unwrap_or_else(|| json!({}));
+        self.change(|joined, batch| {
+            let changed = joined
+                .reality
+                .as_ref()
+                .is_some_and(|it| seen.is_some_and(|seen| it.modified > seen));
+            let intent = joined.intent.as_ref();
+            let other = intent.is_some_and(|it| {
+                uid.as_deref()
+                    .is_some_and(|uid| !uid.is_empty() && uid != it.value.metadata.uid.as_str())
+            });
+            if changed || other {
+                return Err(Failure::conflict(
+                    "its status has changed since it was read: read it again and repeat",
+                ));
+            }
+            self.report(joined, batch, status.clone())
+        })
+        .await
+    }
+
+    fn report(&self, joined: &Joined, batch: &mut Batch, status: Value) -> Result<Outcome> {
+        let schema = self.kind().definition.schema.pointer("/properties/status");
+        let errors = schema
+            .map(|schema| schema::check(&status, schema, "status"))
+            .unwrap_or_default();
+        let invalid = |errors| Failure::invalid(self.title(joined.key.name()), errors);
+        if !errors.is_empty() {
+            return Err(invalid(errors));
+        }
+        let status: Status<Map<String, Value>> = serde_json::from_value(status)
+            .map_err(|error| invalid(vec![FieldError::new("status", error.to_string())]))?;
+        Ok(batch.report(joined, status)?)
+    }
+
+    /// `GET` on `/scale`.
+    pub(super) async fn scale(&self) -> Result<Response> {
+        let joined = existing(&self.client, &self.target).await?;
+        let object = joined
+            .object()
+            .ok_or_else(|| Failure::not_found("it has been removed"))?;
+        Ok(json_response(StatusCode::OK, &scale_of(&object)))
+    }
+
+    async fn put_scale(&self, scale: &Value) -> Result<Response> {
+        let replicas = scale
+            .pointer("/spec/replicas")
+            .cloned()
+            .unwrap_or(Value::Null);
+        if !replicas.is_u64() {
+            let text = "is how many are wanted: a whole number";
+            let errors = vec![FieldError::new("spec.replicas", text)];
+            return Err(Failure::invalid("Scale", errors));
+        }
+        let seen = scale.pointer("/metadata/resourceVersion").cloned();
+        let patch = json!({"metadata": {"resourceVersion": seen}, "spec": {"replicas": replicas}});
+        let (object, _) = self.merge(&patch).await?;
+        Ok(json_response(StatusCode::OK, &scale_of(&object)))
+    }
+
+    /// `PATCH`.
+    pub(super) async fn patch(&self, headers: &HeaderMap, body: Body) -> Result<Response> {
+        let kind = request::media_type(headers);
+        let apply = match (kind, self.target.part) {
+            (MERGE_PATCH, _) => false,
+            (APPLY, Part::Whole) => true,
+            (other, _) => {
+                return Err(Failure::media_type(format!(
+                    "patches are read as {MERGE_PATCH} or {APPLY}, not `{}`",
+                    shown(other)
+                )));
+            }
+        };
+        let patch = request::parse(&request::read(headers, body).await?)?;
+        if apply {
+            return self.apply(patch).await;
+        }
+        match self.target.part {
+            Part::Scale => self.put_scale(&patch).await,
+            Part::Status => {
+                let status = patch.get("status").cloned().unwrap_or_else(|| json!({}));
+                let seen = revision_of(&patch)?;
+                let (object, _) = self
+                    .change(|joined, batch| {
+                        let reality = joined.own_reality();
+                        if reality.is_some_and(|it| seen.is_some_and(|seen| it.modified > seen)) {
+                            return Err(Failure::conflict(
+                                "its status has changed since it was read",
+                            ));
+                        }
+                        let mut merged = match reality {
+                            Some(reality) => {
+                                serde_json::to_value(&reality.value.status).unwrap_or_default()
+                            }
+                            None => json!({}),
+                        };
+                        merge(&mut merged, &status);
+                        self.report(joined, batch, merged)
+                    })
+                    .await?;
+                Ok(answer(StatusCode::OK, &object))
+            }
+            _ => {
+                let (object, _) = self.merge(&patch).await?;
+                Ok(answer(StatusCode::OK, &object))
+            }
+        }
+    }
+
+    async fn merge(&self, patch: &Value) -> Result<(RawObject, Outcome)> {
+        let named = |field: &str| {
+            patch
+                .pointer(&format!("/metadata/{field}"))
+                .is_some_and(|value| !value.is_null())
+        };
+        self.change(|joined, batch| {
+            let stored = joined.object().map(|object| object.to_api());
+            let mut wanted = stored.unwrap_or_default();
+            if let Some(metadata) = wanted.get_mut("metadata").and_then(Value::as_object_mut) {
+                // Only what the patch itself names is a condition.
+                metadata.remove("resourceVersion");
+                metadata.remove("uid");
+            }
+            merge(&mut wanted, patch);
+            if let Some(metadata) = wanted.get_mut("metadata").and_then(Value::as_object_mut) {
+                metadata.retain(|field, _| {
+                    !matches!(field.as_str(), "resourceVersion" | "uid") || named(field)
+                });
+            }
+            self.place(&mut wanted)?;
+            self.update(joined, batch, wanted)
+        })
+        .await
+    }
+
+    async fn apply(&self, mut manifest: Value) -> Result<Response> {
+        self.place(&mut manifest)?;
+        check(self.kind(), &manifest)?;
+        let raw = decode(self.kind(), manifest)?;
+        let (object, outcome) = self.applied(raw).await?;
+        let (code, text) = match outcome {
+            Outcome::Created => (StatusCode::CREATED, "created"),
+            Outcome::Configured => (StatusCode::OK, "configured"),
+            Outcome::Unchanged => (StatusCode::OK, "unchanged"),
+        };
+        let mut response = answer(code, &object);
+        response
+            .headers_mut()
+            .insert(OUTCOME, HeaderValue::from_static(text));
+        Ok(response)
+    }
+
+    async fn applied(&self, raw: RawObject) -> Result<(RawObject, Outcome)> {
+        let (namespace, name) = (raw.metadata.namespace.clone(), raw.metadata.name.clone());
+        for _ in 0..ATTEMPTS {
+            let key = locate(&self.client, self.kind(), namespace.as_deref(), &name).await?;
+            let joined = match key {
+                Some(key) => Some(self.client.joined(&key).await?),
+                None => None,
+            };
+            let Some((joined, live)) = joined
+                .and_then(|joined| Some((joined.object()?, joined)))
+                .map(|(live, joined)| (joined, live))
+            else {
+                match self.insert(first_applied(raw.clone())?).await {
+                    Err(failure) if failure.is_taken() => {
+                        // Somebody created it just now, or it may not be created at all.
+                        let key =
+                            locate(&self.client, self.kind(), namespace.as_deref(), &name).await?;
+                        let there = match key {
+                            Some(key) => self.client.joined(&key).await?.intent.is_some(),
+                            None => false,
+                        };
+                        if there {
+                            continue;
+                        }
+                        return Err(failure);
+                    }
+                    done => return Ok((done?, Outcome::Created)),
+                }
+            };
+            if live.metadata.is_deleted() {
+                return Err(ClientError::exists(&joined).into());
+            }
+            let stated = raw.metadata.resource_version;
+            let changed = joined
+                .intent
+                .as_ref()
+                .is_some_and(|it| stated.is_some_and(|seen| it.modified > seen));
+            let uid = &raw.metadata.uid;
+            if changed || !uid.is_empty() && *uid != live.metadata.uid {
+                return Err(Failure::conflict(
+                    "it has changed since the manifest's resourceVersion or uid: remove them from the manifest",
+                ));
+            }
+            let next = applied(&live, &raw)?.to_api();
+            let mut batch = Batch::new();
+            let outcome = self.update(&joined, &mut batch, next)?;
+            match self.finish(joined, batch).await {
+                Err(ClientError::Store(StoreError::Conflict { .. })) => {}
+                Err(error) => return Err(error.into()),
+                Ok(joined) => return Ok((joined.object().unwrap_or(live), outcome)),
+            }
+        }
+        Err(Failure::conflict("others kept changing it: try again"))
+    }
+
+    /// `DELETE` on an object.
+    pub(super) async fn delete(
+        &self,
+        headers: &HeaderMap,
+        query: &request::Query,
+        body: Body,
+    ) -> Result<Deleted> {
+        if is_node(self.kind()) {
+            return Err(Failure::forbidden(
+                "a node is not deleted: its pods would be left without anybody who answers for them; mark it unschedulable and remove its pods instead",
+            ));
+        }
+        let bytes = request::read(headers, body).await?;
+        let body = if bytes.is_empty() {
+            json!({})
+        } else {
+            request::parse(&bytes)?
+        };
+        let asked = DeleteBody::parse(&body, query)?;
+        for _ in 0..ATTEMPTS {
+            let joined = existing(&self.client, &self.target).await?;
+            let definition = &self.kind().definition;
+            let (name, key) = (joined.key.name().to_owned(), joined.key.clone());
+            let Some(intent) = &joined.intent else {
+                return Err(Failure::no_object(
+                    &definition.group,
+                    &definition.plural,
+                    &name,
+                ));
+            };
+            let uid = intent.value.metadata.uid.clone();
+            let mut options = DeleteOptions::default();
+            options.propagation = asked.propagation;
+            options.policy = self.kind().deletion_policy(&intent.value.spec);
+            options.uid = asked.uid.clone();
+            options.resource_version = asked.resource_version;
+            options.grace_seconds = asked.grace_seconds;
+            options.reason = asked.reason.clone();
+            let orphans = options.propagation.unwrap_or(options.policy) == Propagation::Orphan
+                && !intent.value.metadata.is_deleted();
+            let mut batch = Batch::new();
+            let now = self.client.environment().now();
+            batch.delete(&joined, &options, self.client.actor(), now)?;
+            let response = match self.finish(joined, batch).await {
+                Err(ClientError::Store(StoreError::Conflict { .. })) => continue,
+                Err(error) => return Err(error.into()),
+                Ok(joined) => match joined.object() {
+                    Some(object) => answer(StatusCode::OK, &object),
+                    None => removed(&key, &uid),
+                },
+            };
+            return Ok(Deleted {
+                response,
+                orphans_of: orphans.then_some(uid),
+            });
+        }
+        Err(Failure::conflict("others kept changing it: try again"))
+    }
+}
+
+/// Nobody had begun to work on it: it is gone.
+fn removed(key: &ObjectKey, uid: &Uid) -> Response {
+    let details = json!({
+        "group": key.kind().group, "kind": key.kind().plural, "name": key.name(), "uid": uid,
+    });
+    let status = json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details,
+    });
+    json_response(StatusCode::OK, &status)
+}
+
+fn revision_of(object: &Value) -> Result<Option<Revision>> {
+    let text = object
+        .pointer("/metadata/resourceVersion")
+        .and_then(Value::as_str);
+    let parsed = text
+        .filter(|text| !text.is_empty())
+        .map(str::parse)
+        .transpose();
+    parsed.map_err(|error| {
+        let error: platctrl_framework::store::ParseRevisionError = error;
+        Failure::bad_request(format!("metadata.resourceVersion: {error}"))
+    })
+}
+
+fn scale_of(object: &RawObject) -> Value {
+    let api = object.to_api();
+    let of = |path: &str| api.pointer(path).cloned().unwrap_or(Value::Null);
+    json!({
+        "kind": "Scale",
+        "apiVersion": "autoscaling/v1",
+        "metadata": {
+            "name": of("/metadata/name"),
+            "namespace": of("/metadata/namespace"),
+            "uid": of("/metadata/uid"),
+            "resourceVersion": of("/metadata/resourceVersion"),
+            "creationTimestamp": of("/metadata/creationTimestamp"),
+        },
+        "spec": {"replicas": of("/spec/replicas")},
+        "status": {"replicas": api.pointer("/status/replicas").cloned().unwrap_or(json!(0))},
+    })
+}
+
+/// What was read with what was written: the present state without reading it again. Without a
+/// revision nothing was written, and the versions stay as they were.
+fn overlay(
+    mut joined: Joined,
+    writes: Vec<Write>,
+    revision: Option<Revision>,
+) -> Result<Joined, ClientError> {
+    let intent_key = joined.key.store_key(Tree::Intent);
+    let reality_key = joined.key.store_key(Tree::Reality);
+    for write in writes {
+        match write {
+            Write::Delete { key } if key == intent_key => joined.intent = None,
+            Write::Put { key, value, .. } if key == intent_key => {
+                let before = joined.intent.as_ref().map(|it| (it.created, it.modified));
+                let record = record(key, value, before, revision);
+                joined.intent = Some(Versioned::<Intent>::from_record(&joined.key, &record)?);
+            }
+            Write::Put { key, value, .. } if key == reality_key => {
+                let before = joined.reality.as_ref().map(|it| (it.created, it.modified));
+                let record = record(key, value, before, revision);
+                joined.reality = Some(Versioned::<Reality>::from_record(&joined.key, &record)?);
+            }
+            _ => {}
+        }
+    }
+    Ok(joined)
+}
+
+fn record(
+    key: platctrl_framework::store::Key,
+    value: bytes::Bytes,
+    before: Option<(Revision, Revision)>,
+    revision: Option<Revision>,
+) -> Record {
+    let (created, modified) = before.unwrap_or_default();
+    Record {
+        key,
+        value,
+        created: if before.is_some() {
+            created
+        } else {
+            revision.unwrap_or(created)
+        },
+        modified: revision.unwrap_or(modified),
+        lease: None,
+    }
+}
+
+impl DeleteBody {
+    fn parse(body: &Value, query: &request::Query) -> Result<Self> {
+        let text = |path: &str, parameter: &str| -> Option<String> {
+            let text = body
+                .pointer(path)
+                .and_then(Value::as_str)
+                .or_else(|| query.get(parameter));
+            text.filter(|text| !text.is_empty()).map(ToOwned::to_owned)
+        };
+        let propagation = match text("/propagationPolicy", "propagationPolicy").as_deref() {
+            // Kubernetes' default: here the object's own policy decides.
+            None | Some("Background") => None,
+            Some("Orphan") => Some(Propagation::Orphan),
+            Some("Foreground") => Some(Propagation::Cascade),
+            Some(other) => {
+                return Err(Failure::bad_request(format!(
+                    "propagationPolicy is Background, Orphan or Foreground, not `{}`",
+                    shown(other)
+                )));
+            }
+        };
+        let grace = match body.get("gracePeriodSeconds").filter(|it| !it.is_null()) {
+            Some(seconds) => Some(seconds.as_u64().unwrap_or(u64::MAX)),
+            None => query.number("gracePeriodSeconds")?,
+        };
+        let grace = grace.map(|seconds| {
+            u32::try_from(seconds).map_err(|_| {
+                Failure::bad_request(
+                    "gracePeriodSeconds is a number of seconds from 0 to 4294967295",
+                )
+            })
+        });
+        let resource_version = text("/preconditions/resourceVersion", "").map(|text| {
+            text.parse().map_err(|error| {
+                Failure::bad_request(format!("preconditions.resourceVersion: {error}"))
+            })
+        });
+        Ok(Self {
+            propagation,
+            uid: text("/preconditions/uid", "").map(Uid::from),
+            resource_version: resource_version.transpose()?,
+            grace_seconds: grace.transpose()?,
+            reason: text("/reason", "reason").map(|reason| reason.chars().take(1024).collect()),
+        })
+    }
+}
