@@ -10,6 +10,7 @@ use crate::artifacts::Artifacts;
 use crate::auth::{UserPolicy, Users};
 use crate::cgroup::{self, CgroupError, Cgroups, Group};
 use crate::files::FileError;
+use crate::health::Prober;
 use crate::hoist;
 use crate::launch::{Shims, Supervisor};
 use crate::layout::{Layout, LayoutError};
@@ -94,6 +95,7 @@ pub struct Host {
     pub(crate) cgroups: Cgroups,
     pub(crate) supervisor: Arc<dyn Supervisor>,
     pub(crate) ports: PortBook,
+    pub(crate) prober: Prober,
 }
 
 impl Host {
@@ -122,6 +124,7 @@ impl Host {
             artifacts: Artifacts::new(store, config.allow_unverified),
             supervisor: Arc::new(Shims::new(shim)),
             ports: PortBook::default(),
+            prober: Prober::new(config.environment.clone()),
             node: config.node,
             host_ip: config.host_ip,
             environment: config.environment,

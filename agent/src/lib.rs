@@ -1,3 +1,39 @@
 //! The node agent of platctrl: turns pod intent into running processes.
-
+mod agent;
+mod artifacts;
+pub mod auth;
+pub mod cgroup;
+mod files;
+pub mod health;
 pub mod hoist;
+mod host;
+mod inspect;
+pub mod launch;
+mod layout;
+mod local;
+mod logs;
+mod name;
+mod plan;
+mod port_book;
+pub mod ports;
+mod report;
+mod state;
+mod uninstall;
+mod version;
+mod worker;
+
+pub use agent::{Agent, AgentConfig, AgentError, AgentHandle, watched_prefixes};
+pub use artifacts::{ArtifactError, Artifacts};
+pub use files::FileError;
+pub use host::{Host, HostConfig, HostError};
+pub use inspect::{InspectedPod, InspectedProgram, inspect};
+pub use layout::{Layout, LayoutError, PodPaths};
+pub use local::{LocalError, launch_local};
+pub use logs::{LogFiles, logs};
+pub use name::PodName;
+pub use plan::{Hold, Observed, Order, Plan, Step, plan};
+pub use report::{Observer, PodEvent, Report};
+pub use state::{DrainStart, Found, KnownHealth, PodRecord, Position};
+pub use uninstall::{UninstallError, Uninstalled, uninstall};
+pub use version::{Desired, Installed, Program, RunAs, Tombstone, Version};
+pub use worker::Worker;

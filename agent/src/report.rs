@@ -91,7 +91,10 @@ pub(crate) enum Fitness {
     /// No answer yet.
     Unknown,
     /// The check passes.
-    Healthy,
+    Healthy {
+        /// So an earlier agent saw it; nobody asked again yet.
+        stale: bool,
+    },
     /// The check fails.
     Unhealthy {
         /// What was seen.
@@ -341,12 +344,14 @@ fn ready(facts: &Facts<'_>, phase: PodPhase) -> Condition {
             let message = "its programs run; it has no health check";
             Condition::new(condition::READY, ConditionStatus::True, "Running", message)
         }
-        Fitness::Healthy => Condition::new(
-            condition::READY,
-            ConditionStatus::True,
-            "Healthy",
-            "its health check passes",
-        ),
+        Fitness::Healthy { stale } => {
+            let message = if *stale {
+                "its health check passed before the agent started again"
+            } else {
+                "its health check passes"
+            };
+            Condition::new(condition::READY, ConditionStatus::True, "Healthy", message)
+        }
         Fitness::Unknown => no("NotChecked", "its health check has not answered yet".into()),
         Fitness::Unhealthy { message } => no("Unhealthy", message.clone()),
     }
@@ -478,10 +483,10 @@ mod tests {
         let running = || unit(Activity::Running, None);
         let both = [("a", running()), ("b", running())];
         assert!(report(&record, &both, &Fitness::Unchecked).is_ready());
-        assert!(report(&record, &both, &Fitness::Healthy).is_ready());
+        assert!(report(&record, &both, &Fitness::Healthy { stale: false }).is_ready());
         assert!(!report(&record, &both, &Fitness::Unknown).is_ready());
         let one = [("a", running()), ("b", unit(Activity::Waiting, Some(3)))];
-        let report = report(&record, &one, &Fitness::Healthy);
+        let report = report(&record, &one, &Fitness::Healthy { stale: false });
         assert!(!report.is_ready());
         assert_eq!(
             (report.phase, report.status.restarts),

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::files::{self, Access, FileError};
+use crate::health::HealthState;
 use crate::name::PodName;
 use crate::version::{Desired, Version};
 
@@ -82,6 +83,16 @@ fn boot_millis() -> u64 {
         .saturating_add(nanos / 1_000_000)
 }
 
+/// What was known of a pod's health, and of which processes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct KnownHealth {
+    /// The process of each program.
+    pub pids: BTreeMap<String, u32>,
+    /// What the checks said.
+    pub state: HealthState,
+}
+
 /// What is remembered of a pod.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -109,6 +120,9 @@ pub struct PodRecord {
     /// When draining began.
     #[serde(default)]
     pub draining: Option<DrainStart>,
+    /// What was known of its health last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<KnownHealth>,
     /// How the last few programs ended, newest last.
     #[serde(default)]
     pub exits: Vec<Exit>,
@@ -153,6 +167,7 @@ impl PodRecord {
             next: None,
             position: Position::Settled,
             draining: None,
+            health: None,
             exits: Vec::new(),
             seen_exits: BTreeMap::new(),
             phase: String::new(),

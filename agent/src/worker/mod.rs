@@ -26,7 +26,6 @@ use crate::plan::{Hold, Observed, Order, Step, plan};
 use crate::report::{Facts, Observer, PodEvent, Report, Trouble, compose};
 use crate::state::{Found, PodRecord, Position};
 use crate::version::{Desired, Version};
-pub(crate) use units::Heard;
 use units::Units;
 
 /// Waits between attempts at a step that fails: doubled each time, from the first to the second.
@@ -135,7 +134,7 @@ struct Pod {
     hold: Option<Hold>,
     told: Option<Report>,
     gone: bool,
-    /// Ends were heard that are not on disk yet.
+    /// Something was heard that is not on disk yet.
     unsaved: bool,
     /// How often the kernel had ended a process of a program for want of memory.
     oom_kills: ByProgram<u64>,
@@ -176,12 +175,13 @@ impl Pod {
         }
         loop {
             let order = orders.borrow_and_update().clone();
+            // What is told is remembered first.
+            self.keep_news().await;
             let flow = self.pass(&order).await;
             self.tell(&order);
             if flow == Flow::Gone {
                 return;
             }
-            self.keep_exits().await;
             let wake = self.wake;
             tokio::select! {
                 changed = orders.changed() => {
@@ -248,7 +248,14 @@ impl Pod {
         for event in self.units.introductions().await {
             self.heard(event);
         }
-        self.units.check_health(self.record.current.as_ref());
+        let known = self
+            .record
+            .health
+            .clone()
+            .filter(|known| known.pids == self.units.pids());
+        let current = self.record.current.as_ref();
+        self.units
+            .check_health(current, known.map(|known| known.state));
         Ok(())
     }
 
@@ -301,12 +308,12 @@ impl Pod {
         Flow::Wait
     }
 
-    /// Remembers the ends that were heard, so that they are told once.
-    async fn keep_exits(&mut self) {
+    /// Remembers what was heard, so that ends are told once and health outlives the agent.
+    async fn keep_news(&mut self) {
         if std::mem::take(&mut self.unsaved)
             && let Err(trouble) = self.save(Step::Start).await
         {
-            tracing::warn!(pod = %self.name, message = trouble.message, "cannot remember an end");
+            tracing::warn!(pod = %self.name, message = trouble.message, "cannot remember what was heard");
         }
     }
 

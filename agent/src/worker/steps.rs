@@ -9,12 +9,13 @@ use super::prepare::{self, Configure};
 use super::units::Heard;
 use super::{Fetching, Pod, Progress};
 use crate::files::{self, FileError};
+use crate::health::{HealthState, Verdict};
 use crate::launch::{Activity, Surroundings, Unit, UnitEvent, UnitExit, UnitSpec, UnitState};
 use crate::layout::PodPaths;
 use crate::name::PodName;
 use crate::plan::{Order, Step};
 use crate::report::{Trouble, ended};
-use crate::state::{DrainStart, Found, PodRecord, Position};
+use crate::state::{DrainStart, Found, KnownHealth, PodRecord, Position};
 use crate::version::Version;
 
 type Outcome = Result<Progress, Trouble>;
@@ -166,7 +167,7 @@ impl Pod {
             };
             self.event(EventType::Normal, "Stopping", why);
         }
-        self.units.check_health(None);
+        self.units.check_health(None, None);
         let grace = match order {
             Order::Want(desired) => desired.tombstone.as_ref().and_then(|it| it.grace),
             _ => None,
@@ -268,7 +269,7 @@ impl Pod {
                 failure = Some(message);
             }
         }
-        self.units.check_health(Some(&current));
+        self.units.check_health(Some(&current), None);
         match failure {
             None => Ok(Progress::Done),
             Some(message) => Err(Trouble {
@@ -378,7 +379,7 @@ impl Pod {
 
     async fn remove(&mut self) -> Outcome {
         self.fetching = None;
-        self.units.check_health(None);
+        self.units.check_health(None, None);
         for program in self.units.programs() {
             self.forget(&program, Step::Remove).await?;
         }
@@ -439,7 +440,7 @@ impl Pod {
     /// Takes in what was heard.
     pub(super) fn heard(&mut self, heard: Heard) {
         match heard {
-            Heard::Fitness(fitness) => self.units.set_fitness(fitness),
+            Heard::Health(state) => self.heard_health(state),
             Heard::Unit(program, number, event) => {
                 if !self.units.is_current(&program, number) {
                     return;
@@ -453,6 +454,33 @@ impl Pod {
         }
     }
 
+    fn heard_health(&mut self, state: HealthState) {
+        let before = self
+            .record
+            .health
+            .as_ref()
+            .map(|known| &known.state.verdict);
+        match (&state.verdict, before) {
+            (Verdict::Healthy, Some(Verdict::Healthy)) | (Verdict::Unknown, _) => {}
+            (Verdict::Unhealthy { .. }, Some(Verdict::Unhealthy { .. })) => {}
+            (Verdict::Healthy, _) => {
+                self.event(
+                    EventType::Normal,
+                    "Healthy",
+                    "its health check passes".into(),
+                );
+            }
+            (Verdict::Unhealthy { reason }, _) => {
+                self.event(EventType::Warning, "Unhealthy", reason.clone());
+            }
+        }
+        self.record.health = Some(KnownHealth {
+            pids: self.units.pids(),
+            state,
+        });
+        self.unsaved = true;
+    }
+
     fn heard_state(&mut self, program: &str, state: UnitState) {
         let Some(facts) = self.units.facts_of(program) else {
             return;
@@ -464,7 +492,7 @@ impl Pod {
         if restarted && !self.is_stopping() {
             // What the check said was about a process that is gone.
             let current = self.record.current.clone();
-            self.units.check_health(current.as_ref());
+            self.units.check_health(current.as_ref(), None);
         }
     }
 

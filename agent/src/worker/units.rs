@@ -1,14 +1,16 @@
 //! The units of a pod: who watches over them, what was heard of them, and whether they are fit.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::ByProgram;
+use crate::health::{HealthState, Probe, Verdict};
 use crate::host::Host;
 use crate::launch::{Activity, Unit, UnitEvent};
 use crate::report::{Fitness, UnitFacts};
@@ -22,11 +24,11 @@ const QUEUE: usize = 256;
 
 /// Something heard.
 #[derive(Debug)]
-pub(crate) enum Heard {
+pub(super) enum Heard {
     /// From the supervisor of a program, with the number of the watch it came by.
     Unit(String, u64, UnitEvent),
     /// The pod's health changed.
-    Fitness(Fitness),
+    Health(HealthState),
 }
 
 #[derive(Debug)]
@@ -55,9 +57,8 @@ pub(super) struct Units {
     sender: mpsc::Sender<Heard>,
     receiver: mpsc::Receiver<Heard>,
     watches: u64,
-    checked: bool,
-    fitness: Fitness,
-    prober: Option<JoinHandle<()>>,
+    probe: Option<Probe>,
+    health: Option<watch::Receiver<HealthState>>,
 }
 
 impl Units {
@@ -70,9 +71,8 @@ impl Units {
             sender,
             receiver,
             watches: 0,
-            checked: false,
-            fitness: Fitness::Unchecked,
-            prober: None,
+            probe: None,
+            health: None,
         }
     }
 
@@ -129,10 +129,10 @@ impl Units {
     }
 
     pub(super) async fn next(&mut self) -> Heard {
-        match self.receiver.recv().await {
-            Some(heard) => heard,
-            // This struct holds a sender itself.
-            None => std::future::pending().await,
+        tokio::select! {
+            Some(heard) = self.receiver.recv() => heard,
+            state = changed(&mut self.health) => Heard::Health(state),
+            else => std::future::pending().await,
         }
     }
 
@@ -225,20 +225,27 @@ impl Units {
     }
 
     pub(super) fn fitness(&self) -> Fitness {
-        self.fitness.clone()
-    }
-
-    pub(super) fn set_fitness(&mut self, fitness: Fitness) {
-        self.fitness = fitness;
-    }
-
-    /// Checks the health of this version from now on, or no more.
-    pub(super) fn check_health(&mut self, version: Option<&Version>) {
-        if let Some(prober) = self.prober.take() {
-            prober.abort();
+        let Some(health) = &self.health else {
+            return Fitness::Unchecked;
+        };
+        let state = health.borrow();
+        match &state.verdict {
+            Verdict::Unknown => Fitness::Unknown,
+            Verdict::Healthy => Fitness::Healthy { stale: state.stale },
+            Verdict::Unhealthy { reason } => Fitness::Unhealthy {
+                message: reason.clone(),
+            },
         }
-        self.fitness = Fitness::Unchecked;
-        self.checked = false;
+    }
+
+    /// Checks the health of this version from now on, or no more. `previous` is what was known of
+    /// the same processes.
+    pub(super) fn check_health(
+        &mut self,
+        version: Option<&Version>,
+        previous: Option<HealthState>,
+    ) {
+        (self.probe, self.health) = (None, None);
         let Some(version) = version else { return };
         let Some(check) = &version.spec.health else {
             return;
@@ -246,21 +253,30 @@ impl Units {
         let Some(port) = version.ports.get(&check.http.port) else {
             return;
         };
-        self.checked = true;
-        self.fitness = Fitness::Unknown;
-        self.prober = Some(crate::health_task(
-            &self.host,
-            check,
-            *port,
-            self.sender.clone(),
-        ));
+        let target = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
+        let probe = self.host.prober.spawn(check.clone(), target, previous);
+        self.health = Some(probe.states());
+        self.probe = Some(probe);
+    }
+
+    /// The process of each program, as far as they are known.
+    pub(super) fn pids(&self) -> ByProgram<u32> {
+        let states = self
+            .facts
+            .iter()
+            .filter_map(|(name, it)| Some((name, it.state.as_ref()?)));
+        states
+            .filter_map(|(name, state)| Some((name.clone(), state.pid?)))
+            .collect()
     }
 }
 
-impl Drop for Units {
-    fn drop(&mut self) {
-        if let Some(prober) = &self.prober {
-            prober.abort();
-        }
+/// The next change of a pod's health; never, when it is not checked.
+async fn changed(health: &mut Option<watch::Receiver<HealthState>>) -> HealthState {
+    if let Some(states) = health
+        && states.changed().await.is_ok()
+    {
+        return states.borrow_and_update().clone();
     }
+    std::future::pending().await
 }

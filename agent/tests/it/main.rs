@@ -6,6 +6,7 @@
 )]
 
 mod crash;
+mod machine;
 mod pods;
 mod rig;
 mod store;

@@ -304,3 +304,37 @@ fn no_supervisor_or_program_of_an_uninstalled_node_is_left() {
     rig.block_on(platctrl_agent::uninstall(&rig.data_dir(), GRACE))
         .unwrap();
 }
+
+#[test]
+fn readiness_follows_the_health_check_and_is_kept_over_a_restart_of_the_agent() {
+    let mut rig = Rig::new();
+    let mut spec = rig.spec(&rig.app("one"));
+    spec["health"] = serde_json::json!({
+        "http": {"port": "http"}, "interval": "20ms", "failureThreshold": 2, "grace": "20s",
+    });
+    let host = rig.host();
+    let (worker, told) = rig.worker(&host, want(1, &spec));
+    let ready = told.ready();
+    assert_eq!(ready.condition("Ready").unwrap().reason, "Healthy");
+    let unhealthy = rig.layout().pod(&name()).data().join("unhealthy");
+    std::fs::write(&unhealthy, "").unwrap();
+    let sick = told.wait("sickness", |report| !report.is_ready());
+    assert_eq!(sick.status.reason, "Unhealthy");
+    assert!(
+        sick.status.message.contains("503"),
+        "{}",
+        sick.status.message
+    );
+    assert_eq!(
+        sick.status.pids, ready.status.pids,
+        "readiness alone restarts nothing"
+    );
+    std::fs::remove_file(&unhealthy).unwrap();
+    told.ready();
+    drop((worker, host));
+    rig.crash();
+    let host = rig.host();
+    let (_worker, told) = rig.worker(&host, want(1, &spec));
+    let first = told.wait("any report", |_| true);
+    assert!(first.is_ready(), "{first:?}");
+}

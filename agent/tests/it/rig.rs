@@ -163,6 +163,22 @@ impl Rig {
         self.area.path().join("artifacts")
     }
 
+    /// A directory for the test's own use.
+    pub(crate) fn scratch(&self, name: &str) -> PathBuf {
+        let path = self.area.path().join(name);
+        fs::create_dir(&path).unwrap();
+        path
+    }
+
+    /// The agent under test, where any user may execute it.
+    pub(crate) fn helper(&self) -> PathBuf {
+        public_copy(
+            env!("CARGO_BIN_EXE_agent-under-test"),
+            self.area.path(),
+            "helper",
+        )
+    }
+
     pub(crate) fn layout(&self) -> Layout {
         Layout::open(&self.data_dir()).unwrap()
     }
@@ -171,11 +187,7 @@ impl Rig {
         let mut config = HostConfig::new(self.data_dir(), "node-under-test");
         config.environment = self.environment.clone();
         config.file_dirs = vec![self.artifacts()];
-        let helper = public_copy(
-            env!("CARGO_BIN_EXE_agent-under-test"),
-            self.area.path(),
-            "helper",
-        );
+        let helper = self.helper();
         config.shim = Some(helper.clone());
         config.helper = Some(hoist::ChildCommand::new(helper, [hoist::child::SUBCOMMAND]));
         config
@@ -188,6 +200,13 @@ impl Rig {
 
     pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.as_ref().unwrap().block_on(future)
+    }
+
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> tokio::task::JoinHandle<T> {
+        self.runtime.as_ref().unwrap().spawn(future)
     }
 
     /// Starts a worker for the pod `default/hello`.
@@ -250,11 +269,9 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        drop(
-            self.runtime
-                .take()
-                .map(|runtime| runtime.shutdown_timeout(SOON)),
-        );
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(SOON);
+        }
         let result = Self::runtime().block_on(platctrl_agent::uninstall(
             &self.data_dir(),
             Duration::from_millis(100),

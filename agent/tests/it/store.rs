@@ -79,10 +79,7 @@ impl Site {
         let agent = self.rig.block_on(Agent::new(config)).unwrap();
         self.handle = Some(agent.handle());
         let shutdown = CancellationToken::new();
-        let task = self.rig.block_on(async {
-            let shutdown = shutdown.clone();
-            tokio::spawn(async move { agent.run(shutdown).await })
-        });
+        let task = self.rig.spawn(agent.run(shutdown.clone()));
         self.running = Some((shutdown, task));
     }
 
