@@ -1,4 +1,23 @@
 //! The node agent of platctrl: turns pod intent into running processes.
+//!
+//! Each pod has a [`Worker`], which carries out an [`Order`] and tells an [`Observer`]; it knows no
+//! store. What to do next is decided by [`plan`] over plain data, and done in steps that may be
+//! interrupted anywhere. An [`Agent`] carries orders from a store to the workers of a node and
+//! their reports back; [`launch_local`] does with one manifest and no store. Programs run under
+//! supervisors ([`launch`]) that outlive the agent.
+//!
+//! ```no_run
+//! use platctrl_agent::{Agent, AgentConfig, HostConfig};
+//! use tokio_util::sync::CancellationToken;
+//!
+//! # async fn run(store: std::sync::Arc<dyn platctrl_framework::store::Store>) -> Result<(), platctrl_agent::AgentError> {
+//! let host = HostConfig::new("/var/lib/platctrl", "web1");
+//! let agent = Agent::new(AgentConfig::new(host, store)).await?;
+//! let shutdown = CancellationToken::new();
+//! agent.run(shutdown).await // pods keep running afterwards
+//! # }
+//! ```
+
 mod agent;
 mod artifacts;
 pub mod auth;

@@ -1,28 +1,28 @@
 //! What to do next with a pod, decided over plain data.
-//!
-//! An update is this table; the position of a pod in it is in its record, and each step may be
-//! interrupted anywhere and done again.
-//!
-//! | step | effect | on failure | on a crash here |
-//! |---|---|---|---|
-//! | [`Fetch`](Step::Fetch) | artifacts fetched, verified, unpacked; user and ports found; all recorded as `next` | old runs; tried again with backoff | fetched again, or found complete |
-//! | [`Configure`](Step::Configure) | env and config of the new generation, in directories of its own | old runs; tried again | written again |
-//! | [`Drain`](Step::Drain) | `Ready=False`, reason Draining, for `drainDelay` | – | the rest of the delay is waited |
-//! | [`Stop`](Step::Stop) | SIGTERM, grace, SIGKILL to all of the old version | tried again; the new one does not start beside it | stopped again |
-//! | [`Flip`](Step::Flip) | `current` names the new generation; the record says so | tried again | done again |
-//! | [`Start`](Step::Start) | one supervisor for each program | others start; that one is tried again | those that run are left alone, the rest started |
-//! | [`Prune`](Step::Prune) | files of older generations removed | tried at the next change | done at the next change |
-//! | [`Remove`](Step::Remove) | supervisors ended, home and cgroups removed, record removed | tried again | done again |
-//!
-//! The old version runs until the new one is fetched and verified. Only a tombstone, or a newer
-//! spec of the same uid, stops anything: absence is never an order.
 
 use platctrl_framework::model::{Digest, Uid};
 
 use crate::state::Position;
 use crate::version::Desired;
 
-/// One thing to do; see [the module](self).
+/// One thing to do.
+///
+/// An update is this table; the position of a pod in it is in its record, and each step may be
+/// interrupted anywhere and done again.
+///
+/// | step | effect | on failure | on a crash here |
+/// |---|---|---|---|
+/// | [`Fetch`](Self::Fetch) | artifacts fetched, verified, unpacked; user and ports found; all recorded as `next` | old runs; tried again with backoff | fetched again, or found complete |
+/// | [`Configure`](Self::Configure) | env and config of the new generation, in directories of its own | old runs; tried again | written again |
+/// | [`Drain`](Self::Drain) | `Ready=False`, reason Draining, for `drainDelay` | – | the rest of the delay is waited |
+/// | [`Stop`](Self::Stop) | SIGTERM, grace, SIGKILL to all of the old version | tried again; the new one does not start beside it | stopped again |
+/// | [`Flip`](Self::Flip) | `current` names the new generation; the record says so | tried again | done again |
+/// | [`Start`](Self::Start) | one supervisor for each program | others start; that one is tried again | those that run are left alone, the rest started |
+/// | [`Prune`](Self::Prune) | files of older generations removed | tried at the next change | done at the next change |
+/// | [`Remove`](Self::Remove) | supervisors ended, home and cgroups removed, record removed | tried again | done again |
+///
+/// The old version runs until the new one is fetched and verified. Only a tombstone, or a newer
+/// spec of the same uid, stops anything: absence is never an order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     /// Get the new version ready, up to what it needs to run.

@@ -265,7 +265,7 @@ impl Keeper {
             return Ok(());
         }
         self.pods.retire();
-        while !self.pods.is_empty() {
+        while !self.pods.has_retired() {
             self.host.environment.sleep(RETIRING).await;
         }
         Ok(memory.change(|known| known.incarnation = wanted)?)

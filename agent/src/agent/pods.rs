@@ -1,6 +1,7 @@
 //! The workers of a node, by pod: their orders from the store, and what they told.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -106,6 +107,8 @@ impl Observer for Told {
 pub(super) struct Pods {
     host: Arc<Host>,
     told: Arc<Told>,
+    /// Everything here is being ended: no orders until that is done.
+    retiring: AtomicBool,
     /// The schema of a pod's spec: what this agent knows of it.
     schema: Value,
 }
@@ -124,7 +127,12 @@ impl Pods {
             trigger: Trigger::new(),
             known: Mutex::default(),
         });
-        let pods = Arc::new(Self { host, told, schema });
+        let pods = Arc::new(Self {
+            host,
+            told,
+            schema,
+            retiring: AtomicBool::new(false),
+        });
         for name in pods.host.layout.pods()? {
             let paths = pods.host.layout.pod(&name);
             // Whose it is has to be known before anything of that name is claimed.
@@ -165,6 +173,7 @@ impl Pods {
 
     /// Ends all that was started under an incarnation that was given up.
     pub(super) fn retire(&self) {
+        self.retiring.store(true, Ordering::Release);
         let occupied: Vec<_> = {
             let known = self.told.known();
             let with_worker = known.iter().filter(|(_, pod)| pod.worker.is_some());
@@ -192,8 +201,24 @@ impl Pods {
         }
     }
 
-    /// Nothing is left of what was there before.
-    pub(super) fn is_empty(&self) -> bool {
+    /// Whether nothing is left of what was to be ended; from then on orders are taken again.
+    pub(super) fn has_retired(&self) -> bool {
+        let empty = self.is_empty();
+        if empty {
+            self.retiring.store(false, Ordering::Release);
+        }
+        empty
+    }
+
+    fn check_not_retiring(&self) -> Result<(), ReconcileError> {
+        if self.retiring.load(Ordering::Acquire) {
+            let why = "the node's pods of an older incarnation are being stopped";
+            return Err(ReconcileError::retry_after(Duration::from_secs(1), why));
+        }
+        Ok(())
+    }
+
+    fn is_empty(&self) -> bool {
         self.told.known().values().all(|pod| {
             pod.occupant.is_empty() || pod.worker.as_ref().is_none_or(Worker::is_finished)
         })
@@ -269,6 +294,7 @@ impl Pods {
         else {
             return Ok(Action::await_change());
         };
+        self.check_not_retiring()?;
         let desired = self.desired(object, &intent);
         let ends = desired.tombstone.is_some();
         let uid = desired.uid.clone();
@@ -304,6 +330,7 @@ impl Pods {
         let Some(name) = name_of(&absent.key) else {
             return Ok(Action::await_change());
         };
+        self.check_not_retiring()?;
         let (lives, report) = {
             let mut known = self.told.known();
             let Some(pod) = known.get(&name) else {

@@ -54,7 +54,19 @@ impl Worker {
     ) -> Self {
         let (orders, receiver) = watch::channel(order);
         let task = tokio::spawn(async move {
-            Pod::new(host, observer, name).run(receiver).await;
+            loop {
+                let pod = Pod::new(Arc::clone(&host), Arc::clone(&observer), name.clone());
+                match tokio::spawn(pod.run(receiver.clone())).await {
+                    Ok(()) => return,
+                    // A bug met by one pod costs no other anything, and its programs run on: a new
+                    // worker finds them again.
+                    Err(error) if error.is_panic() => {
+                        tracing::error!(pod = %name, %error, "the pod's worker panicked");
+                        tokio::time::sleep(RETRY.1).await;
+                    }
+                    Err(_) => return,
+                }
+            }
         });
         Self { orders, task }
     }
