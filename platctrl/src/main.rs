@@ -1,2 +1,5 @@
-//! The platctrl binary.
-fn main() {}
+//! The platctrl binary: everything is in the library, where it can be tested.
+
+fn main() -> std::process::ExitCode {
+    platctrl::main()
+}

@@ -1,0 +1,328 @@
+//! A small client of the API: one request per connection, over the unix socket of a server.
+//!
+//! Errors of the server (`Status`) become a [`Failure`] with the exit code of their kind.
+
+mod kinds;
+mod path;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt, TryStreamExt as _};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio_util::io::StreamReader;
+
+pub(crate) use kinds::{Catalog, Target};
+pub(crate) use path::{Collection, Query};
+
+use crate::error::{Code, Failure, Result};
+use crate::output;
+
+/// How long an answer may take to begin.
+const ANSWER: Duration = Duration::from_secs(60);
+/// The largest answer that is taken into memory.
+const MAX_ANSWER: usize = 256 << 20;
+
+/// Media types of what is sent.
+pub(crate) mod media {
+    pub(crate) const JSON: &str = "application/json";
+    pub(crate) const MERGE_PATCH: &str = "application/merge-patch+json";
+    pub(crate) const APPLY: &str = "application/vnd.platctrl.apply+json";
+    pub(crate) const BYTES: &str = "application/octet-stream";
+}
+
+type Body = BoxBody<Bytes, io::Error>;
+
+fn whole(bytes: Vec<u8>) -> Body {
+    Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed()
+}
+
+/// How a server is reached.
+#[derive(Clone, Debug)]
+enum Transport {
+    Unix(PathBuf),
+}
+
+/// A server's API.
+#[derive(Clone, Debug)]
+pub(crate) struct Api {
+    transport: Transport,
+}
+
+/// An answer, read whole.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Value,
+}
+
+impl Api {
+    /// The API behind a socket. Nothing is asked of it yet.
+    pub(crate) fn unix(socket: impl Into<PathBuf>) -> Self {
+        Self { transport: Transport::Unix(socket.into()) }
+    }
+
+    /// Where it is.
+    pub(crate) fn socket(&self) -> &Path {
+        let Transport::Unix(path) = &self.transport;
+        path
+    }
+
+    async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>> {
+        let Transport::Unix(path) = &self.transport;
+        let connect = || {
+            let stream = crate::server::connect(path)?;
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        };
+        let stream = connect().map_err(|error| unreachable(path, &error))?;
+        let broken = |error: hyper::Error| {
+            Failure::new(Code::Unreachable, format!("{} broke off: {}", path.display(), chain(&error)))
+                .hint("see what platctrl says where it runs; whether a change was made is not known")
+        };
+        let io = hyper_util::rt::TokioIo::new(stream);
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(io).await.map_err(broken)?;
+        // Ends with the answer's body, or with this process.
+        tokio::spawn(connection);
+        match tokio::time::timeout(ANSWER, sender.send_request(request)).await {
+            Ok(answer) => answer.map_err(broken),
+            Err(_) => Err(Failure::new(
+                Code::Timeout,
+                format!("{} did not answer within {} s", path.display(), ANSWER.as_secs()),
+            )),
+        }
+    }
+
+    fn request(method: Method, path: &str, media: Option<&str>, body: Body) -> Result<Request<Body>> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "platctrl")
+            .header(header::USER_AGENT, concat!("platctrl/", env!("CARGO_PKG_VERSION")));
+        if let Some(media) = media {
+            request = request.header(header::CONTENT_TYPE, media);
+        }
+        request.body(body).map_err(|error| Failure::usage(format!("cannot ask for {path}: {error}")))
+    }
+
+    /// Sends JSON, reads the answer whole; an answer that says no is a failure.
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&str, &Value)>,
+    ) -> Result<Answer> {
+        let bytes = body.map(|(_, value)| value.to_string().into_bytes()).unwrap_or_default();
+        let request = Self::request(method, path, body.map(|(media, _)| media), whole(bytes))?;
+        let (parts, body) = self.send(request).await?.into_parts();
+        let bytes = read(body).await?;
+        for warning in parts.headers.get_all(header::WARNING) {
+            if let Ok(text) = warning.to_str() {
+                output::note(format_args!("warning: {}", warning_text(text)));
+            }
+        }
+        if !parts.status.is_success() {
+            return Err(refused(parts.status, &bytes));
+        }
+        let body = match bytes.is_empty() {
+            true => Value::Null,
+            false => serde_json::from_slice(&bytes).map_err(|error| {
+                Failure::failed(format!("the server's answer to {path} is not JSON: {error}"))
+                    .hint("is it a platctrl server of this version?")
+            })?,
+        };
+        Ok(Answer { status: parts.status, headers: parts.headers, body })
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Result<Value> {
+        Ok(self.call(Method::GET, path, None).await?.body)
+    }
+
+    /// A text answer, whole: what `/version` and the like say.
+    pub(crate) async fn exists(&self, path: &str) -> Result<bool> {
+        let answer = self.send(Self::request(Method::HEAD, path, None, whole(Vec::new()))?).await?;
+        match answer.status() {
+            status if status.is_success() => Ok(true),
+            StatusCode::NOT_FOUND => Ok(false),
+            status => Err(refused(status, &[])),
+        }
+    }
+
+    /// Sends a file as it is.
+    pub(crate) async fn upload(&self, path: &str, file: tokio::fs::File, size: u64) -> Result<()> {
+        let frames = tokio_util::io::ReaderStream::with_capacity(file, 64 << 10).map_ok(Frame::data);
+        let body = BoxBody::new(StreamBody::new(frames));
+        let mut request = Self::request(Method::PUT, path, Some(media::BYTES), body)?;
+        request.headers_mut().insert(header::CONTENT_LENGTH, size.into());
+        let (parts, body) = self.send(request).await?.into_parts();
+        if parts.status.is_success() {
+            return Ok(());
+        }
+        Err(refused(parts.status, &read(body).await?))
+    }
+
+    /// An answer as it comes, in pieces.
+    pub(crate) async fn stream(
+        &self,
+        path: &str,
+    ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + Unpin + use<>> {
+        let request = Self::request(Method::GET, path, None, whole(Vec::new()))?;
+        let (parts, body) = self.send(request).await?.into_parts();
+        if !parts.status.is_success() {
+            return Err(refused(parts.status, &read(body).await?));
+        }
+        let pieces = BodyStream::new(body).filter_map(|frame| {
+            let piece = match frame {
+                Ok(frame) => frame.into_data().ok().map(Ok),
+                Err(error) => Some(Err(io::Error::other(chain(&error)))),
+            };
+            futures::future::ready(piece)
+        });
+        Ok(StreamExt::boxed(pieces))
+    }
+
+    /// A watch: each line of the answer as JSON, `{type, object}`.
+    pub(crate) async fn watch(
+        &self,
+        path: &str,
+    ) -> Result<impl Stream<Item = Result<(String, Value)>> + Unpin + use<>> {
+        use tokio::io::AsyncBufReadExt as _;
+        let lines = StreamReader::new(self.stream(path).await?).lines();
+        let events = futures::stream::try_unfold(lines, |mut lines| async move {
+            let broken = |error: &dyn std::fmt::Display| {
+                Failure::new(Code::Unreachable, format!("the watch broke off: {error}"))
+            };
+            let Some(line) = lines.next_line().await.map_err(|error| broken(&error))? else {
+                return Ok(None);
+            };
+            let mut event: Value = serde_json::from_str(&line).map_err(|error| broken(&error))?;
+            let kind = event["type"].as_str().unwrap_or_default().to_owned();
+            let object = event["object"].take();
+            if kind == "ERROR" {
+                return Err(status_failure(StatusCode::GONE, &object));
+            }
+            Ok(Some(((kind, object), lines)))
+        });
+        Ok(StreamExt::boxed(events))
+    }
+}
+
+/// An error with all its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn unreachable(path: &Path, error: &io::Error) -> Failure {
+    let start = "start it with `platctrl up`, or say where it is with --data-dir DIR or --server unix:PATH";
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            Failure::new(Code::Unreachable, format!("no platctrl runs at {}", path.display())).hint(start)
+        }
+        io::ErrorKind::PermissionDenied => {
+            Failure::new(Code::Denied, format!("{} is not yours to use", path.display()))
+                .hint("be the user that runs `platctrl up`: for root's, use sudo")
+        }
+        _ => Failure::new(Code::Unreachable, format!("cannot reach {}: {error}", path.display()))
+            .hint(start),
+    }
+}
+
+async fn read(body: Incoming) -> Result<Bytes> {
+    let limited = http_body_util::Limited::new(body, MAX_ANSWER);
+    match limited.collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) => Err(Failure::new(
+            Code::Unreachable,
+            format!("the server's answer broke off: {error}"),
+        )),
+    }
+}
+
+/// The words of a `Warning` header: `299 - "…"`.
+fn warning_text(header: &str) -> String {
+    let quoted = header.split_once('"').and_then(|(_, rest)| rest.rsplit_once('"'));
+    output::plain(&quoted.map_or(header, |(text, _)| text).replace("\\\"", "\""))
+}
+
+fn refused(status: StatusCode, body: &[u8]) -> Failure {
+    match serde_json::from_slice(body) {
+        Ok(value) => status_failure(status, &value),
+        Err(_) => {
+            let text = output::plain(String::from_utf8_lossy(body).trim());
+            let text = if text.is_empty() { status.to_string() } else { text };
+            Failure::new(code(status, ""), text)
+        }
+    }
+}
+
+/// Field problems that a `Status` lists.
+pub(crate) fn causes(status: &Value) -> Vec<(String, String)> {
+    let causes = status["details"]["causes"].as_array().into_iter().flatten();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    causes.map(|cause| (text(&cause["field"]), text(&cause["message"]))).collect()
+}
+
+fn status_failure(http: StatusCode, status: &Value) -> Failure {
+    let mut message = output::plain(status["message"].as_str().unwrap_or_default());
+    if message.is_empty() {
+        message = http.to_string();
+    }
+    for (field, problem) in causes(status) {
+        let line = output::plain(&format!("{field}: {problem}"));
+        if !message.contains(&line) {
+            message.push_str(&format!("\n  {line}"));
+        }
+    }
+    Failure::new(code(http, status["reason"].as_str().unwrap_or_default()), message)
+}
+
+fn code(status: StatusCode, reason: &str) -> Code {
+    match (status, reason) {
+        (_, "Held" | "Frozen") => Code::Held,
+        (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => Code::Denied,
+        (StatusCode::NOT_FOUND, _) => Code::NotFound,
+        (StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED, _) => Code::Conflict,
+        (StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT, _) => Code::Timeout,
+        (StatusCode::SERVICE_UNAVAILABLE | StatusCode::BAD_GATEWAY, _) => Code::Unreachable,
+        _ => Code::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_lists_every_field_and_has_its_exit_code() {
+        let body = br#"{"kind":"Status","status":"Failure","reason":"Invalid","message":"pods x is not valid",
+            "details":{"causes":[{"field":"spec.a","message":"is required"},{"field":"spec.b","message":"is too big"}]}}"#;
+        let failure = refused(StatusCode::UNPROCESSABLE_ENTITY, body);
+        assert_eq!(failure.code, Code::Failed);
+        assert_eq!(failure.message, "pods x is not valid\n  spec.a: is required\n  spec.b: is too big");
+        assert_eq!(refused(StatusCode::CONFLICT, b"no\x1b[31m").code, Code::Conflict);
+        assert!(!refused(StatusCode::CONFLICT, b"no\x1b[31m").message.contains('\x1b'));
+        assert_eq!(refused(StatusCode::NOT_FOUND, b"").code, Code::NotFound);
+    }
+
+    #[test]
+    fn the_words_of_a_warning_are_shown_alone() {
+        assert_eq!(warning_text(r#"299 - "pods are \"kept\"""#), "pods are \"kept\"");
+        assert_eq!(warning_text("odd"), "odd");
+    }
+}

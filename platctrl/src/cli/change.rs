@@ -1,0 +1,125 @@
+//! `scale` and `label`: small changes of one object.
+
+use http::Method;
+use platctrl_framework::model::Scope;
+use serde_json::{Map, Value, json};
+
+use super::{Setting, find};
+use crate::api::{Api, Collection, Target, media};
+use crate::error::{Code, Failure, Result};
+use crate::output;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ScaleArgs {
+    /// KIND/NAME or KIND NAME
+    #[arg(required = true, num_args = 1..=2, value_name = "KIND/NAME")]
+    what: Vec<String>,
+    #[command(flatten)]
+    namespace: super::NamespaceFlag,
+    /// How many pods
+    #[arg(long)]
+    replicas: u32,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct LabelArgs {
+    /// KIND/NAME or KIND NAME, then NAME=VALUE to set and NAME- to remove
+    #[arg(required = true, num_args = 2.., value_name = "KIND/NAME LABEL")]
+    words: Vec<String>,
+    #[command(flatten)]
+    namespace: super::NamespaceFlag,
+    /// Also change labels that have another value
+    #[arg(long)]
+    overwrite: bool,
+}
+
+/// Sends a merge patch; when there is no such object, says which one may have been meant.
+async fn patch(api: &Api, target: &Target, namespace: &str, part: Option<&str>, patch: &Value) -> Result<Value> {
+    let scope = (target.kind.scope != Scope::Cluster).then_some(namespace);
+    let collection = Collection::new(&target.kind, scope);
+    let path = match part {
+        Some(part) => collection.part(&target.name, part),
+        None => collection.object(&target.name),
+    };
+    match api.call(Method::PATCH, &path, Some((media::MERGE_PATCH, patch))).await {
+        Ok(answer) => Ok(answer.body),
+        Err(failure) if failure.code == Code::NotFound => {
+            find::exact(api, target, namespace).await?;
+            Err(failure)
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+pub(crate) async fn scale(args: &ScaleArgs, setting: &Setting) -> Result<()> {
+    let (api, catalog) = setting.connect().await?;
+    let target = catalog.target(&args.what)?;
+    let change = json!({ "spec": { "replicas": args.replicas } });
+    patch(&api, &target, &args.namespace.namespace, Some("scale"), &change).await?;
+    output::print(format_args!("{} scaled\n", target.title()))
+}
+
+pub(crate) async fn label(args: &LabelArgs, setting: &Setting) -> Result<()> {
+    let count = if args.words[0].contains('/') { 1 } else { 2 };
+    let (what, changes) = args.words.split_at(count.min(args.words.len()));
+    let changes = labels(changes)?;
+    let (api, catalog) = setting.connect().await?;
+    let target = catalog.target(what)?;
+    let object = find::exact(&api, &target, &args.namespace.namespace).await?;
+    let now = &object["metadata"]["labels"];
+    let differs = |name: &str, value: &Value| {
+        let is = now.get(name).unwrap_or(&Value::Null);
+        (is != value).then(|| is.clone())
+    };
+    let mut different = changes.iter().filter(|(name, value)| differs(name, value).is_some()).peekable();
+    if different.peek().is_none() {
+        return output::print(format_args!("{} unchanged\n", target.title()));
+    }
+    for (name, value) in different {
+        let is = now.get(name).and_then(Value::as_str);
+        if let (Some(is), false, false) = (is, args.overwrite, value.is_null()) {
+            let message = format!("{} has the label {name}={is} already", target.title());
+            return Err(Failure::new(Code::Conflict, output::plain(&message)).hint("--overwrite changes it"));
+        }
+    }
+    let change = json!({ "metadata": { "labels": changes } });
+    patch(&api, &target, &args.namespace.namespace, None, &change).await?;
+    output::print(format_args!("{} labeled\n", target.title()))
+}
+
+/// `a=b` sets, `a-` removes.
+fn labels(words: &[String]) -> Result<Map<String, Value>> {
+    let mut changes = Map::new();
+    for word in words {
+        let (name, value) = match (word.split_once('='), word.strip_suffix('-')) {
+            (Some((name, value)), _) => (name, Value::from(value)),
+            (None, Some(name)) => (name, Value::Null),
+            (None, None) => {
+                return Err(Failure::usage(format!("`{}` is no change of a label", output::plain(word)))
+                    .hint("write NAME=VALUE to set it, NAME- to remove it"));
+            }
+        };
+        if changes.insert(name.to_owned(), value).is_some() {
+            return Err(Failure::usage(format!("the label `{}` is given twice", output::plain(name))));
+        }
+    }
+    if changes.is_empty() {
+        return Err(Failure::usage("no label is given").hint("write NAME=VALUE to set it, NAME- to remove it"));
+    }
+    Ok(changes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_set_and_removed() {
+        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let changes = labels(&words(&["a=b-", "c-", "d="])).unwrap();
+        assert_eq!(Value::from(changes), json!({"a": "b-", "c": null, "d": ""}));
+        for bad in [&["a"][..], &["a=1", "a-"], &[]] {
+            assert_eq!(labels(&words(bad)).unwrap_err().code, Code::Usage, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! `delete`: orders the end of objects.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::Method;
+use platctrl_framework::model::Scope;
+use serde_json::{Value, json};
+
+use super::{Setting, find, wait};
+use crate::api::{Api, Catalog, Collection, Target, media};
+use crate::error::{Code, Failure, Result};
+use crate::manifest::{self, Manifests};
+use crate::output;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DeleteArgs {
+    /// KIND/NAME or KIND NAME; several as KIND/NAME KIND/NAME
+    #[arg(required_unless_present = "filename", conflicts_with = "filename", value_name = "KIND/NAME")]
+    what: Vec<String>,
+    /// What the manifests of a file, a directory, or - for standard input name
+    #[arg(short, long, value_name = "FILE|DIR|-")]
+    filename: Vec<PathBuf>,
+    /// The namespace of objects that name none
+    #[arg(short, long, default_value = platctrl_kinds::DEFAULT_NAMESPACE)]
+    namespace: String,
+    /// Also what belongs to it, whatever its own policy says
+    #[arg(long)]
+    cascade: bool,
+    /// Come back when it is gone
+    #[arg(long)]
+    wait: bool,
+    /// Seconds that an orderly end may take
+    #[arg(long, value_name = "SECONDS")]
+    grace: Option<u32>,
+    /// Those that do not exist are no error
+    #[arg(long)]
+    ignore_not_found: bool,
+    /// How long to wait with --wait
+    #[arg(long, default_value = "5m", value_parser = super::duration, value_name = "TIME")]
+    timeout: Duration,
+}
+
+pub(crate) async fn run(args: &DeleteArgs, setting: &Setting) -> Result<()> {
+    let (api, catalog) = setting.connect().await?;
+    let targets = if args.what.is_empty() { from_manifests(args, &catalog)? } else { named(args, &catalog)? };
+    // All are looked up first: a name that is wrong is found before anything ends.
+    let mut found = Vec::new();
+    for (target, namespace) in targets {
+        match find::exact(&api, &target, &namespace).await {
+            Ok(object) => found.push((target, namespace, object)),
+            Err(failure) if failure.code == Code::NotFound && args.ignore_not_found => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    for (target, namespace, object) in &found {
+        delete(&api, args, target, namespace, object).await?;
+        output::print(format_args!("{} deleted\n", target.title()))?;
+    }
+    if args.wait {
+        let deadline = tokio::time::Instant::now() + args.timeout;
+        for (target, namespace, object) in &found {
+            wait::until_gone(&api, target, namespace, &object["metadata"]["uid"], deadline).await?;
+        }
+    }
+    Ok(())
+}
+
+fn named(args: &DeleteArgs, catalog: &Catalog) -> Result<Vec<(Target, String)>> {
+    let is_pair = args.what.len() == 2 && args.what.iter().all(|word| !word.contains('/'));
+    let words: Vec<&[String]> =
+        if is_pair { vec![&args.what[..]] } else { args.what.iter().map(std::slice::from_ref).collect() };
+    words.into_iter().map(|words| Ok((catalog.target(words)?, args.namespace.clone()))).collect()
+}
+
+/// The objects of manifests, the last first: what was made last was made for the others.
+fn from_manifests(args: &DeleteArgs, catalog: &Catalog) -> Result<Vec<(Target, String)>> {
+    let mut targets = Vec::new();
+    let mut problems = Vec::new();
+    for document in Manifests::read(&args.filename)?.check()? {
+        let (api_version, kind) = (document.text("/apiVersion"), document.text("/kind"));
+        let name = document.text("/metadata/name");
+        let Some(definition) = catalog.of_manifest(api_version, kind) else {
+            problems.push(document.problem("kind", &format!("there is no kind `{kind}` of `{api_version}`")));
+            continue;
+        };
+        if name.is_empty() {
+            problems.push(document.problem("metadata.name", "is required"));
+            continue;
+        }
+        let namespace = document.text("/metadata/namespace");
+        let namespace = if namespace.is_empty() { &args.namespace } else { namespace };
+        targets.push((Target { kind: definition.clone(), name: name.to_owned() }, namespace.to_owned()));
+    }
+    if !problems.is_empty() {
+        return Err(manifest::problems(&problems));
+    }
+    targets.reverse();
+    Ok(targets)
+}
+
+async fn delete(api: &Api, args: &DeleteArgs, target: &Target, namespace: &str, object: &Value) -> Result<()> {
+    let mut options = json!({
+        "apiVersion": "v1",
+        "kind": "DeleteOptions",
+        // This very object: not another that got its name meanwhile.
+        "preconditions": { "uid": object["metadata"]["uid"] },
+        "propagationPolicy": if args.cascade { "Foreground" } else { "Background" },
+    });
+    if let Some(grace) = args.grace {
+        options["gracePeriodSeconds"] = grace.into();
+    }
+    let namespace = (target.kind.scope != Scope::Cluster).then_some(namespace);
+    let path = Collection::new(&target.kind, namespace).object(&target.name);
+    match api.call(Method::DELETE, &path, Some((media::JSON, &options))).await {
+        Ok(_) => Ok(()),
+        Err(failure) if failure.code == Code::NotFound => Ok(()),
+        Err(failure) => Err(Failure { message: format!("{}: {}", target.title(), failure.message), ..failure }),
+    }
+}

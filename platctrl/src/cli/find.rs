@@ -1,0 +1,95 @@
+//! Finding an object by its name, or by the beginning of it.
+
+use serde_json::Value;
+
+use crate::api::{Api, Collection, Query, Target};
+use crate::error::{Code, Failure, Result};
+use crate::output;
+
+/// Objects in one page of a list.
+const PAGE: &str = "500";
+
+/// Every object of a collection, page by page, and the revision that the list is of.
+pub(crate) async fn list(api: &Api, collection: &Collection, query: &Query) -> Result<(Vec<Value>, Value)> {
+    let mut items = Vec::new();
+    let mut next = String::new();
+    loop {
+        let mut page = query.clone().with("limit", PAGE);
+        if !next.is_empty() {
+            page = page.with("continue", &next);
+        }
+        let mut answer = api.get(&page.on(collection.path())).await?;
+        if let Value::Array(more) = answer["items"].take() {
+            items.extend(more);
+        }
+        next = answer["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
+        if next.is_empty() {
+            return Ok((items, answer["metadata"]["resourceVersion"].take()));
+        }
+    }
+}
+
+fn name(object: &Value) -> &str {
+    object["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+/// The object of exactly this name. When there is none, says which one may have been meant.
+pub(crate) async fn exact(api: &Api, target: &Target, namespace: &str) -> Result<Value> {
+    let collection = Collection::new(&target.kind, Some(namespace));
+    match api.get(&collection.object(&target.name)).await {
+        Err(failure) if failure.code == Code::NotFound => {
+            let (items, _) = list(api, &collection, &Query::default()).await?;
+            Err(missing(target, namespace, &items))
+        }
+        answer => answer,
+    }
+}
+
+/// The object of this name or, for people, the only one whose name begins so.
+pub(crate) async fn by_beginning(api: &Api, target: &Target, namespace: &str) -> Result<Value> {
+    let collection = Collection::new(&target.kind, Some(namespace));
+    match api.get(&collection.object(&target.name)).await {
+        Err(failure) if failure.code == Code::NotFound => {}
+        answer => return answer,
+    }
+    let (items, _) = list(api, &collection, &Query::default()).await?;
+    let found: Vec<&Value> = items.iter().filter(|item| name(item).starts_with(&target.name)).collect();
+    match found.as_slice() {
+        [] => Err(missing(target, namespace, &items)),
+        [one] => Ok((*one).clone()),
+        several => Err(ambiguous(target, several)),
+    }
+}
+
+/// Refuses the beginning of several names; what else a wrong name is, is told by [`missing`].
+pub(crate) fn ambiguous(target: &Target, found: &[&Value]) -> Failure {
+    const SHOWN: usize = 20;
+    let mut names: Vec<_> = found.iter().map(|item| format!("{}/{}", target.kind.singular, name(item))).collect();
+    names.sort();
+    if names.len() > SHOWN {
+        let rest = names.split_off(SHOWN).len();
+        names.push(format!("and {rest} more"));
+    }
+    let message = format!(
+        "`{}` is the beginning of {} names:\n  {}",
+        output::plain(&target.name),
+        found.len(),
+        output::plain(&names.join("\n  "))
+    );
+    Failure::usage(message).hint("write more of the name")
+}
+
+/// There is no such object; perhaps one of these was meant.
+pub(crate) fn missing(target: &Target, namespace: &str, items: &[Value]) -> Failure {
+    let cluster = target.kind.scope == platctrl_framework::model::Scope::Cluster;
+    let failure = target.missing((!cluster).then_some(namespace));
+    let begins: Vec<&Value> = items.iter().filter(|item| name(item).starts_with(&target.name)).collect();
+    let near = match begins.as_slice() {
+        [one] => Some(name(one)),
+        _ => output::nearest(&target.name, items.iter().map(name)),
+    };
+    match near {
+        Some(near) => failure.hint(format!("did you mean {}/{}?", target.kind.singular, output::plain(near))),
+        None => failure.hint(format!("`platctrl get {}` lists what there is", target.kind.plural)),
+    }
+}

@@ -1,0 +1,266 @@
+//! `get` and `describe`.
+
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use platctrl_framework::model::{KindDefinition, Scope};
+use serde_json::{Value, json};
+
+use super::{Setting, events, find};
+use crate::api::{Api, Catalog, Collection, Query, Target};
+use crate::error::{Code, Failure, Result};
+use crate::output::{self, Format, Table};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct GetArgs {
+    /// KIND, KIND NAME or KIND/NAME; the beginning of a name will do for people
+    #[arg(required = true, num_args = 1..=2, value_name = "KIND[/NAME]")]
+    what: Vec<String>,
+    #[command(flatten)]
+    namespace: super::NamespaceFlag,
+    /// Of all namespaces
+    #[arg(short = 'A', long)]
+    all_namespaces: bool,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+    /// Only objects with these labels, as app=web,tier!=db
+    #[arg(short = 'l', long, value_name = "SELECTOR")]
+    selector: Option<String>,
+    /// Only objects with these fields, as spec.nodeName=web1
+    #[arg(long, value_name = "SELECTOR")]
+    field_selector: Option<String>,
+    /// Go on and print what changes
+    #[arg(short, long)]
+    watch: bool,
+}
+
+impl GetArgs {
+    /// The one namespace that is asked for, or all.
+    pub(super) fn namespace(&self) -> Option<&str> {
+        (!self.all_namespaces).then_some(self.namespace.namespace.as_str())
+    }
+
+    pub(super) fn format(&self) -> Format {
+        self.output
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct DescribeArgs {
+    /// KIND/NAME or KIND NAME; the beginning of a name will do
+    #[arg(required = true, num_args = 1..=2, value_name = "KIND/NAME")]
+    what: Vec<String>,
+    #[command(flatten)]
+    namespace: super::NamespaceFlag,
+}
+
+pub(crate) async fn get(args: &GetArgs, setting: &Setting) -> Result<()> {
+    let (api, catalog) = setting.connect().await?;
+    if let [word] = args.what.as_slice() {
+        match word.as_str() {
+            "events" | "event" | "ev" => return events::get(args, &api).await,
+            "kinds" | "kind" => return kinds(&catalog, args.output),
+            _ => {}
+        }
+    }
+    let is_collection = matches!(args.what.as_slice(), [word] if !word.contains('/'));
+    if is_collection {
+        let kind = catalog.named(&args.what[0])?;
+        return Listing { args, kind, name: None }.run(&api).await;
+    }
+    let target = catalog.target(&args.what)?;
+    if args.all_namespaces || args.selector.is_some() || args.field_selector.is_some() {
+        return Err(Failure::usage("a name and a selection exclude each other")
+            .hint("leave the name out, or -A, --selector and --field-selector"));
+    }
+    let object = match args.output {
+        Format::Table | Format::Wide => find::by_beginning(&api, &target, &args.namespace.namespace).await?,
+        // A script gets what it named and nothing else.
+        _ => script_named(&api, &target, &args.namespace.namespace).await?,
+    };
+    if args.watch {
+        let name = object["metadata"]["name"].as_str().map(str::to_owned);
+        return Listing { args, kind: target.kind, name }.run(&api).await;
+    }
+    match args.output {
+        Format::Json => output::print(output::json_text(&object)),
+        Format::Yaml => output::print(output::yaml_text(&object)?),
+        _ => print_items(&target.kind, args, &[object], &Value::Null),
+    }
+}
+
+async fn script_named(api: &Api, target: &Target, namespace: &str) -> Result<Value> {
+    match find::exact(api, target, namespace).await {
+        Err(failure) if failure.code == Code::NotFound => {
+            // The beginning of several names is ambiguous for scripts too.
+            let collection = Collection::new(&target.kind, Some(namespace));
+            let (items, _) = find::list(api, &collection, &Query::default()).await?;
+            let begins = |item: &&Value| {
+                let name = item["metadata"]["name"].as_str();
+                name.is_some_and(|name| name.starts_with(&target.name))
+            };
+            let found: Vec<&Value> = items.iter().filter(begins).collect();
+            Err(if found.len() > 1 { find::ambiguous(target, &found) } else { failure })
+        }
+        answer => answer,
+    }
+}
+
+/// `KIND/NAME` as `-o name` prints it.
+fn title(kind: &KindDefinition, object: &Value) -> String {
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    output::plain(&format!("{}/{name}\n", kind.singular))
+}
+
+fn print_items(kind: &KindDefinition, args: &GetArgs, items: &[Value], revision: &Value) -> Result<()> {
+    match args.output {
+        Format::Json => output::print(output::json_text(&output::list(items, revision))),
+        Format::Yaml => output::print(output::yaml_text(&output::list(items, revision))?),
+        Format::Name => output::print(items.iter().map(|item| title(kind, item)).collect::<String>()),
+        Format::Table | Format::Wide => {
+            let wide = args.output == Format::Wide;
+            if items.is_empty() && !args.watch {
+                let place = match (kind.scope, args.all_namespaces) {
+                    (Scope::Cluster, _) | (_, true) => String::new(),
+                    _ => format!(" in namespace `{}`", output::plain(&args.namespace.namespace)),
+                };
+                output::note(format_args!("there are no {}{place}", kind.plural));
+                return Ok(());
+            }
+            let now = Timestamp::now();
+            let mut lines = vec![output::headings(kind, args.all_namespaces, wide)];
+            lines.extend(items.iter().map(|item| output::row(kind, item, args.all_namespaces, wide, now)));
+            output::print(Table::default().render(&lines))
+        }
+    }
+}
+
+fn kinds(catalog: &Catalog, format: Format) -> Result<()> {
+    match format {
+        Format::Json | Format::Yaml => {
+            let items: Vec<Value> = catalog.definitions().map(|definition| json!(definition)).collect();
+            let list = json!({"kind": "List", "items": items});
+            match format {
+                Format::Json => output::print(output::json_text(&list)),
+                _ => output::print(output::yaml_text(&list)?),
+            }
+        }
+        Format::Name => {
+            output::print(catalog.definitions().map(|it| format!("{}\n", it.plural)).collect::<String>())
+        }
+        Format::Table | Format::Wide => {
+            let heading = ["NAME", "SHORT", "KIND", "API VERSION", "SCOPE"].map(str::to_owned).to_vec();
+            let line = |it: &KindDefinition| {
+                let short = it.short_names.join(",");
+                vec![it.plural.clone(), short, it.kind.clone(), it.api_version(), format!("{:?}", it.scope)]
+            };
+            let lines: Vec<_> = std::iter::once(heading).chain(catalog.definitions().map(line)).collect();
+            output::print(Table::default().render(&lines))
+        }
+    }
+}
+
+/// A list, and what happens to it.
+struct Listing<'a> {
+    args: &'a GetArgs,
+    kind: KindDefinition,
+    name: Option<String>,
+}
+
+impl Listing<'_> {
+    fn query(&self) -> Query {
+        let mut query = Query::default();
+        if let Some(selector) = &self.args.selector {
+            query = query.with("labelSelector", selector);
+        }
+        let name = self.name.as_ref().map(|name| format!("metadata.name={name}"));
+        let fields = [self.args.field_selector.clone(), name];
+        let fields: Vec<_> = fields.into_iter().flatten().collect();
+        if !fields.is_empty() {
+            query = query.with("fieldSelector", &fields.join(","));
+        }
+        query
+    }
+
+    async fn run(&self, api: &Api) -> Result<()> {
+        let args = self.args;
+        let collection = Collection::new(&self.kind, args.namespace());
+        let (items, revision) = find::list(api, &collection, &self.query()).await?;
+        if !args.watch {
+            return print_items(&self.kind, args, &items, &revision);
+        }
+        let mut lines = Lines { args, kind: &self.kind, table: Table::default() };
+        lines.begin(&items)?;
+        let revision = revision.as_str().unwrap_or_default();
+        let query = self.query().with("watch", "1").with("resourceVersion", revision);
+        let mut events = api.watch(&query.on(collection.path())).await?;
+        while let Some(event) = events.next().await {
+            let (what, object) = event?;
+            if what != "BOOKMARK" {
+                lines.change(&what, &object)?;
+            }
+        }
+        Err(Failure::new(Code::Unreachable, "the server ended the watch").hint("ask again"))
+    }
+}
+
+/// Prints objects one by one.
+struct Lines<'a> {
+    args: &'a GetArgs,
+    kind: &'a KindDefinition,
+    table: Table,
+}
+
+impl Lines<'_> {
+    fn begin(&mut self, items: &[Value]) -> Result<()> {
+        if matches!(self.args.output, Format::Table | Format::Wide) {
+            let wide = self.args.output == Format::Wide;
+            let (all, now) = (self.args.all_namespaces, Timestamp::now());
+            let mut lines = vec![output::headings(self.kind, all, wide)];
+            lines.extend(items.iter().map(|item| output::row(self.kind, item, all, wide, now)));
+            return output::print(self.table.render(&lines));
+        }
+        items.iter().try_for_each(|item| self.change("ADDED", item))
+    }
+
+    fn change(&mut self, what: &str, object: &Value) -> Result<()> {
+        match self.args.output {
+            Format::Json => output::print(output::json_text(object)),
+            Format::Yaml => output::print(format_args!("---\n{}", output::yaml_text(object)?)),
+            Format::Name => output::print(title(self.kind, object)),
+            Format::Table | Format::Wide => {
+                let wide = self.args.output == Format::Wide;
+                let now = Timestamp::now();
+                let mut line = output::row(self.kind, object, self.args.all_namespaces, wide, now);
+                if what == "DELETED" {
+                    line.push("gone".to_owned());
+                }
+                output::print(self.table.render(&[line]))
+            }
+        }
+    }
+}
+
+pub(crate) async fn describe(args: &DescribeArgs, setting: &Setting) -> Result<()> {
+    let (api, catalog) = setting.connect().await?;
+    let target = catalog.target(&args.what)?;
+    let object = find::by_beginning(&api, &target, &args.namespace.namespace).await?;
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    let namespace = object["metadata"]["namespace"].as_str();
+    let happened = events::of(&api, &target.kind.kind, namespace, name).await?;
+    let owned = match catalog.named("pods") {
+        Ok(pods) if target.kind.kind != "Pod" => {
+            let collection = Collection::new(&pods, namespace);
+            let (items, _) = find::list(&api, &collection, &Query::default()).await?;
+            let uid = &object["metadata"]["uid"];
+            let belongs = |item: &Value| {
+                let owners = item["metadata"]["ownerReferences"].as_array();
+                let owned = owners.is_some_and(|owners| owners.iter().any(|owner| owner["uid"] == *uid));
+                owned || (target.kind.kind == "Node" && item["spec"]["nodeName"] == *name)
+            };
+            Some((pods, items.into_iter().filter(belongs).collect::<Vec<_>>()))
+        }
+        _ => None,
+    };
+    output::print(output::describe(&target.kind, &object, owned.as_ref(), &happened, Timestamp::now()))
+}

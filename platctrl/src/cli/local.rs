@@ -1,0 +1,114 @@
+//! `launch --local`: one pod of a manifest without a server.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use platctrl_agent::{HostConfig, Observer, PodEvent, Report};
+use platctrl_framework::model::{EventType, RawObject};
+use tokio_util::sync::CancellationToken;
+
+use super::Setting;
+use crate::error::{Failure, Result};
+use crate::manifest::Manifests;
+use crate::{output, place};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct LaunchArgs {
+    /// Run it here, without a server
+    #[arg(long, required = true)]
+    local: bool,
+    /// A manifest of a Pod, or of a ReplicationController of which one pod is run
+    manifest: PathBuf,
+}
+
+pub(crate) fn run(args: &LaunchArgs, setting: &Setting) -> Result<()> {
+    let mut documents = Manifests::read(std::slice::from_ref(&args.manifest))?.check()?;
+    let document = match documents.len() {
+        1 => documents.remove(0),
+        count => {
+            return Err(Failure::usage(format!("{} has {count} documents", args.manifest.display()))
+                .hint("give one with a Pod or a ReplicationController"));
+        }
+    };
+    let manifest: RawObject = serde_json::from_value(document.value.clone())
+        .map_err(|error| Failure::failed(format!("{}: {error}", document.file)))?;
+    let data_dir = match setting.given_data_dir() {
+        Some(dir) => place::data_dir(Some(dir))?,
+        // Beside that of `up`, which may be running.
+        None => {
+            let mut name = setting.data_dir()?.into_os_string();
+            name.push("-local");
+            name.into()
+        }
+    };
+    let mut config = HostConfig::new(&data_dir, "local");
+    config.allow_unverified = true;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
+    output::note(format_args!(
+        "Ctrl-C stops the pod; its log is under {}/pods/",
+        data_dir.display()
+    ));
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        tokio::spawn(stop_on_signal(stop.clone()));
+        let teller = Arc::new(Teller::default());
+        let launched = platctrl_agent::launch_local(config, &manifest, &document.base, teller, stop).await;
+        launched.map_err(|error| {
+            let text = error.to_string();
+            // Problems with fields come one a line, as FIELD: PROBLEM.
+            let lines = text.lines().map(|line| match line.split_once(": ") {
+                Some((field, problem)) if !field.contains(' ') => document.problem(field, problem),
+                _ => format!("{}: {line}", document.file),
+            });
+            Failure::failed(lines.collect::<Vec<_>>().join("\n  "))
+        })
+    })
+}
+
+async fn stop_on_signal(stop: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    output::note("stopping");
+    stop.cancel();
+}
+
+/// Tells a person what happens to the pod.
+#[derive(Debug, Default)]
+struct Teller {
+    last: std::sync::Mutex<String>,
+}
+
+impl Observer for Teller {
+    fn report(&self, report: Report) {
+        let mut line = format!("pod/{} {}", report.name.name(), report.phase.as_str());
+        if report.is_ready() {
+            line.push_str(", ready");
+        } else if !report.status.message.is_empty() {
+            line.push_str(": ");
+            line.push_str(&report.status.message);
+        }
+        for port in report.status.ports.values() {
+            line.push_str(&format!(" http://{}:{port}", report.status.host_ip));
+        }
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if *last != line {
+            output::note(output::plain(&line));
+            *last = line;
+        }
+    }
+
+    fn event(&self, event: PodEvent) {
+        if event.event_type == EventType::Warning {
+            output::note(output::plain(&format!("{}: {}", event.reason, event.message)));
+        }
+    }
+}

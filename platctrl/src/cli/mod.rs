@@ -1,0 +1,237 @@
+//! The command line: one grammar, a module for each family of verbs.
+//!
+//! Nothing runs before the arguments are understood, so that help is there at once.
+
+pub(crate) mod apply;
+mod change;
+mod delete;
+mod events;
+mod find;
+mod get;
+mod hoist;
+mod local;
+mod logs;
+mod store;
+mod uninstall;
+mod wait;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::api::{Api, Catalog};
+use crate::error::{Failure, Result};
+use crate::{output, place, up};
+
+pub(crate) use find::list;
+
+/// The controller pattern without Kubernetes: say what should run, and it does.
+#[derive(Debug, Parser)]
+#[command(name = "platctrl", version, propagate_version = false, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 ok, 1 failed, 2 usage or ambiguous, 3 unreachable or \
+uninitialised, 4 denied, 5 not found, 6 conflict, 7 timeout, 8 held by a failsafe.")]
+struct Cli {
+    #[command(flatten)]
+    server: ServerFlags,
+    /// Say more on standard error; twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Where the server is.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ServerFlags {
+    /// The server to talk to: unix:PATH [default: the `up` of this machine]
+    #[arg(long, global = true, env = "PLATCTRL_SERVER", value_name = "URL")]
+    server: Option<String>,
+    /// The directory that everything is kept in
+    #[arg(long, global = true, env = place::DATA_DIR, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+/// A namespace.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NamespaceFlag {
+    /// The namespace
+    #[arg(short, long, default_value = platctrl_kinds::DEFAULT_NAMESPACE)]
+    pub(crate) namespace: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run everything on this machine: server, controllers and agent
+    Up(up::UpArgs),
+    /// Show objects
+    Get(get::GetArgs),
+    /// Show everything about an object: what it wants, what is, and why
+    Describe(get::DescribeArgs),
+    /// Make what manifests say
+    Apply(apply::ApplyArgs),
+    /// End objects
+    Delete(delete::DeleteArgs),
+    /// Change how many pods a controller keeps
+    Scale(change::ScaleArgs),
+    /// Set and remove labels
+    Label(change::LabelArgs),
+    /// Show what a pod's programs wrote
+    Logs(logs::LogsArgs),
+    /// Show what happened, oldest first
+    Events(events::EventsArgs),
+    /// Wait until something is so
+    Wait(wait::WaitArgs),
+    /// Prepare a store
+    #[command(subcommand)]
+    Store(store::StoreVerb),
+    /// Make and check artifacts
+    #[command(subcommand)]
+    Hoist(hoist::HoistVerb),
+    /// Run one pod of a manifest without a server, until interrupted
+    Launch(local::LaunchArgs),
+    /// Stop and remove everything of a data directory
+    Uninstall(uninstall::UninstallArgs),
+    /// Print the versions of this program and of the server
+    Version,
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What every verb knows.
+#[derive(Clone, Debug)]
+pub(crate) struct Setting {
+    flags: ServerFlags,
+    verbose: u8,
+}
+
+impl Setting {
+    pub(crate) fn api(&self) -> Result<Api> {
+        let socket = place::server(self.flags.server.as_deref(), self.flags.data_dir.as_deref())?;
+        Ok(Api::unix(socket))
+    }
+
+    /// The server and the kinds that it serves.
+    pub(crate) async fn connect(&self) -> Result<(Api, Catalog)> {
+        let api = self.api()?;
+        let catalog = Catalog::load(&api).await?;
+        Ok((api, catalog))
+    }
+
+    pub(crate) fn data_dir(&self) -> Result<PathBuf> {
+        place::data_dir(self.given_data_dir())
+    }
+
+    pub(crate) fn given_data_dir(&self) -> Option<&Path> {
+        self.flags.data_dir.as_deref()
+    }
+}
+
+/// Parses the arguments of this process and does what they say.
+pub(crate) fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to standard output and ends well, an error of usage with 2.
+            let code = u8::try_from(error.exit_code()).unwrap_or(2);
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let setting = Setting { flags: cli.server, verbose: cli.verbose };
+    log_to_stderr(setting.verbose);
+    let outcome = run_verb(cli.verb, &setting);
+    let _ = std::io::stdout().flush();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
+    match verb {
+        Verb::Up(args) => up::run(&args, setting),
+        Verb::Get(args) => client(get::get(&args, setting)),
+        Verb::Describe(args) => client(get::describe(&args, setting)),
+        Verb::Apply(args) => client(apply::run(&args, setting)),
+        Verb::Delete(args) => client(delete::run(&args, setting)),
+        Verb::Scale(args) => client(change::scale(&args, setting)),
+        Verb::Label(args) => client(change::label(&args, setting)),
+        Verb::Logs(args) => client(logs::run(&args, setting)),
+        Verb::Events(args) => client(events::run(&args, setting)),
+        Verb::Wait(args) => client(wait::run(&args, setting)),
+        Verb::Store(verb) => client(store::run(&verb)),
+        Verb::Hoist(verb) => hoist::run(&verb),
+        Verb::Launch(args) => local::run(&args, setting),
+        Verb::Uninstall(args) => client(uninstall::run(&args, setting)),
+        Verb::Version => client(version(setting)),
+        Verb::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "platctrl", &mut script);
+            output::print_bytes(&script)
+        }
+    }
+}
+
+/// Runs what a client does: one thing after the other, on one thread.
+fn client(work: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
+    let outcome = runtime.block_on(work);
+    // A read of standard input or of a slow disk is not waited for.
+    runtime.shutdown_timeout(Duration::ZERO);
+    outcome
+}
+
+fn log_to_stderr(verbose: u8) {
+    use std::io::IsTerminal as _;
+    use tracing_subscriber::EnvFilter;
+    let default = match verbose {
+        0 => "warn",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = std::env::var("PLATCTRL_LOG").ok().and_then(|filter| EnvFilter::try_new(filter).ok());
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|| EnvFilter::new(default)))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .finish();
+    // It is the first: nothing else in this program sets one.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+async fn version(setting: &Setting) -> Result<()> {
+    output::print(format_args!("platctrl {}\n", env!("CARGO_PKG_VERSION")))?;
+    let Ok(api) = setting.api() else { return Ok(()) };
+    let Ok(answer) = api.get("/version").await else { return Ok(()) };
+    let version = answer["platctrl"].as_str().or_else(|| answer["gitVersion"].as_str());
+    let version = output::plain(version.unwrap_or("of an unknown version"));
+    output::print(format_args!("server {version} at {}\n", api.socket().display()))
+}
+
+/// An event as a line of a description's table.
+pub(crate) fn event_line(event: &serde_json::Value, now: jiff::Timestamp) -> Vec<String> {
+    events::line(event, now, false)
+}
+
+/// Parses `30s`, `5m`, `500ms`.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let span: platctrl_kinds::Span = text.parse().map_err(|error| format!("{error}"))?;
+    Ok(span.duration())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

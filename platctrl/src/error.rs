@@ -1,0 +1,80 @@
+//! How a command fails: what happened, the way out, and the exit code that scripts rely on.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// Exit codes, as the contract lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// It was not done.
+    Failed = 1,
+    /// The command is wrong, or says too little to know what is meant.
+    Usage = 2,
+    /// Nobody answers, or there is nothing yet that could.
+    Unreachable = 3,
+    /// It is not allowed.
+    Denied = 4,
+    /// There is no such thing.
+    NotFound = 5,
+    /// It is not what the command assumed.
+    Conflict = 6,
+    /// It did not happen in time.
+    Timeout = 7,
+    /// A failsafe holds it.
+    Held = 8,
+}
+
+/// Why a command ended without its result.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: Code,
+    pub(crate) message: String,
+    pub(crate) hint: Option<String>,
+    /// Whoever read the output has gone: nothing to say, and nobody to say it to.
+    pub(crate) quiet: bool,
+}
+
+pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
+
+impl Failure {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: None, quiet: false }
+    }
+
+    pub(crate) fn failed(message: impl fmt::Display) -> Self {
+        Self::new(Code::Failed, message.to_string())
+    }
+
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::new(Code::Usage, message)
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Writing the result failed.
+    pub(crate) fn output(error: &std::io::Error) -> Self {
+        let quiet = error.kind() == std::io::ErrorKind::BrokenPipe;
+        Self { quiet, ..Self::failed(format!("cannot write the output: {error}")) }
+    }
+
+    /// Says it on standard error; the exit code is what is left to do.
+    pub(crate) fn report(&self) -> ExitCode {
+        if self.quiet {
+            return ExitCode::SUCCESS;
+        }
+        crate::output::note(format_args!("error: {}", self.message));
+        if let Some(hint) = &self.hint {
+            crate::output::note(format_args!("hint: {hint}"));
+        }
+        ExitCode::from(self.code as u8)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}

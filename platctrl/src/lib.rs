@@ -1,0 +1,24 @@
+//! The platctrl distribution: one binary that is server, controllers, agent and command line.
+//!
+//! [`main`] is the whole program. `platctrl up` runs everything in one process on one machine;
+//! every other verb is a client of the API that it serves.
+
+mod api;
+mod cli;
+mod error;
+mod manifest;
+mod output;
+mod place;
+pub mod server;
+mod up;
+
+use std::process::ExitCode;
+
+/// The whole program, on the arguments of this process.
+pub fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|first| first == platctrl_agent::hoist::child::SUBCOMMAND) {
+        return platctrl_agent::hoist::child::main(args);
+    }
+    cli::run()
+}

@@ -1,0 +1,274 @@
+//! `platctrl up`: server, controllers and agent in one process on one machine.
+//!
+//! They meet only in the store, as they would on many machines. When one of them ends, all end;
+//! pods run on in any case, held by their supervisors, and are found again by the next `up`.
+
+mod admission;
+mod progress;
+
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use platctrl_agent::{Agent, AgentConfig, HostConfig, hoist};
+use platctrl_controllers::replication_controller;
+use platctrl_framework::controller::Runtime;
+use platctrl_framework::environment::Environment;
+use platctrl_framework::model::Kinds;
+use platctrl_framework::store::Store;
+use platctrl_kinds::{Node, Pod, ReplicationController};
+use platctrl_store_embedded::EmbeddedStore;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Api;
+use crate::cli::Setting;
+use crate::error::{Failure, Result};
+use crate::output;
+use crate::place::{self, Lock, Pointer};
+use crate::server::{self, Server, ServerConfig};
+
+/// How long an orderly end may take before what is left is cut off.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct UpArgs {
+    /// The name of this machine's node [default: the host name]
+    #[arg(long)]
+    node: Option<String>,
+    /// Manifests to apply once it runs: a file, a directory of files, or - for standard input
+    #[arg(short, long, value_name = "FILE|DIR|-")]
+    filename: Vec<PathBuf>,
+    /// Say when everything is ready (with --filename: everything in it), and where it answers
+    #[arg(long)]
+    wait: bool,
+}
+
+pub(crate) fn run(args: &UpArgs, setting: &Setting) -> Result<()> {
+    let data_dir = setting.data_dir()?;
+    // Wrong manifests are found before anything is set up.
+    if !args.filename.is_empty() && !args.filename.iter().any(|name| name.as_os_str() == "-") {
+        crate::manifest::Manifests::read(&args.filename)?.check()?;
+    }
+    let data_dir = make_data_dir(&data_dir)?;
+    let lock = Lock::take(&data_dir)
+        .map_err(|error| Failure::failed(format!("cannot use {}: {error}", data_dir.display())))?
+        .map_err(|busy| in_use(&data_dir, busy.pid))?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
+    let outcome = runtime.block_on(up(args, &data_dir));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    drop(lock);
+    outcome
+}
+
+fn in_use(data_dir: &Path, pid: Option<u32>) -> Failure {
+    let who = pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
+    Failure::failed(format!("platctrl runs on {} already: {who}", data_dir.display())).hint(format!(
+        "talk to it with `platctrl --data-dir {0} get pods`, or choose another --data-dir",
+        data_dir.display()
+    ))
+}
+
+/// Makes the data directory, when pod users can get to it.
+fn make_data_dir(data_dir: &Path) -> Result<PathBuf> {
+    let failed = |error: std::io::Error| {
+        Failure::failed(format!("cannot use {}: {error}", data_dir.display()))
+            .hint("choose another with --data-dir")
+    };
+    if rustix::process::geteuid().is_root() {
+        let closed = |parent: &&Path| {
+            std::fs::metadata(parent).is_ok_and(|it| it.permissions().mode() & 0o001 == 0)
+        };
+        if let Some(closed) = data_dir.ancestors().skip(1).filter(closed).last() {
+            let message = format!(
+                "{} cannot be entered by pod users, and the data directory {} lies below it",
+                closed.display(),
+                data_dir.display()
+            );
+            return Err(Failure::failed(message).hint(format!(
+                "`chmod o+x {}`, or choose another --data-dir, as /var/lib/platctrl",
+                closed.display()
+            )));
+        }
+    }
+    if let Some(parent) = data_dir.parent() {
+        std::fs::create_dir_all(parent).map_err(failed)?;
+    }
+    match std::fs::DirBuilder::new().mode(0o711).create(data_dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+        made => made.map_err(failed)?,
+    }
+    // One name for it everywhere, whatever links led here.
+    data_dir.canonicalize().map_err(failed)
+}
+
+/// The signals that end it in order.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let [a, b, c] = kinds.map(signal);
+        Ok(Self([a?, b?, c?]))
+    }
+
+    async fn any(&mut self) {
+        let [a, b, c] = &mut self.0;
+        tokio::select! {
+            _ = a.recv() => {}
+            _ = b.recv() => {}
+            _ = c.recv() => {}
+        }
+    }
+}
+
+async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
+    let mut signals = Signals::new()
+        .map_err(|error| Failure::failed(format!("cannot listen for signals: {error}")))?;
+    let environment = Environment::system();
+    let store = admission::open_store(data_dir, &environment).await?;
+    let node = admission::node_name(&store, &environment, args.node.as_deref()).await?;
+    let kinds = Kinds::new().with::<Node>().with::<Pod>().with::<ReplicationController>();
+    admission::register(&store, &kinds).await?;
+    admission::admit(&store, &environment, &node).await?;
+
+    let mut parts = Parts::start(data_dir, &node, Arc::clone(&store), environment, kinds).await?;
+    let api = Api::unix(place::socket(data_dir));
+    Pointer {
+        pid: std::process::id(),
+        data_dir: data_dir.to_owned(),
+        socket: place::socket(data_dir),
+        node: node.clone(),
+    }
+    .write();
+    output::note(format_args!(
+        "platctrl is up: node {node}, data directory {}, process {}",
+        data_dir.display(),
+        std::process::id()
+    ));
+    if !rustix::process::geteuid().is_root() {
+        output::note("not root: pods run as the current user, without a user per app and without limits");
+    }
+    let outcome = tokio::select! {
+        () = signals.any() => Ok(()),
+        failure = parts.ended() => Err(failure),
+        failure = attend(args, &api) => Err(failure),
+    };
+    let pods = progress::running(&api).await;
+    let stopped = tokio::select! {
+        () = parts.stop() => true,
+        // Asked twice: at once.
+        () = signals.any() => false,
+        () = tokio::time::sleep(PATIENCE) => false,
+    };
+    if !stopped {
+        tracing::warn!("not everything ended in order");
+    }
+    let _ = std::fs::remove_file(place::socket(data_dir));
+    Pointer::remove(data_dir);
+    drop(parts);
+    drop(store);
+    say_goodbye(data_dir, pods);
+    outcome
+}
+
+/// Applies what was given and shows what becomes of it; then only waits. Ends with a failure.
+async fn attend(args: &UpArgs, api: &Api) -> Failure {
+    match progress::follow(api, &args.filename, args.wait).await {
+        Ok(()) => {
+            output::note("Ctrl-C stops platctrl; pods keep running");
+            std::future::pending().await
+        }
+        Err(failure) => failure,
+    }
+}
+
+fn say_goodbye(data_dir: &Path, pods: Option<usize>) {
+    let dir = data_dir.display();
+    let what = match pods {
+        Some(0) => "no pods were running".to_owned(),
+        Some(1) => "1 pod keeps running".to_owned(),
+        Some(count) => format!("{count} pods keep running"),
+        None => "pods keep running".to_owned(),
+    };
+    output::note(format_args!(
+        "platctrl stopped; {what}\n  to look after them again:  platctrl up --data-dir {dir}\n  to stop and remove all:    platctrl uninstall --data-dir {dir} --yes"
+    ));
+}
+
+/// What runs in this process.
+struct Parts {
+    tasks: JoinSet<Result<(), String>>,
+    stop: CancellationToken,
+}
+
+impl Parts {
+    async fn start(
+        data_dir: &Path,
+        node: &str,
+        store: Arc<EmbeddedStore>,
+        environment: Environment,
+        kinds: Kinds,
+    ) -> Result<Self> {
+        let store: Arc<dyn Store> = store;
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+
+        // The agent first: it says what is wrong with the machine before anything listens.
+        let mut host = HostConfig::new(data_dir, node);
+        host.environment = environment.clone();
+        host.server = Some(hoist::Server::Unix(place::socket(data_dir)));
+        let agent = Agent::new(AgentConfig::new(host, Arc::clone(&store))).await;
+        let agent = agent.map_err(Failure::failed)?;
+
+        let listener = server::bind(&place::socket(data_dir)).map_err(Failure::failed)?;
+        let mut config = ServerConfig::new(Arc::clone(&store), kinds, data_dir);
+        config.environment = environment.clone();
+        config.node = Some(node.to_owned());
+        let (server, stopping) = (Server::new(config), stop.clone());
+        tasks.spawn(async move {
+            let served = server.serve(listener, stopping.cancelled_owned()).await;
+            served.map_err(|error| format!("the API server ended: {error}"))
+        });
+
+        let stopping = stop.clone();
+        tasks.spawn(async move {
+            agent.run(stopping).await.map_err(|error| format!("the agent ended: {error}"))
+        });
+
+        let controllers = Runtime::new(store, environment)
+            .controller(replication_controller::controller())
+            .kind::<Node>()
+            .reap()
+            .shutdown_on(stop.clone().cancelled_owned());
+        tasks.spawn(async move {
+            controllers.run().await.map_err(|error| format!("the controllers ended: {error}"))
+        });
+        Ok(Self { tasks, stop })
+    }
+
+    /// Waits until one of them ends, which none should.
+    async fn ended(&mut self) -> Failure {
+        match self.tasks.join_next().await {
+            Some(Ok(Ok(()))) => Failure::failed("a part of platctrl ended by itself"),
+            Some(Ok(Err(message))) => Failure::failed(message),
+            Some(Err(error)) => Failure::failed(format!("a part of platctrl broke: {error}")),
+            None => Failure::failed("nothing runs"),
+        }
+    }
+
+    /// Ends them all in order.
+    async fn stop(&mut self) {
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(message)) => tracing::warn!("{message}"),
+                Err(error) => tracing::error!(%error, "a part of platctrl broke"),
+            }
+        }
+    }
+}
