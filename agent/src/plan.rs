@@ -99,6 +99,11 @@ pub enum Hold {
         /// The generation.
         generation: u64,
     },
+    /// The spec cannot be right.
+    Invalid {
+        /// What is wrong with it.
+        problem: String,
+    },
     /// The spec has a field that this agent does not know.
     Unsupported {
         /// Its path.
@@ -115,6 +120,7 @@ impl Hold {
             Self::UidChanged { .. } => "UidChanged",
             Self::WentBack { .. } => "GenerationWentBack",
             Self::Rewritten { .. } => "GenerationRewritten",
+            Self::Invalid { .. } => "Invalid",
             Self::Unsupported { .. } => "Unsupported",
         }
     }
@@ -127,6 +133,7 @@ impl Hold {
             Self::UidChanged { running, wanted } => format!("the pod that runs is {running}, the one wanted is {wanted}, and nobody ordered the end of the first: it keeps running; `platctrl failsafe remove` ends it"),
             Self::WentBack { seen, wanted } => format!("generation {wanted} is wanted after generation {seen} was: the store seems to have been restored; what runs keeps running until a newer generation is applied"),
             Self::Rewritten { generation } => format!("generation {generation} has another spec than it had: the store seems to have been restored or written by hand; what runs keeps running until a newer generation is applied"),
+            Self::Invalid { problem } => format!("the spec cannot be carried out: {problem}; what runs keeps running"),
             Self::Unsupported { field } => format!("Unsupported({field}): this agent does not know the field and must not ignore it; what runs keeps running; upgrade the agent, or leave the field out"),
         }
     }
@@ -204,6 +211,10 @@ pub fn plan(order: &Order, observed: &Observed) -> Plan {
     }
     if observed.next == Some(desired.digest) {
         return take_over(observed);
+    }
+    // Names in it become parts of paths: whoever wrote it, it is checked here.
+    if let Some(problem) = desired.problem() {
+        return keep(observed, Some(Hold::Invalid { problem }));
     }
     let mut plan = take_over(observed);
     plan.steps.insert(0, Step::Fetch);
@@ -283,7 +294,6 @@ fn end(observed: &Observed) -> Plan {
 
 #[cfg(test)]
 mod tests {
-    use platctrl_kinds::PodSpec;
     use proptest::prelude::*;
 
     use super::Step::{Configure, Discard, Drain, Fetch, Flip, Prune, Remove, Start, Stop};
@@ -299,7 +309,10 @@ mod tests {
             uid: uid.into(),
             generation,
             digest: digest(spec),
-            spec: PodSpec::default(),
+            spec: serde_json::from_value(
+                serde_json::json!({"launchables": {"web": {"location": "file:/a"}}}),
+            )
+            .unwrap(),
             labels: std::collections::BTreeMap::new(),
             tombstone: None,
             unsupported: None,
@@ -463,6 +476,27 @@ mod tests {
             assert_eq!(plan.steps, [], "{order:?}");
             assert_eq!(plan.hold.as_ref().map(Hold::reason), Some(reason));
             assert!(!plan.hold.unwrap().message().is_empty());
+        }
+    }
+
+    #[test]
+    fn names_that_would_leave_the_pods_directories_are_refused() {
+        for name in ["../../etc", "a/b", "..", ""] {
+            let mut desired = want("u1", 1, "a");
+            let launchable = desired.spec.launchables.remove("web").unwrap();
+            desired.spec.launchables.insert(name.into(), launchable);
+            let plan = plan(
+                &order(desired),
+                &Observed {
+                    at_rest: true,
+                    ..Observed::default()
+                },
+            );
+            assert_eq!(
+                (plan.steps.len(), plan.hold.unwrap().reason()),
+                (0, "Invalid"),
+                "{name}"
+            );
         }
     }
 

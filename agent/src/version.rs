@@ -47,6 +47,14 @@ pub struct Tombstone {
 }
 
 impl Desired {
+    /// The first thing that is wrong with the spec by itself, if anything is.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        let mut errors = Vec::new();
+        self.spec.validate("spec", &mut errors);
+        errors.first().map(ToString::to_string)
+    }
+
     /// The app: what users and policies are named after.
     #[must_use]
     pub fn app<'a>(&'a self, pod: &'a str) -> &'a str {

@@ -409,3 +409,40 @@ fn failsafe_pod_intent_refused_read_that_looks_empty_stops_nothing() {
     distrusted(&site, "NoAnchor");
     assert!(is_alive(pid));
 }
+
+#[test]
+fn a_hundred_pods_come_up_and_one_that_is_stuck_delays_none() {
+    let site = Site::new();
+    let script = Some("#!/bin/sh\nexec sleep 1000\n");
+    let mut spec = site
+        .rig
+        .spec(&site.rig.pack("sleeper", &[("bin/launch", script)]));
+    spec["ports"] = serde_json::json!({});
+    let mut stuck = spec.clone();
+    stuck["launchables"]["web"]["location"] = "file:/nowhere/a.tar.gz".into();
+    let begun = std::time::Instant::now();
+    for number in 0..101 {
+        let mut metadata = Metadata::named(format!("pod-{number}"));
+        metadata.namespace = Some("default".into());
+        let spec = if number == 0 { &stuck } else { &spec };
+        let pod = Object::<Pod>::new(metadata, serde_json::from_value(spec.clone()).unwrap());
+        site.rig.block_on(site.client.create(&pod)).unwrap();
+    }
+    let handle = site.handle.as_ref().unwrap();
+    site.wait("a hundred pods", || {
+        let ready = handle
+            .reports()
+            .iter()
+            .filter(|report| report.is_ready())
+            .count();
+        (ready == 100).then_some(())
+    });
+    println!("100 pods ready after {:?}", begun.elapsed());
+    site.wait("the stuck one's reason", || {
+        let reports = handle.reports();
+        let stuck = reports
+            .iter()
+            .find(|report| report.name.name() == "pod-0")?;
+        (stuck.status.reason == "LocationNotAllowed").then_some(())
+    });
+}
