@@ -18,9 +18,9 @@ extern crate self as platctrl_framework;
 mod backoff;
 pub mod cache;
 pub mod client;
-pub mod controller;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod controller;
 pub mod environment;
 #[macro_use]
 pub mod failpoint;
