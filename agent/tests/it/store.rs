@@ -420,6 +420,7 @@ fn a_hundred_pods_come_up_and_one_that_is_stuck_delays_none() {
     spec["ports"] = serde_json::json!({});
     let mut stuck = spec.clone();
     stuck["launchables"]["web"]["location"] = "file:/nowhere/a.tar.gz".into();
+    stuck["launchables"]["web"]["digest"] = format!("sha256:{}", "0".repeat(64)).into();
     let begun = std::time::Instant::now();
     for number in 0..101 {
         let mut metadata = Metadata::named(format!("pod-{number}"));
