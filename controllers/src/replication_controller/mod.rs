@@ -216,7 +216,10 @@ async fn reconcile(
     for (reason, message) in notes {
         context.event(EventType::Normal, reason, message);
     }
-    if plan.unplaced > 0 {
+    let told = owner.status.conditions.get(condition::SCHEDULED);
+    let is_news =
+        told.is_none_or(|told| told.message != unplaced_message(&owner, &plan, &observed));
+    if plan.unplaced > 0 && is_news {
         context.event(
             EventType::Warning,
             "Unplaced",
@@ -269,25 +272,30 @@ fn unplaced_message(
     observed: &Observed,
 ) -> String {
     let selector = &owner.spec.node_selector;
+    let pods = counted(plan.unplaced as usize, "pod");
     if observed.eligible.is_empty() {
-        return format!(
-            "{} pods have no place: no node matches `{selector}`",
-            plan.unplaced
-        );
+        return format!("no place for {pods}: no node matches `{selector}`");
     }
-    let schedulable = observed
-        .eligible
-        .values()
-        .filter(|facts| facts.schedulable)
-        .count();
+    let open = observed.eligible.values().filter(|facts| facts.schedulable);
     format!(
-        "{} pods have no place: {} nodes match `{selector}`, {} of them take new pods, each at most {} of this \
-         controller (maxPerNode)",
-        plan.unplaced,
-        observed.eligible.len(),
-        schedulable,
+        "no place for {pods}: {} `{selector}`, {} new pods, each at most {} of this controller (maxPerNode)",
+        match observed.eligible.len() {
+            1 => "1 node matches".to_owned(),
+            count => format!("{count} nodes match"),
+        },
+        match open.count() {
+            1 => "1 takes".to_owned(),
+            count => format!("{count} take"),
+        },
         owner.spec.max_per_node
     )
+}
+
+fn counted(count: usize, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    }
 }
 
 fn status(

@@ -53,7 +53,9 @@ async fn pods_without_a_place_are_counted_and_placed_when_a_node_appears() {
         .unwrap();
     assert_eq!(scheduled.status, ConditionStatus::False);
     assert!(
-        scheduled.message.contains("1 pods have no place")
+        scheduled
+            .message
+            .contains("no place for 1 pod: 1 node matches")
             && scheduled.message.contains("maxPerNode")
     );
     let mut node = world

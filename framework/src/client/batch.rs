@@ -319,16 +319,18 @@ impl Batch {
         let known = serde_json::from_value::<K::Status>(Value::Object(stored.clone()))
             .and_then(serde_json::to_value)
             .unwrap_or(Value::Null);
-        let detail = preserve_unknown(
-            &Value::Object(stored.clone()),
-            &known,
-            &serde_json::to_value(&status.detail)?,
-        );
-        let Value::Object(detail) = detail else {
+        let after = serde_json::to_value(&status.detail)?;
+        let mut detail = preserve_unknown(&Value::Object(stored.clone()), &known, &after);
+        let (Value::Object(detail_fields), Value::Object(after)) = (&mut detail, after) else {
             return Err(ClientError::Encode(serde::ser::Error::custom(
                 "a status is an object",
             )));
         };
+        // A report says everything its types know, a count of 0 too.
+        for (name, value) in after {
+            detail_fields.entry(name).or_insert(value);
+        }
+        let detail = std::mem::take(detail_fields);
         let status = Status {
             phase: status.phase.clone(),
             observed_generation: status.observed_generation,
