@@ -95,7 +95,11 @@ pub(super) fn problems(kind: &KnownKind, object: &Value) -> Vec<FieldError> {
     if let Some(checks) = &kind.checks {
         errors = checks.validate(spec);
     }
-    if kind.definition.scope == Scope::Node && kind.node(spec).is_none_or(|node| node.is_empty()) {
+    // The kind's own checks may have said so already.
+    let homeless = kind.definition.scope == Scope::Node
+        && kind.node(spec).is_none_or(|node| node.is_empty())
+        && !errors.iter().any(|error| error.path == "spec.nodeName");
+    if homeless {
         let text = "is required: name the node, or let a ReplicationController choose nodes";
         errors.push(FieldError::new("spec.nodeName", text));
     }

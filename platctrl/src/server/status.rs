@@ -15,7 +15,10 @@ const RETRY_AFTER: u64 = 1;
 
 /// Why a request was not done.
 #[derive(Clone, Debug)]
-pub(super) struct Failure {
+pub(super) struct Failure(Box<Told>);
+
+#[derive(Clone, Debug)]
+struct Told {
     code: StatusCode,
     reason: &'static str,
     message: String,
@@ -30,7 +33,7 @@ pub(super) type Result<T, E = Failure> = std::result::Result<T, E>;
 
 impl Failure {
     fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Told {
             code,
             reason,
             message: message.into(),
@@ -38,7 +41,7 @@ impl Failure {
             causes: Vec::new(),
             retry_after: None,
             allow: None,
-        }
+        }))
     }
 
     pub(super) fn bad_request(message: impl Into<String>) -> Self {
@@ -62,7 +65,7 @@ impl Failure {
     pub(super) fn method(method: &http::Method, allow: &'static str) -> Self {
         let message = format!("{method} is not possible here; possible: {allow}");
         let mut failure = Self::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", message);
-        failure.allow = Some(allow);
+        failure.0.allow = Some(allow);
         failure
     }
 
@@ -87,7 +90,7 @@ impl Failure {
     pub(super) fn too_many(message: impl Into<String>) -> Self {
         let code = StatusCode::TOO_MANY_REQUESTS;
         let mut failure = Self::new(code, "TooManyRequests", message);
-        failure.retry_after = Some(RETRY_AFTER);
+        failure.0.retry_after = Some(RETRY_AFTER);
         failure
     }
 
@@ -98,7 +101,7 @@ impl Failure {
     pub(super) fn unavailable(message: impl Into<String>) -> Self {
         let code = StatusCode::SERVICE_UNAVAILABLE;
         let mut failure = Self::new(code, "ServiceUnavailable", message);
-        failure.retry_after = Some(RETRY_AFTER);
+        failure.0.retry_after = Some(RETRY_AFTER);
         failure
     }
 
@@ -118,21 +121,21 @@ impl Failure {
         let message = format!("{what} is invalid: {}", texts.join("; "));
         let code = StatusCode::UNPROCESSABLE_ENTITY;
         let mut failure = Self::new(code, "Invalid", message);
-        failure.causes = causes;
+        failure.0.causes = causes;
         failure
     }
 
     /// Names the object that it is about.
     pub(super) fn about(mut self, group: &str, plural: &str, name: &str) -> Self {
-        self.about.insert("group".into(), group.into());
-        self.about.insert("kind".into(), plural.into());
-        self.about.insert("name".into(), name.into());
+        self.0.about.insert("group".into(), group.into());
+        self.0.about.insert("kind".into(), plural.into());
+        self.0.about.insert("name".into(), name.into());
         self
     }
 
     /// The name is taken.
     pub(super) fn is_taken(&self) -> bool {
-        self.reason == "AlreadyExists"
+        self.0.reason == "AlreadyExists"
     }
 
     fn about_key(self, key: &ObjectKey) -> Self {
@@ -141,14 +144,14 @@ impl Failure {
 
     /// The `Status` object.
     pub(super) fn to_status(&self) -> Value {
-        let mut details = self.about.clone();
-        if !self.causes.is_empty() {
-            let causes = self.causes.iter().map(|cause| {
+        let mut details = self.0.about.clone();
+        if !self.0.causes.is_empty() {
+            let causes = self.0.causes.iter().map(|cause| {
                 json!({"reason": "FieldValueInvalid", "message": cause.problem, "field": cause.path})
             });
             details.insert("causes".into(), causes.collect());
         }
-        if let Some(seconds) = self.retry_after {
+        if let Some(seconds) = self.0.retry_after {
             details.insert("retryAfterSeconds".into(), seconds.into());
         }
         let mut status = json!({
@@ -156,9 +159,9 @@ impl Failure {
             "apiVersion": "v1",
             "metadata": {},
             "status": "Failure",
-            "message": self.message,
-            "reason": self.reason,
-            "code": self.code.as_u16(),
+            "message": self.0.message,
+            "reason": self.0.reason,
+            "code": self.0.code.as_u16(),
         });
         if !details.is_empty() {
             status["details"] = details.into();
@@ -169,12 +172,12 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let mut response = json_response(self.code, &self.to_status());
+        let mut response = json_response(self.0.code, &self.to_status());
         let headers = response.headers_mut();
-        if let Some(seconds) = self.retry_after {
+        if let Some(seconds) = self.0.retry_after {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
-        if let Some(allow) = self.allow {
+        if let Some(allow) = self.0.allow {
             headers.insert(header::ALLOW, HeaderValue::from_static(allow));
         }
         response
@@ -222,7 +225,7 @@ impl From<StoreError> for Failure {
             StoreError::Unavailable { retry_after, .. } => {
                 let mut failure = Self::unavailable(text);
                 if let Some(wait) = retry_after {
-                    failure.retry_after = Some(wait.as_secs().max(1));
+                    failure.0.retry_after = Some(wait.as_secs().max(1));
                 }
                 failure
             }

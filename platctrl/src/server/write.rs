@@ -87,7 +87,7 @@ impl Writing<'_> {
             self.client.commit(batch).await?
         };
         // The commit compared all that was read: this is what the store holds now.
-        Ok(overlay(joined, writes, revision)?)
+        overlay(joined, writes, revision)
     }
 
     /// Decides on what is stored and commits; again, if somebody else was faster.
@@ -244,8 +244,7 @@ impl Writing<'_> {
             .map(ToOwned::to_owned);
         let status = object
             .get_mut("status")
-            .map(Value::take)
-            .unwrap_or_else(|| json!({}));
+            .map_or_else(|| json!({}), Value::take);
         self.change(|joined, batch| {
             let changed = joined
                 .reality
