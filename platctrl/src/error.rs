@@ -30,6 +30,8 @@ pub(crate) struct Failure {
     pub(crate) code: Code,
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
+    /// What is wrong with single fields, as the server said: field and problem.
+    pub(crate) fields: Vec<(String, String)>,
     /// Whoever read the output has gone: nothing to say, and nobody to say it to.
     pub(crate) quiet: bool,
 }
@@ -38,7 +40,7 @@ pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 
 impl Failure {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None, quiet: false }
+        Self { code, message: message.into(), hint: None, fields: Vec::new(), quiet: false }
     }
 
     pub(crate) fn failed(message: impl fmt::Display) -> Self {

@@ -81,10 +81,17 @@ impl Pointer {
         serde_json::from_slice(&text).ok()
     }
 
-    /// Writes it whole or not at all. A failure is no reason not to work: clients can still be
-    /// told the data directory.
-    pub(crate) fn write(&self) {
-        let Some(path) = Self::path() else { return };
+    /// Writes it whole or not at all, unless another `up` of this user runs: then clients keep
+    /// finding that one, which is returned. A failure is no reason not to work: clients can still
+    /// be told the data directory.
+    pub(crate) fn write(&self) -> Option<Self> {
+        let path = Self::path()?;
+        let other = Self::read().filter(|other| other.data_dir != self.data_dir);
+        if let Some(other) = other
+            && crate::server::connect(&other.socket).is_ok()
+        {
+            return Some(other);
+        }
         let write = || -> std::io::Result<()> {
             let dir = path.parent().unwrap_or(Path::new("/"));
             std::fs::create_dir_all(dir)?;
@@ -95,6 +102,7 @@ impl Pointer {
         if let Err(error) = write() {
             tracing::warn!(path = %path.display(), %error, "clients will need --data-dir");
         }
+        None
     }
 
     /// Removes what was written for this data directory, and the directory when it was the last.

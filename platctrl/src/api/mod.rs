@@ -272,7 +272,7 @@ fn refused(status: StatusCode, body: &[u8]) -> Failure {
 }
 
 /// Field problems that a `Status` lists.
-pub(crate) fn causes(status: &Value) -> Vec<(String, String)> {
+fn causes(status: &Value) -> Vec<(String, String)> {
     let causes = status["details"]["causes"].as_array().into_iter().flatten();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     causes.map(|cause| (text(&cause["field"]), text(&cause["message"]))).collect()
@@ -283,13 +283,15 @@ fn status_failure(http: StatusCode, status: &Value) -> Failure {
     if message.is_empty() {
         message = http.to_string();
     }
-    for (field, problem) in causes(status) {
+    let fields = causes(status);
+    for (field, problem) in &fields {
         let line = output::plain(&format!("{field}: {problem}"));
         if !message.contains(&line) {
             message.push_str(&format!("\n  {line}"));
         }
     }
-    Failure::new(code(http, status["reason"].as_str().unwrap_or_default()), message)
+    let code = code(http, status["reason"].as_str().unwrap_or_default());
+    Failure { fields, ..Failure::new(code, message) }
 }
 
 fn code(status: StatusCode, reason: &str) -> Code {

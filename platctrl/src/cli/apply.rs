@@ -146,13 +146,10 @@ pub(crate) async fn prepare(
 
 /// What the server refused, at the lines of the fields that it named.
 fn told(document: &Document, failure: &Failure) -> Vec<String> {
-    let mut lines = failure.message.split("\n  ");
-    let whole = lines.next().unwrap_or_default();
-    let fields: Vec<String> = lines
-        .filter_map(|line| line.split_once(": "))
-        .map(|(field, problem)| document.problem(field, problem))
-        .collect();
-    if fields.is_empty() { vec![document.problem("metadata.name", whole)] } else { fields }
+    if failure.fields.is_empty() {
+        return vec![document.problem("metadata.name", &failure.message)];
+    }
+    failure.fields.iter().map(|(field, problem)| document.problem(field, problem)).collect()
 }
 
 fn kind_of(document: &Document, catalog: &Catalog, problems: &mut Vec<String>) -> Option<KindDefinition> {
@@ -268,7 +265,7 @@ impl Artifacts {
             Ok(_) => {
                 let file = path.to_owned();
                 let verified = blocking(move || hoist::verify(&file, None)).await?;
-                verified.map(|verified| verified.digest).map_err(|error| error.to_string())
+                verified.map(|verified| verified.digest).map_err(|error| super::hoist::problem(path, &error))
             }
             Err(problem) => Err(problem),
         };

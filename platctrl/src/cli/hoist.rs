@@ -1,6 +1,6 @@
 //! `hoist`: makes artifacts, and looks at them as agents do.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use platctrl_agent::hoist::{self, EntryKind, Launch};
@@ -44,14 +44,14 @@ pub(crate) fn run(verb: &HoistVerb) -> Result<()> {
             output::print(format_args!("{} {} ({} bytes)\n", built.digest, output.display(), built.size))
         }
         HoistVerb::Inspect { file, json } => {
-            let summary = hoist::inspect(file).map_err(Failure::failed)?;
+            let summary = hoist::inspect(file).map_err(|error| refused(file, &error))?;
             if *json {
                 return output::print(output::json_text(&json!(summary)));
             }
             inspect(&summary)
         }
         HoistVerb::Verify { file, digest } => {
-            let verified = hoist::verify(file, digest.as_ref()).map_err(Failure::failed)?;
+            let verified = hoist::verify(file, digest.as_ref()).map_err(|error| refused(file, &error))?;
             output::print(format_args!(
                 "{} {}: {} entries, {} bytes unpacked, {}\n",
                 verified.digest,
@@ -62,6 +62,16 @@ pub(crate) fn run(verb: &HoistVerb) -> Result<()> {
             ))
         }
     }
+}
+
+/// What is wrong with an artifact, with the name of its file.
+pub(super) fn problem(file: &Path, error: &hoist::Error) -> String {
+    let (name, text) = (file.display().to_string(), error.to_string());
+    if text.contains(&name) { text } else { format!("{name}: {text}") }
+}
+
+fn refused(file: &Path, error: &hoist::Error) -> Failure {
+    Failure::failed(output::plain(&problem(file, error)))
 }
 
 fn programs(launch: &Launch) -> String {

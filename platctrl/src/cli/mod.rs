@@ -211,7 +211,7 @@ async fn version(setting: &Setting) -> Result<()> {
     let Ok(api) = setting.api() else { return Ok(()) };
     let Ok(answer) = api.get("/version").await else { return Ok(()) };
     let version = answer["platctrl"].as_str().or_else(|| answer["gitVersion"].as_str());
-    let version = output::plain(version.unwrap_or("of an unknown version"));
+    let version = output::plain(version.unwrap_or("of an unknown version").trim_start_matches('v'));
     output::print(format_args!("server {version} at {}\n", api.socket().display()))
 }
 

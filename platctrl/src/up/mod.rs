@@ -137,18 +137,25 @@ async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
 
     let mut parts = Parts::start(data_dir, &node, Arc::clone(&store), environment, kinds).await?;
     let api = Api::unix(place::socket(data_dir));
-    Pointer {
+    let pointer = Pointer {
         pid: std::process::id(),
         data_dir: data_dir.to_owned(),
         socket: place::socket(data_dir),
         node: node.clone(),
-    }
-    .write();
+    };
+    let other = pointer.write();
     output::note(format_args!(
         "platctrl is up: node {node}, data directory {}, process {}",
         data_dir.display(),
         std::process::id()
     ));
+    if let Some(other) = other {
+        output::note(format_args!(
+            "another platctrl runs on {}: reach this one with --data-dir {}",
+            other.data_dir.display(),
+            data_dir.display()
+        ));
+    }
     if !rustix::process::geteuid().is_root() {
         output::note("not root: pods run as the current user, without a user per app and without limits");
     }

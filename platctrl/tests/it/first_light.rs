@@ -1,0 +1,289 @@
+//! What a person sees in the first minutes.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+use std::sync::mpsc;
+
+use crate::rig::{Rig, eventually, is_alive, kill, processes_of};
+
+const SIGINT: i32 = 2;
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+
+#[test]
+fn the_quickstart_comes_up_and_answers_over_tcp() {
+    let mut rig = Rig::new();
+    rig.quickstart_artifact().manifest(2, |text| text);
+    rig.up_with(&["-f", "hello.yaml", "--wait"]);
+    let pods = rig.ready(2);
+    for pod in &pods {
+        let answer = pod.answer().unwrap();
+        assert!(
+            answer.starts_with(&format!("hi from pod {} on node {}", pod.name, rig.app)),
+            "{answer}"
+        );
+    }
+    let log = eventually("URLs on the terminal", || {
+        Some(rig.log()).filter(|log| log.contains("URL"))
+    });
+    for pod in &pods {
+        assert!(
+            log.contains(&format!("http://127.0.0.1:{}", pod.port)),
+            "{log}"
+        );
+    }
+    assert_eq!(rig.json(&["get", "rc/hello"])["status"]["readyReplicas"], 2);
+    assert_eq!(
+        rig.cli(&["apply", "-f", "hello.yaml"]).ok(),
+        "replicationcontroller/hello unchanged\n"
+    );
+    let table = rig.cli(&["get", "pods"]).ok();
+    assert!(
+        table.starts_with("NAME") && table.lines().count() == 3,
+        "{table}"
+    );
+    let described = rig.cli(&["describe", "rc/hello"]).ok();
+    for part in ["2 of 2 pods are ready", "created pod", &pods[0].name] {
+        assert!(described.contains(part), "{part} is not in {described}");
+    }
+    rig.cli(&["wait", "rc/hello", "--for", "condition=Available"])
+        .ok();
+    assert!(rig.end_up(SIGINT).success());
+    let log = rig.log();
+    assert!(
+        log.contains("2 pods keep running") && log.contains("uninstall --data-dir"),
+        "{log}"
+    );
+    assert!(pods.iter().all(|pod| pod.answer().is_some()));
+}
+
+#[test]
+fn a_controller_is_scaled_up_and_down() {
+    let rig = Rig::running();
+    rig.quickstart(2);
+    assert_eq!(
+        rig.cli(&["scale", "rc/hello", "--replicas", "3"]).ok(),
+        "replicationcontroller/hello scaled\n"
+    );
+    assert!(rig.ready(3).iter().all(|pod| pod.answer().is_some()));
+    rig.cli(&["scale", "rc", "hello", "--replicas", "1"]).ok();
+    rig.ready(1);
+}
+
+#[test]
+fn a_killed_program_is_back_and_describe_says_so() {
+    let rig = Rig::running();
+    let pod = rig.quickstart(1).remove(0);
+    kill(pod.pid, SIGKILL);
+    let back = eventually("the program's return", || {
+        rig.ready(1)
+            .into_iter()
+            .find(|now| now.pid != pod.pid && now.answer().is_some())
+    });
+    assert_eq!(
+        (&back.name, back.port),
+        (&pod.name, pod.port),
+        "it is the same pod"
+    );
+    assert!(!is_alive(pod.pid));
+    let described = eventually("a description that says so", || {
+        let text = rig.cli(&["describe", &format!("pod/{}", pod.name)]).ok();
+        text.contains("by signal 9").then_some(text)
+    });
+    assert!(described.contains("restarts: 1"), "{described}");
+}
+
+#[test]
+fn pods_serve_on_when_platctrl_is_killed_and_are_found_again() {
+    let mut rig = Rig::running();
+    let pods = rig.quickstart(2);
+    rig.end_up(SIGKILL);
+    assert!(
+        pods.iter().all(|pod| pod.answer().is_some()),
+        "they run without it"
+    );
+    rig.cli(&["get", "pods"])
+        .fails(3, &["no platctrl runs at", "platctrl up"]);
+    rig.up();
+    assert_eq!(rig.ready(2), pods, "the same processes on the same ports");
+}
+
+#[test]
+fn after_a_power_cut_everything_comes_back() {
+    let mut rig = Rig::running();
+    let pods = rig.quickstart(2);
+    rig.end_up(SIGKILL);
+    eventually("the end of everything", || {
+        let left = processes_of(&rig.data_dir());
+        left.iter().for_each(|pid| kill(*pid, SIGKILL));
+        left.is_empty().then_some(())
+    });
+    assert!(
+        pods.iter().all(|pod| pod.answer().is_none()),
+        "nothing runs any more"
+    );
+    rig.up();
+    let back = rig.ready(2);
+    let names =
+        |pods: &[crate::rig::Pod]| pods.iter().map(|pod| pod.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&back), names(&pods));
+    assert!(back.iter().all(|pod| pod.answer().is_some()));
+}
+
+#[test]
+fn a_cascading_delete_leaves_nothing_and_a_plain_one_keeps_the_pods() {
+    let rig = Rig::running();
+    let pods = rig.quickstart(2);
+    let said = rig.cli(&["delete", "rc/hello", "--wait"]);
+    assert!(said.err.contains("kept"), "{said:?}");
+    said.ok();
+    assert_eq!(rig.ready(2), pods, "orphans go on");
+    for pod in &pods {
+        rig.cli(&["delete", "pod", &pod.name, "--wait", "--grace", "5"])
+            .ok();
+        assert!(!is_alive(pod.pid));
+    }
+    rig.cli(&["apply", "-f", "hello.yaml"]).ok();
+    let pods = rig.ready(2);
+    assert_eq!(
+        rig.cli(&["delete", "-f", "hello.yaml", "--cascade", "--wait"])
+            .ok(),
+        "replicationcontroller/hello deleted\n"
+    );
+    eventually("the end of the pods", || {
+        rig.pods().is_empty().then_some(())
+    });
+    assert!(pods.iter().all(|pod| !is_alive(pod.pid)));
+    assert_eq!(processes_of(&rig.data_dir()), Vec::<u32>::new());
+    rig.cli(&["delete", "rc/hello"])
+        .fails(5, &["there is no replicationcontroller/hello"]);
+    rig.cli(&["delete", "rc/hello", "--ignore-not-found"]).ok();
+}
+
+#[test]
+fn logs_are_shown_and_followed() {
+    let rig = Rig::running();
+    let pod = rig.quickstart(1).remove(0);
+    let name = format!("pod/{}", pod.name);
+    let text = rig.cli(&["logs", &name]).ok();
+    assert!(text.contains("listening on"), "{text}");
+    assert_eq!(
+        rig.cli(&["logs", &name, "--tail", "1", "--launchable", "web"])
+            .ok()
+            .lines()
+            .count(),
+        1
+    );
+    rig.cli(&["logs", &name, "--launchable", "nope"])
+        .fails(1, &["nope", "web"]);
+    let mut follow = rig.command(&["logs", "-f", "--tail", "0", &name]);
+    let mut follow = follow.stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+    let (seen, line) = mpsc::channel();
+    let reader = std::thread::spawn(move || {
+        lines.map_while(Result::ok).for_each(|line| drop(seen.send(line)));
+    });
+    // It may not follow yet when the first answer is given.
+    eventually("the line of an answer", || {
+        pod.answer().unwrap();
+        line.try_iter().any(|line| line.contains("Get / 200")).then_some(())
+    });
+    follow.kill().unwrap();
+    follow.wait().unwrap();
+    reader.join().unwrap();
+}
+
+#[test]
+fn labels_are_set_removed_and_not_overwritten_by_chance() {
+    let rig = Rig::running();
+    let node = format!("node/{}", rig.app);
+    assert_eq!(
+        rig.cli(&["label", &node, "az=east", "role=web"]).ok(),
+        format!("{node} labeled\n")
+    );
+    assert_eq!(
+        rig.cli(&["label", &node, "az=east"]).ok(),
+        format!("{node} unchanged\n")
+    );
+    rig.cli(&["label", &node, "az=west"])
+        .fails(6, &["az=east", "--overwrite"]);
+    rig.cli(&["label", "--overwrite", &node, "az=west", "role-"])
+        .ok();
+    assert_eq!(
+        rig.json(&["get", &node])["metadata"]["labels"],
+        serde_json::json!({"az": "west"})
+    );
+    assert_eq!(
+        rig.cli(&["get", "nodes", "-l", "az=west", "-o", "name"])
+            .ok(),
+        format!("{node}\n")
+    );
+    assert_eq!(
+        rig.cli(&["get", "nodes", "-l", "az=east", "-o", "name"])
+            .ok(),
+        ""
+    );
+}
+
+#[test]
+fn a_watch_prints_what_changes() {
+    let rig = Rig::running();
+    let mut watch = rig.command(&["get", "rc", "-w", "-o", "name"]);
+    let mut watch = watch.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    rig.quickstart_artifact().manifest(1, |text| text);
+    rig.cli(&["apply", "-f", "hello.yaml"]).ok();
+    assert_eq!(
+        lines.next().unwrap().unwrap(),
+        "replicationcontroller/hello"
+    );
+    // Whoever reads has had enough: no complaint.
+    drop(lines);
+    rig.cli(&["scale", "rc/hello", "--replicas", "0"]).ok();
+    let status = eventually("the end of the watch", || {
+        rig.cli(&[
+            "label",
+            "rc/hello",
+            "--overwrite",
+            &format!("a=b{}", std::process::id()),
+        ]);
+        rig.cli(&["label", "rc/hello", "a-"]);
+        watch.try_wait().unwrap()
+    });
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn a_pod_is_launched_without_a_server() {
+    let rig = Rig::new();
+    rig.quickstart_artifact().manifest(5, |text| text);
+    let dir = rig.path("local");
+    let args = [
+        "launch",
+        "--local",
+        "hello.yaml",
+        "--data-dir",
+        dir.to_str().unwrap(),
+    ];
+    let mut child = rig.command(&args).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let ready = lines
+        .by_ref()
+        .map(Result::unwrap)
+        .find(|line| line.contains(", ready http://"))
+        .unwrap();
+    let port = ready.rsplit(':').next().unwrap().parse().unwrap();
+    assert!(
+        crate::rig::http(port, "/")
+            .unwrap()
+            .starts_with("hi from pod hello")
+    );
+    kill(child.id(), SIGTERM);
+    let mut rest = String::new();
+    lines
+        .map_while(Result::ok)
+        .for_each(|line| rest.push_str(&line));
+    assert!(child.wait().unwrap().success(), "{rest}");
+    assert!(crate::rig::http(port, "/").is_none());
+    assert_eq!(processes_of(&dir), Vec::<u32>::new());
+}

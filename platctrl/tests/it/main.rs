@@ -1,0 +1,10 @@
+//! The programs as they are, end to end.
+
+#![expect(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod rig;
+
+mod api;
+mod bad_input;
+mod first_light;
+mod machine;
