@@ -23,9 +23,12 @@ use platctrl_framework::store::{
 use tokio::sync::watch;
 
 /// Changes that are kept for watchers that are behind or come back.
-const RING: usize = 4096;
+const RING: usize = 2048;
 /// Bytes of records in those changes.
-const RING_BYTES: usize = 16 * 1024 * 1024;
+const RING_BYTES: usize = 8 * 1024 * 1024;
+/// The newest of them stay decoded: nearly all watchers are there. The others are decoded again
+/// for those who are behind.
+const DECODED: usize = 128;
 /// The first and the longest pause after a failure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -99,6 +102,16 @@ pub(super) struct Shown {
 impl Change {
     pub(super) fn is_of(&self, kind: &GroupPlural) -> bool {
         self.kind == *kind
+    }
+
+    fn undecoded(&self) -> Self {
+        Self {
+            revision: self.revision,
+            kind: self.kind.clone(),
+            before: self.before.clone(),
+            after: self.after.clone(),
+            shown: OnceLock::new(),
+        }
     }
 
     fn bytes(&self) -> usize {
@@ -479,6 +492,10 @@ impl State {
             };
             self.ring_bytes += change.bytes();
             self.ring.push_back(Arc::new(change));
+            let aged = self.ring.len().checked_sub(DECODED + 1);
+            if let Some(aged) = aged.and_then(|index| self.ring.get_mut(index)) {
+                *aged = Arc::new(aged.undecoded());
+            }
         }
         while self.ring.len() > RING || self.ring_bytes > RING_BYTES {
             let Some(oldest) = self.ring.pop_front() else {

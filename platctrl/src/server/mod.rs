@@ -2,10 +2,11 @@
 //!
 //! The server keeps nothing of its own: any number of them serve one store. What a kind is comes
 //! from its definition, so that kinds of other people's programs are served like ours. A request
-//! becomes a [target](target), is checked whole, and ends in one answer or one `Status` that
+//! becomes a target, is checked whole, and ends in one answer or one `Status` that
 //! names what is wrong and the way out.
 
 mod artifacts;
+mod delete;
 mod discovery;
 mod events;
 mod hub;
@@ -371,9 +372,8 @@ async fn objects_at(
         (true, _, Method::PUT) => writing(client, target)?.replace(&headers, body).await,
         (true, _, Method::PATCH) => writing(client, target)?.patch(&headers, body).await,
         (true, Part::Whole, Method::DELETE) => {
-            let deleted = writing(client, target)?
-                .delete(&headers, &query, body)
-                .await?;
+            let writing = writing(client, target)?;
+            let deleted = delete::delete(writing, &headers, &query, body).await?;
             let mut response = deleted.response;
             let kept = deleted.orphans_of.map_or(0, |uid| app.hub.owned_by(&uid));
             if kept > 0 {

@@ -1,15 +1,13 @@
-//! Creating, changing and deleting objects. Everything is checked before anything is written, and
+//! Creating and changing objects. Everything is checked before anything is written, and
 //! a dry run goes the same way without the last step.
 
 use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, HeaderValue, StatusCode};
-use platctrl_framework::client::{
-    Batch, Client, ClientError, DeleteOptions, Outcome, applied, first_applied,
-};
+use platctrl_framework::client::{Batch, Client, ClientError, Outcome, applied, first_applied};
 use platctrl_framework::model::{
-    FieldError, Intent, Joined, KnownKind, MAX_NAME_BYTES, ObjectKey, Propagation, RawObject,
-    Reality, Scope, Status, Tree, Uid, Versioned, schema,
+    FieldError, Intent, Joined, KnownKind, MAX_NAME_BYTES, ObjectKey, RawObject, Reality, Scope,
+    Status, Tree, Versioned, schema,
 };
 use platctrl_framework::store::{Record, Revision, StoreError, Write};
 use serde_json::{Map, Value, json};
@@ -29,7 +27,7 @@ const APPLY: &str = "application/vnd.platctrl.apply+json";
 /// Says what an apply came to: `created`, `configured` or `unchanged`.
 const OUTCOME: &str = "platctrl-outcome";
 /// How often a change that met one by somebody else is decided again.
-const ATTEMPTS: usize = 5;
+pub(super) const ATTEMPTS: usize = 5;
 /// Characters that complete a `generateName`.
 const GENERATED: usize = 5;
 
@@ -43,34 +41,16 @@ pub(super) struct Writing<'a> {
     pub(super) admission: bool,
 }
 
-/// A body for a `DELETE`, in Kubernetes' shape.
-#[derive(Debug, Default)]
-struct DeleteBody {
-    propagation: Option<Propagation>,
-    uid: Option<Uid>,
-    resource_version: Option<Revision>,
-    grace_seconds: Option<u32>,
-    reason: Option<String>,
-}
-
-/// What a delete came to.
-#[derive(Debug)]
-pub(super) struct Deleted {
-    pub(super) response: Response,
-    /// The object, if those it owns stay.
-    pub(super) orphans_of: Option<Uid>,
-}
-
-fn is_node(kind: &KnownKind) -> bool {
+pub(super) fn is_node(kind: &KnownKind) -> bool {
     kind.definition.group == platctrl_kinds::GROUP && kind.definition.plural == "nodes"
 }
 
-fn answer(code: StatusCode, object: &RawObject) -> Response {
+pub(super) fn answer(code: StatusCode, object: &RawObject) -> Response {
     json_response(code, &object.to_api())
 }
 
 impl Writing<'_> {
-    fn kind(&self) -> &KnownKind {
+    pub(super) fn kind(&self) -> &KnownKind {
         self.target.kind
     }
 
@@ -79,7 +59,7 @@ impl Writing<'_> {
     }
 
     /// Commits, unless this is a dry run, and returns the object as it is then.
-    async fn finish(&self, joined: Joined, batch: Batch) -> Result<Joined, ClientError> {
+    pub(super) async fn finish(&self, joined: Joined, batch: Batch) -> Result<Joined, ClientError> {
         let writes = batch.transaction().writes.clone();
         let revision = if self.dry_run {
             None
@@ -450,76 +430,6 @@ impl Writing<'_> {
         }
         Err(Failure::conflict("others kept changing it: try again"))
     }
-
-    /// `DELETE` on an object.
-    pub(super) async fn delete(
-        &self,
-        headers: &HeaderMap,
-        query: &request::Query,
-        body: Body,
-    ) -> Result<Deleted> {
-        if is_node(self.kind()) {
-            return Err(Failure::forbidden(
-                "a node is not deleted: its pods would be left without anybody who answers for them; mark it unschedulable and remove its pods instead",
-            ));
-        }
-        let bytes = request::read(headers, body).await?;
-        let body = if bytes.is_empty() {
-            json!({})
-        } else {
-            request::parse(&bytes)?
-        };
-        let asked = DeleteBody::parse(&body, query)?;
-        for _ in 0..ATTEMPTS {
-            let joined = existing(&self.client, &self.target).await?;
-            let definition = &self.kind().definition;
-            let (name, key) = (joined.key.name().to_owned(), joined.key.clone());
-            let Some(intent) = &joined.intent else {
-                return Err(Failure::no_object(
-                    &definition.group,
-                    &definition.plural,
-                    &name,
-                ));
-            };
-            let uid = intent.value.metadata.uid.clone();
-            let mut options = DeleteOptions::default();
-            options.propagation = asked.propagation;
-            options.policy = self.kind().deletion_policy(&intent.value.spec);
-            options.uid = asked.uid.clone();
-            options.resource_version = asked.resource_version;
-            options.grace_seconds = asked.grace_seconds;
-            options.reason = asked.reason.clone();
-            let orphans = options.propagation.unwrap_or(options.policy) == Propagation::Orphan
-                && !intent.value.metadata.is_deleted();
-            let mut batch = Batch::new();
-            let now = self.client.environment().now();
-            batch.delete(&joined, &options, self.client.actor(), now)?;
-            let response = match self.finish(joined, batch).await {
-                Err(ClientError::Store(StoreError::Conflict { .. })) => continue,
-                Err(error) => return Err(error.into()),
-                Ok(joined) => match joined.object() {
-                    Some(object) => answer(StatusCode::OK, &object),
-                    None => removed(&key, &uid),
-                },
-            };
-            return Ok(Deleted {
-                response,
-                orphans_of: orphans.then_some(uid),
-            });
-        }
-        Err(Failure::conflict("others kept changing it: try again"))
-    }
-}
-
-/// Nobody had begun to work on it: it is gone.
-fn removed(key: &ObjectKey, uid: &Uid) -> Response {
-    let details = json!({
-        "group": key.kind().group, "kind": key.kind().plural, "name": key.name(), "uid": uid,
-    });
-    let status = json!({
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details,
-    });
-    json_response(StatusCode::OK, &status)
 }
 
 fn revision_of(object: &Value) -> Result<Option<Revision>> {
@@ -599,52 +509,5 @@ fn record(
         },
         modified: revision.unwrap_or(modified),
         lease: None,
-    }
-}
-
-impl DeleteBody {
-    fn parse(body: &Value, query: &request::Query) -> Result<Self> {
-        let text = |path: &str, parameter: &str| -> Option<String> {
-            let text = body
-                .pointer(path)
-                .and_then(Value::as_str)
-                .or_else(|| query.get(parameter));
-            text.filter(|text| !text.is_empty()).map(ToOwned::to_owned)
-        };
-        let propagation = match text("/propagationPolicy", "propagationPolicy").as_deref() {
-            // Kubernetes' default: here the object's own policy decides.
-            None | Some("Background") => None,
-            Some("Orphan") => Some(Propagation::Orphan),
-            Some("Foreground") => Some(Propagation::Cascade),
-            Some(other) => {
-                return Err(Failure::bad_request(format!(
-                    "propagationPolicy is Background, Orphan or Foreground, not `{}`",
-                    shown(other)
-                )));
-            }
-        };
-        let grace = match body.get("gracePeriodSeconds").filter(|it| !it.is_null()) {
-            Some(seconds) => Some(seconds.as_u64().unwrap_or(u64::MAX)),
-            None => query.number("gracePeriodSeconds")?,
-        };
-        let grace = grace.map(|seconds| {
-            u32::try_from(seconds).map_err(|_| {
-                Failure::bad_request(
-                    "gracePeriodSeconds is a number of seconds from 0 to 4294967295",
-                )
-            })
-        });
-        let resource_version = text("/preconditions/resourceVersion", "").map(|text| {
-            text.parse().map_err(|error| {
-                Failure::bad_request(format!("preconditions.resourceVersion: {error}"))
-            })
-        });
-        Ok(Self {
-            propagation,
-            uid: text("/preconditions/uid", "").map(Uid::from),
-            resource_version: resource_version.transpose()?,
-            grace_seconds: grace.transpose()?,
-            reason: text("/reason", "reason").map(|reason| reason.chars().take(1024).collect()),
-        })
     }
 }

@@ -240,6 +240,12 @@ async fn a_dry_run_answers_the_same_and_writes_nothing() {
     let patch = json!({"spec": {"replicas": 8}});
     assert_eq!(api.merge(&dry, &patch).await.done()["spec"]["replicas"], 8);
     api.delete(&dry).await.done();
+    let body = json!({"kind": "DeleteOptions", "dryRun": ["All"]});
+    api.json(Method::DELETE, &path, &body).await.done();
+    let body = json!({"dryRun": "All"});
+    api.json(Method::DELETE, &path, &body)
+        .await
+        .fails(400, "BadRequest");
     assert_eq!(api.store.revision(), stored);
     assert_eq!(api.get(&path).await.done()["spec"]["replicas"], 2);
     api.delete(&format!("{path}?dryRun=Some"))
