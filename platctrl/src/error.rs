@@ -40,7 +40,13 @@ pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 
 impl Failure {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None, fields: Vec::new(), quiet: false }
+        Self {
+            code,
+            message: message.into(),
+            hint: None,
+            fields: Vec::new(),
+            quiet: false,
+        }
     }
 
     pub(crate) fn failed(message: impl fmt::Display) -> Self {
@@ -59,7 +65,10 @@ impl Failure {
     /// Writing the result failed.
     pub(crate) fn output(error: &std::io::Error) -> Self {
         let quiet = error.kind() == std::io::ErrorKind::BrokenPipe;
-        Self { quiet, ..Self::failed(format!("cannot write the output: {error}")) }
+        Self {
+            quiet,
+            ..Self::failed(format!("cannot write the output: {error}"))
+        }
     }
 
     /// Says it on standard error; the exit code is what is left to do.

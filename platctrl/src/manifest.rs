@@ -57,7 +57,10 @@ impl Document {
     }
 
     pub(crate) fn text(&self, pointer: &str) -> &str {
-        self.value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+        self.value
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .unwrap_or_default()
     }
 }
 
@@ -90,14 +93,22 @@ impl Manifests {
             }
         }
         if manifests.documents.is_empty() && manifests.problems.is_empty() {
-            let names: Vec<_> = names.iter().map(|name| name.display().to_string()).collect();
-            return Err(Failure::usage(format!("there is no document in {}", names.join(", "))));
+            let names: Vec<_> = names
+                .iter()
+                .map(|name| name.display().to_string())
+                .collect();
+            return Err(Failure::usage(format!(
+                "there is no document in {}",
+                names.join(", ")
+            )));
         }
         Ok(manifests)
     }
 
     fn add(&mut self, file: &str, base: &Path, text: std::io::Result<String>) {
-        let added = text.map_err(|error| format!("{file}: {error}")).and_then(|text| parse(file, base, &text));
+        let added = text
+            .map_err(|error| format!("{file}: {error}"))
+            .and_then(|text| parse(file, base, &text));
         match added {
             Ok(documents) => self.documents.extend(documents),
             Err(problem) => self.problems.push(output::plain(&problem)),
@@ -116,15 +127,25 @@ impl Manifests {
 /// The failure that lists these problems.
 pub(crate) fn problems(problems: &[String]) -> Failure {
     let count = problems.len();
-    let what = if count == 1 { "a problem".to_owned() } else { format!("{count} problems") };
-    Failure::failed(format!("{what} in what was to be applied; nothing was changed\n  {}", problems.join("\n  ")))
+    let what = if count == 1 {
+        "a problem".to_owned()
+    } else {
+        format!("{count} problems")
+    };
+    Failure::failed(format!(
+        "{what} in what was to be applied; nothing was changed\n  {}",
+        problems.join("\n  ")
+    ))
 }
 
 fn take(source: impl std::io::Read) -> std::io::Result<String> {
     let mut bytes = Vec::new();
     source.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE {
-        let limit = format!("is larger than {} MiB, the most that is read of a file: split it", MAX_FILE >> 20);
+        let limit = format!(
+            "is larger than {} MiB, the most that is read of a file: split it",
+            MAX_FILE >> 20
+        );
         return Err(std::io::Error::other(limit));
     }
     String::from_utf8(bytes).map_err(|error| {
@@ -132,27 +153,34 @@ fn take(source: impl std::io::Read) -> std::io::Result<String> {
             .iter()
             .filter(|byte| **byte == b'\n')
             .count();
-        std::io::Error::other(format!("line {line} is not text in UTF-8: is this a YAML file?"))
+        std::io::Error::other(format!(
+            "line {line} is not text in UTF-8: is this a YAML file?"
+        ))
     })
 }
 
 /// The file itself, or the YAML and JSON files of a directory in the order of their names.
 fn files(name: &Path) -> Result<Vec<PathBuf>> {
-    let failed = |error: std::io::Error| {
-        Failure::failed(format!("cannot read {}: {error}", name.display()))
-    };
+    let failed =
+        |error: std::io::Error| Failure::failed(format!("cannot read {}: {error}", name.display()));
     if !std::fs::metadata(name).map_err(failed)?.is_dir() {
         return Ok(vec![name.to_owned()]);
     }
     let mut found = Vec::new();
     for entry in std::fs::read_dir(name).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        let extension = path.extension().and_then(|it| it.to_str()).unwrap_or_default();
+        let extension = path
+            .extension()
+            .and_then(|it| it.to_str())
+            .unwrap_or_default();
         if ["yaml", "yml", "json"].contains(&extension) && !path.is_dir() {
             found.push(path);
         }
         if found.len() > MAX_FILES {
-            return Err(Failure::failed(format!("{} has more than {MAX_FILES} files", name.display())));
+            return Err(Failure::failed(format!(
+                "{} has more than {MAX_FILES} files",
+                name.display()
+            )));
         }
     }
     found.sort();
@@ -164,7 +192,10 @@ fn parse(file: &str, base: &Path, text: &str) -> Result<Vec<Document>, String> {
         let line = error.location().map_or(1, |location| location.line());
         let bare = error.without_snippet().to_string();
         let message = bare.split(" at line ").next().unwrap_or(&bare);
-        let message = message.split(", set DuplicateKeyPolicy").next().unwrap_or(message);
+        let message = message
+            .split(", set DuplicateKeyPolicy")
+            .next()
+            .unwrap_or(message);
         format!("{file}:{line}: not a YAML document: {message}")
     })?;
     let mut documents = Vec::new();
@@ -198,13 +229,23 @@ fn unlist(document: Document) -> Vec<Document> {
     if !is_list {
         return vec![document];
     }
-    let Value::Array(items) = document.value["items"].clone() else { return vec![document] };
+    let Value::Array(items) = document.value["items"].clone() else {
+        return vec![document];
+    };
     let items = items.into_iter().enumerate().map(|(index, value)| {
         let prefix = format!("items[{index}]");
         let inner = document.lines.iter().filter_map(|(path, line)| {
-            Some((path.strip_prefix(&prefix)?.strip_prefix('.')?.to_owned(), *line))
+            Some((
+                path.strip_prefix(&prefix)?.strip_prefix('.')?.to_owned(),
+                *line,
+            ))
         });
-        Document { value, lines: inner.collect(), first: document.line(&prefix), ..document.clone() }
+        Document {
+            value,
+            lines: inner.collect(),
+            first: document.line(&prefix),
+            ..document.clone()
+        }
     });
     items.collect()
 }
@@ -286,7 +327,9 @@ impl<'de> Visitor<'de> for Nodes {
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Node, E> {
         let number = Number::from_f64(value);
-        number.map(Node::Number).ok_or_else(|| E::custom("a number that is not finite"))
+        number
+            .map(Node::Number)
+            .ok_or_else(|| E::custom("a number that is not finite"))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Node, E> {
@@ -329,20 +372,42 @@ mod tests {
     fn every_field_has_its_line() {
         let text = "# hello\nkind: A\nspec:\n  list:\n    - name: x\n    - 2\n  \"a/b\": {c: 1}\n---\n---\nkind: B\n";
         let documents = documents(text);
-        let [a, b] = documents.as_slice() else { panic!("{documents:?}") };
-        let lines = ["kind", "spec", "spec.list[0].name", "spec.list[1]", "spec.\"a/b\".c"].map(|field| a.line(field));
+        let [a, b] = documents.as_slice() else {
+            panic!("{documents:?}")
+        };
+        let lines = [
+            "kind",
+            "spec",
+            "spec.list[0].name",
+            "spec.list[1]",
+            "spec.\"a/b\".c",
+        ]
+        .map(|field| a.line(field));
         assert_eq!(lines, [2, 3, 5, 6, 7]);
-        assert_eq!(a.line("spec.list[0].missing.deep"), 5, "of what is missing, where it is missing");
+        assert_eq!(
+            a.line("spec.list[0].missing.deep"),
+            5,
+            "of what is missing, where it is missing"
+        );
         assert_eq!(a.line("metadata.name"), 2);
         assert_eq!(b.line("kind"), 10);
-        assert_eq!(a.problem("spec.list", "is odd"), "a.yaml:4: spec.list: is odd");
+        assert_eq!(
+            a.problem("spec.list", "is odd"),
+            "a.yaml:4: spec.list: is odd"
+        );
     }
 
     #[test]
     fn what_is_no_yaml_is_told_with_its_line() {
         let wrong = |text: &str| parse("a.yaml", Path::new(""), text).unwrap_err();
-        assert_eq!(wrong("a: 1\nb: [1\nc: 2\n"), "a.yaml:3: not a YAML document: illegal placement of ':' indicator");
-        assert_eq!(wrong("a: 1\na: 2\n"), "a.yaml:2: not a YAML document: duplicate mapping key: a");
+        assert_eq!(
+            wrong("a: 1\nb: [1\nc: 2\n"),
+            "a.yaml:3: not a YAML document: illegal placement of ':' indicator"
+        );
+        assert_eq!(
+            wrong("a: 1\na: 2\n"),
+            "a.yaml:2: not a YAML document: duplicate mapping key: a"
+        );
         assert!(wrong("hello there").starts_with("a.yaml:1: not a manifest"));
     }
 
@@ -357,7 +422,10 @@ mod tests {
     #[test]
     fn the_items_of_a_list_are_documents() {
         let list = documents("kind: List\nitems:\n- kind: A\n  spec: 1\n- kind: B\n  spec: 2\n");
-        let lines: Vec<_> = list.iter().map(|it| (it.text("/kind"), it.line("spec"))).collect();
+        let lines: Vec<_> = list
+            .iter()
+            .map(|it| (it.text("/kind"), it.line("spec")))
+            .collect();
         assert_eq!(lines, [("A", 4), ("B", 6)]);
     }
 }

@@ -14,7 +14,9 @@ fn is_root() -> bool {
 }
 
 fn absolute_variable(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
+    std::env::var_os(name)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
 }
 
 /// The data directory: what was given, or the one for this user.
@@ -38,8 +40,9 @@ fn default_data_dir() -> Result<PathBuf> {
         return Ok(state.join("platctrl"));
     }
     let home = absolute_variable("HOME").ok_or_else(|| {
-        Failure::usage("there is no home directory to keep anything in")
-            .hint(format!("give a data directory with --data-dir or {DATA_DIR}"))
+        Failure::usage("there is no home directory to keep anything in").hint(format!(
+            "give a data directory with --data-dir or {DATA_DIR}"
+        ))
     })?;
     Ok(home.join(".local/state/platctrl"))
 }
@@ -143,11 +146,20 @@ impl Lock {
         use std::os::unix::fs::OpenOptionsExt as _;
         let path = Self::path(data_dir);
         let mut options = std::fs::OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600);
         let mut file = options.open(&path)?;
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(Err(Busy { pid: Self::holder(data_dir) })),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Ok(Err(Busy {
+                    pid: Self::holder(data_dir),
+                }));
+            }
             Err(error) => return Err(error.into()),
         }
         file.set_len(0)?;
@@ -158,7 +170,11 @@ impl Lock {
 
     /// The process that wrote its number into the lock last.
     pub(crate) fn holder(data_dir: &Path) -> Option<u32> {
-        std::fs::read_to_string(Self::path(data_dir)).ok()?.trim().parse().ok()
+        std::fs::read_to_string(Self::path(data_dir))
+            .ok()?
+            .trim()
+            .parse()
+            .ok()
     }
 }
 
@@ -167,8 +183,10 @@ pub(crate) fn server(given: Option<&str>, dir: Option<&Path>) -> Result<PathBuf>
     if let Some(server) = given {
         return match server.strip_prefix("unix:") {
             Some(path) if !path.is_empty() => Ok(path.into()),
-            _ => Err(Failure::usage(format!("the server `{server}` cannot be reached by this build"))
-                .hint("write unix: and the path of a socket, as unix:/var/lib/platctrl/platctrl.sock")),
+            _ => Err(Failure::usage(format!(
+                "the server `{server}` cannot be reached by this build"
+            ))
+            .hint("write unix: and the path of a socket, as unix:/var/lib/platctrl/platctrl.sock")),
         };
     }
     if let Some(dir) = dir {
@@ -204,10 +222,19 @@ mod tests {
 
     #[test]
     fn a_server_is_a_socket() {
-        assert_eq!(server(Some("unix:/a/b"), None).unwrap(), PathBuf::from("/a/b"));
-        assert_eq!(server(Some("http://a"), None).unwrap_err().code, Code::Usage);
+        assert_eq!(
+            server(Some("unix:/a/b"), None).unwrap(),
+            PathBuf::from("/a/b")
+        );
+        assert_eq!(
+            server(Some("http://a"), None).unwrap_err().code,
+            Code::Usage
+        );
         assert_eq!(server(Some("unix:"), None).unwrap_err().code, Code::Usage);
         let dir = Path::new("/srv/d");
-        assert_eq!(server(None, Some(dir)).unwrap(), PathBuf::from("/srv/d/platctrl.sock"));
+        assert_eq!(
+            server(None, Some(dir)).unwrap(),
+            PathBuf::from("/srv/d/platctrl.sock")
+        );
     }
 }

@@ -41,7 +41,9 @@ pub(crate) mod media {
 type Body = BoxBody<Bytes, io::Error>;
 
 fn whole(bytes: Vec<u8>) -> Body {
-    Full::new(Bytes::from(bytes)).map_err(|never| match never {}).boxed()
+    Full::new(Bytes::from(bytes))
+        .map_err(|never| match never {})
+        .boxed()
 }
 
 /// How a server is reached.
@@ -67,7 +69,9 @@ pub(crate) struct Answer {
 impl Api {
     /// The API behind a socket. Nothing is asked of it yet.
     pub(crate) fn unix(socket: impl Into<PathBuf>) -> Self {
-        Self { transport: Transport::Unix(socket.into()) }
+        Self {
+            transport: Transport::Unix(socket.into()),
+        }
     }
 
     /// Where it is.
@@ -85,33 +89,51 @@ impl Api {
         };
         let stream = connect().map_err(|error| unreachable(path, &error))?;
         let broken = |error: hyper::Error| {
-            Failure::new(Code::Unreachable, format!("{} broke off: {}", path.display(), chain(&error)))
-                .hint("see what platctrl says where it runs; whether a change was made is not known")
+            Failure::new(
+                Code::Unreachable,
+                format!("{} broke off: {}", path.display(), chain(&error)),
+            )
+            .hint("see what platctrl says where it runs; whether a change was made is not known")
         };
         let io = hyper_util::rt::TokioIo::new(stream);
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(io).await.map_err(broken)?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(io)
+            .await
+            .map_err(broken)?;
         // Ends with the answer's body, or with this process.
         tokio::spawn(connection);
         match tokio::time::timeout(ANSWER, sender.send_request(request)).await {
             Ok(answer) => answer.map_err(broken),
             Err(_) => Err(Failure::new(
                 Code::Timeout,
-                format!("{} did not answer within {} s", path.display(), ANSWER.as_secs()),
+                format!(
+                    "{} did not answer within {} s",
+                    path.display(),
+                    ANSWER.as_secs()
+                ),
             )),
         }
     }
 
-    fn request(method: Method, path: &str, media: Option<&str>, body: Body) -> Result<Request<Body>> {
+    fn request(
+        method: Method,
+        path: &str,
+        media: Option<&str>,
+        body: Body,
+    ) -> Result<Request<Body>> {
         let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, "platctrl")
-            .header(header::USER_AGENT, concat!("platctrl/", env!("CARGO_PKG_VERSION")));
+            .header(
+                header::USER_AGENT,
+                concat!("platctrl/", env!("CARGO_PKG_VERSION")),
+            );
         if let Some(media) = media {
             request = request.header(header::CONTENT_TYPE, media);
         }
-        request.body(body).map_err(|error| Failure::usage(format!("cannot ask for {path}: {error}")))
+        request
+            .body(body)
+            .map_err(|error| Failure::usage(format!("cannot ask for {path}: {error}")))
     }
 
     /// Sends JSON, reads the answer whole; an answer that says no is a failure.
@@ -121,7 +143,9 @@ impl Api {
         path: &str,
         body: Option<(&str, &Value)>,
     ) -> Result<Answer> {
-        let bytes = body.map(|(_, value)| value.to_string().into_bytes()).unwrap_or_default();
+        let bytes = body
+            .map(|(_, value)| value.to_string().into_bytes())
+            .unwrap_or_default();
         let request = Self::request(method, path, body.map(|(media, _)| media), whole(bytes))?;
         let (parts, body) = self.send(request).await?.into_parts();
         let bytes = read(body).await?;
@@ -136,11 +160,17 @@ impl Api {
         let body = match bytes.is_empty() {
             true => Value::Null,
             false => serde_json::from_slice(&bytes).map_err(|error| {
-                Failure::failed(format!("the server's answer to {path} is not JSON: {error}"))
-                    .hint("is it a platctrl server of this version?")
+                Failure::failed(format!(
+                    "the server's answer to {path} is not JSON: {error}"
+                ))
+                .hint("is it a platctrl server of this version?")
             })?,
         };
-        Ok(Answer { status: parts.status, headers: parts.headers, body })
+        Ok(Answer {
+            status: parts.status,
+            headers: parts.headers,
+            body,
+        })
     }
 
     pub(crate) async fn get(&self, path: &str) -> Result<Value> {
@@ -149,7 +179,9 @@ impl Api {
 
     /// A text answer, whole: what `/version` and the like say.
     pub(crate) async fn exists(&self, path: &str) -> Result<bool> {
-        let answer = self.send(Self::request(Method::HEAD, path, None, whole(Vec::new()))?).await?;
+        let answer = self
+            .send(Self::request(Method::HEAD, path, None, whole(Vec::new()))?)
+            .await?;
         match answer.status() {
             status if status.is_success() => Ok(true),
             StatusCode::NOT_FOUND => Ok(false),
@@ -159,10 +191,13 @@ impl Api {
 
     /// Sends a file as it is.
     pub(crate) async fn upload(&self, path: &str, file: tokio::fs::File, size: u64) -> Result<()> {
-        let frames = tokio_util::io::ReaderStream::with_capacity(file, 64 << 10).map_ok(Frame::data);
+        let frames =
+            tokio_util::io::ReaderStream::with_capacity(file, 64 << 10).map_ok(Frame::data);
         let body = BoxBody::new(StreamBody::new(frames));
         let mut request = Self::request(Method::PUT, path, Some(media::BYTES), body)?;
-        request.headers_mut().insert(header::CONTENT_LENGTH, size.into());
+        request
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, size.into());
         let (parts, body) = self.send(request).await?.into_parts();
         if parts.status.is_success() {
             return Ok(());
@@ -229,17 +264,24 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 fn unreachable(path: &Path, error: &io::Error) -> Failure {
-    let start = "start it with `platctrl up`, or say where it is with --data-dir DIR or --server unix:PATH";
+    let start =
+        "start it with `platctrl up`, or say where it is with --data-dir DIR or --server unix:PATH";
     match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            Failure::new(Code::Unreachable, format!("no platctrl runs at {}", path.display())).hint(start)
-        }
-        io::ErrorKind::PermissionDenied => {
-            Failure::new(Code::Denied, format!("{} is not yours to use", path.display()))
-                .hint("be the user that runs `platctrl up`: for root's, use sudo")
-        }
-        _ => Failure::new(Code::Unreachable, format!("cannot reach {}: {error}", path.display()))
-            .hint(start),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Failure::new(
+            Code::Unreachable,
+            format!("no platctrl runs at {}", path.display()),
+        )
+        .hint(start),
+        io::ErrorKind::PermissionDenied => Failure::new(
+            Code::Denied,
+            format!("{} is not yours to use", path.display()),
+        )
+        .hint("be the user that runs `platctrl up`: for root's, use sudo"),
+        _ => Failure::new(
+            Code::Unreachable,
+            format!("cannot reach {}: {error}", path.display()),
+        )
+        .hint(start),
     }
 }
 
@@ -256,8 +298,14 @@ async fn read(body: Incoming) -> Result<Bytes> {
 
 /// The words of a `Warning` header: `299 - "…"`.
 fn warning_text(header: &str) -> String {
-    let quoted = header.split_once('"').and_then(|(_, rest)| rest.rsplit_once('"'));
-    output::plain(&quoted.map_or(header, |(text, _)| text).replace("\\\"", "\""))
+    let quoted = header
+        .split_once('"')
+        .and_then(|(_, rest)| rest.rsplit_once('"'));
+    output::plain(
+        &quoted
+            .map_or(header, |(text, _)| text)
+            .replace("\\\"", "\""),
+    )
 }
 
 fn refused(status: StatusCode, body: &[u8]) -> Failure {
@@ -265,7 +313,11 @@ fn refused(status: StatusCode, body: &[u8]) -> Failure {
         Ok(value) => status_failure(status, &value),
         Err(_) => {
             let text = output::plain(String::from_utf8_lossy(body).trim());
-            let text = if text.is_empty() { status.to_string() } else { text };
+            let text = if text.is_empty() {
+                status.to_string()
+            } else {
+                text
+            };
             Failure::new(code(status, ""), text)
         }
     }
@@ -275,7 +327,9 @@ fn refused(status: StatusCode, body: &[u8]) -> Failure {
 fn causes(status: &Value) -> Vec<(String, String)> {
     let causes = status["details"]["causes"].as_array().into_iter().flatten();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    causes.map(|cause| (text(&cause["field"]), text(&cause["message"]))).collect()
+    causes
+        .map(|cause| (text(&cause["field"]), text(&cause["message"])))
+        .collect()
 }
 
 fn status_failure(http: StatusCode, status: &Value) -> Failure {
@@ -291,7 +345,10 @@ fn status_failure(http: StatusCode, status: &Value) -> Failure {
         }
     }
     let code = code(http, status["reason"].as_str().unwrap_or_default());
-    Failure { fields, ..Failure::new(code, message) }
+    Failure {
+        fields,
+        ..Failure::new(code, message)
+    }
 }
 
 fn code(status: StatusCode, reason: &str) -> Code {
@@ -316,15 +373,28 @@ mod tests {
             "details":{"causes":[{"field":"spec.a","message":"is required"},{"field":"spec.b","message":"is too big"}]}}"#;
         let failure = refused(StatusCode::UNPROCESSABLE_ENTITY, body);
         assert_eq!(failure.code, Code::Failed);
-        assert_eq!(failure.message, "pods x is not valid\n  spec.a: is required\n  spec.b: is too big");
-        assert_eq!(refused(StatusCode::CONFLICT, b"no\x1b[31m").code, Code::Conflict);
-        assert!(!refused(StatusCode::CONFLICT, b"no\x1b[31m").message.contains('\x1b'));
+        assert_eq!(
+            failure.message,
+            "pods x is not valid\n  spec.a: is required\n  spec.b: is too big"
+        );
+        assert_eq!(
+            refused(StatusCode::CONFLICT, b"no\x1b[31m").code,
+            Code::Conflict
+        );
+        assert!(
+            !refused(StatusCode::CONFLICT, b"no\x1b[31m")
+                .message
+                .contains('\x1b')
+        );
         assert_eq!(refused(StatusCode::NOT_FOUND, b"").code, Code::NotFound);
     }
 
     #[test]
     fn the_words_of_a_warning_are_shown_alone() {
-        assert_eq!(warning_text(r#"299 - "pods are \"kept\"""#), "pods are \"kept\"");
+        assert_eq!(
+            warning_text(r#"299 - "pods are \"kept\"""#),
+            "pods are \"kept\""
+        );
         assert_eq!(warning_text("odd"), "odd");
     }
 }

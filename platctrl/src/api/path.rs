@@ -81,10 +81,18 @@ mod tests {
     fn paths_hold_what_was_asked_for_and_nothing_else() {
         let pods = Collection::new(&KindDefinition::of::<Pod>(), Some("default"));
         let object = pods.object("a/../b?c");
-        assert_eq!(object, "/apis/platctrl.dev/v1/namespaces/default/pods/a%2F..%2Fb%3Fc");
+        assert_eq!(
+            object,
+            "/apis/platctrl.dev/v1/namespaces/default/pods/a%2F..%2Fb%3Fc"
+        );
         let nodes = Collection::new(&KindDefinition::of::<Node>(), Some("default"));
         assert_eq!(nodes.path(), "/apis/platctrl.dev/v1/nodes");
-        let query = Query::default().with("labelSelector", "a in (b,c)").with("limit", "5");
-        assert_eq!(query.on("/x"), "/x?labelSelector=a%20in%20%28b%2Cc%29&limit=5");
+        let query = Query::default()
+            .with("labelSelector", "a in (b,c)")
+            .with("limit", "5");
+        assert_eq!(
+            query.on("/x"),
+            "/x?labelSelector=a%20in%20%28b%2Cc%29&limit=5"
+        );
     }
 }

@@ -41,7 +41,11 @@ pub(crate) async fn run(args: &ApplyArgs, setting: &Setting) -> Result<()> {
     let prepared = prepare(&api, &catalog, manifests, args.namespace.as_deref()).await?;
     if args.dry_run {
         for object in &prepared {
-            output::print(format_args!("{} {} (dry run)\n", object.title(), object.outcome))?;
+            output::print(format_args!(
+                "{} {} (dry run)\n",
+                object.title(),
+                object.outcome
+            ))?;
         }
         return Ok(());
     }
@@ -80,18 +84,27 @@ impl Prepared {
         for (digest, path) in &self.artifacts {
             upload(api, digest, path).await?;
         }
-        self.apply(api, &Query::default()).await.map_err(|failure| Failure {
-            message: format!("{}: {}", self.title(), failure.message),
-            ..failure
-        })
+        self.apply(api, &Query::default())
+            .await
+            .map_err(|failure| Failure {
+                message: format!("{}: {}", self.title(), failure.message),
+                ..failure
+            })
     }
 
     async fn apply(&self, api: &Api, query: &Query) -> Result<String> {
         let path = query.on(&self.collection().object(&self.name));
         let body = Some((media::APPLY, &self.document.value));
         let answer = api.call(Method::PATCH, &path, body).await?;
-        let outcome = answer.headers.get("platctrl-outcome").and_then(|it| it.to_str().ok());
-        let guess = if answer.status == http::StatusCode::CREATED { "created" } else { "configured" };
+        let outcome = answer
+            .headers
+            .get("platctrl-outcome")
+            .and_then(|it| it.to_str().ok());
+        let guess = if answer.status == http::StatusCode::CREATED {
+            "created"
+        } else {
+            "configured"
+        };
         Ok(outcome.unwrap_or(guess).to_owned())
     }
 }
@@ -103,15 +116,24 @@ pub(crate) async fn prepare(
     manifests: Manifests,
     namespace: Option<&str>,
 ) -> Result<Vec<Prepared>> {
-    let Manifests { documents, mut problems } = manifests;
+    let Manifests {
+        documents,
+        mut problems,
+    } = manifests;
     let mut prepared = Vec::new();
     let mut artifacts = Artifacts::default();
     let mut seen: BTreeMap<(String, String, String), String> = BTreeMap::new();
     for mut document in documents {
         let before = problems.len();
-        let Some(kind) = kind_of(&document, catalog, &mut problems) else { continue };
+        let Some(kind) = kind_of(&document, catalog, &mut problems) else {
+            continue;
+        };
         let found = schema::check_object(&kind, &document.value);
-        problems.extend(found.iter().map(|error| document.problem(&error.path, &error.problem)));
+        problems.extend(
+            found
+                .iter()
+                .map(|error| document.problem(&error.path, &error.problem)),
+        );
         let namespace = match namespace_of(&document, &kind, namespace) {
             Ok(namespace) => namespace,
             Err(problem) => {
@@ -121,13 +143,26 @@ pub(crate) async fn prepare(
         };
         let name = document.text("/metadata/name").to_owned();
         let place = format!("{}:{}", document.file, document.line("kind"));
-        if let Some(other) = seen.insert((kind.plural.clone(), namespace.clone(), name.clone()), place) {
-            problems.push(document.problem("metadata.name", &format!("is also that of the object at {other}")));
+        if let Some(other) = seen.insert(
+            (kind.plural.clone(), namespace.clone(), name.clone()),
+            place,
+        ) {
+            problems.push(document.problem(
+                "metadata.name",
+                &format!("is also that of the object at {other}"),
+            ));
         }
         let local = artifacts.resolve(api, &mut document, &mut problems).await?;
         if problems.len() == before {
             let outcome = String::new();
-            prepared.push(Prepared { kind, namespace, name, document, artifacts: local, outcome });
+            prepared.push(Prepared {
+                kind,
+                namespace,
+                name,
+                document,
+                artifacts: local,
+                outcome,
+            });
         }
     }
     // What only the server can know, of what is in order as far as can be seen from here.
@@ -141,7 +176,11 @@ pub(crate) async fn prepare(
             Err(failure) => return Err(failure),
         }
     }
-    if problems.is_empty() { Ok(prepared) } else { Err(manifest::problems(&problems)) }
+    if problems.is_empty() {
+        Ok(prepared)
+    } else {
+        Err(manifest::problems(&problems))
+    }
 }
 
 /// What the server refused, at the lines of the fields that it named.
@@ -149,22 +188,38 @@ fn told(document: &Document, failure: &Failure) -> Vec<String> {
     if failure.fields.is_empty() {
         return vec![document.problem("metadata.name", &failure.message)];
     }
-    failure.fields.iter().map(|(field, problem)| document.problem(field, problem)).collect()
+    failure
+        .fields
+        .iter()
+        .map(|(field, problem)| document.problem(field, problem))
+        .collect()
 }
 
-fn kind_of(document: &Document, catalog: &Catalog, problems: &mut Vec<String>) -> Option<KindDefinition> {
+fn kind_of(
+    document: &Document,
+    catalog: &Catalog,
+    problems: &mut Vec<String>,
+) -> Option<KindDefinition> {
     let (api_version, kind) = (document.text("/apiVersion"), document.text("/kind"));
     if let Some(definition) = catalog.of_manifest(api_version, kind) {
         return Some(definition.clone());
     }
-    let same = catalog.definitions().find(|definition| definition.kind == kind);
+    let same = catalog
+        .definitions()
+        .find(|definition| definition.kind == kind);
     problems.push(match same {
-        _ if kind.is_empty() => document.problem("kind", "is required, as `kind: ReplicationController`"),
-        Some(same) if api_version.is_empty() => {
-            document.problem("apiVersion", &format!("is required: `{}`", same.api_version()))
+        _ if kind.is_empty() => {
+            document.problem("kind", "is required, as `kind: ReplicationController`")
         }
+        Some(same) if api_version.is_empty() => document.problem(
+            "apiVersion",
+            &format!("is required: `{}`", same.api_version()),
+        ),
         Some(same) => {
-            let problem = format!("`{api_version}` has no {kind}; did you mean `{}`?", same.api_version());
+            let problem = format!(
+                "`{api_version}` has no {kind}; did you mean `{}`?",
+                same.api_version()
+            );
             document.problem("apiVersion", &problem)
         }
         None => {
@@ -180,26 +235,47 @@ fn kind_of(document: &Document, catalog: &Catalog, problems: &mut Vec<String>) -
 }
 
 fn nearest_kind<'a>(kind: &str, known: &[&'a str]) -> Option<&'a str> {
-    let same = known.iter().copied().find(|name| name.eq_ignore_ascii_case(kind));
+    let same = known
+        .iter()
+        .copied()
+        .find(|name| name.eq_ignore_ascii_case(kind));
     same.or_else(|| output::nearest(kind, known.iter().copied()))
 }
 
-fn namespace_of(document: &Document, kind: &KindDefinition, given: Option<&str>) -> Result<String, String> {
-    let own = document.value.pointer("/metadata/namespace").and_then(Value::as_str);
-    let default = || given.unwrap_or(platctrl_kinds::DEFAULT_NAMESPACE).to_owned();
+fn namespace_of(
+    document: &Document,
+    kind: &KindDefinition,
+    given: Option<&str>,
+) -> Result<String, String> {
+    let own = document
+        .value
+        .pointer("/metadata/namespace")
+        .and_then(Value::as_str);
+    let default = || {
+        given
+            .unwrap_or(platctrl_kinds::DEFAULT_NAMESPACE)
+            .to_owned()
+    };
     match (own, given) {
-        (Some(_), _) if kind.scope == Scope::Cluster => Err(format!("a {} belongs to no namespace", kind.kind)),
-        (Some(own), Some(given)) if own != given => {
-            Err(format!("`{own}` is not the namespace that was given, `{given}`"))
+        (Some(_), _) if kind.scope == Scope::Cluster => {
+            Err(format!("a {} belongs to no namespace", kind.kind))
         }
+        (Some(own), Some(given)) if own != given => Err(format!(
+            "`{own}` is not the namespace that was given, `{given}`"
+        )),
         (Some(own), _) => Ok(own.to_owned()),
         (None, _) => Ok(default()),
     }
 }
 
 /// Where the specs of pods are in objects.
-const POD_SPECS: [(&str, &str); 2] =
-    [("/spec/launchables", "spec.launchables"), ("/spec/template/spec/launchables", "spec.template.spec.launchables")];
+const POD_SPECS: [(&str, &str); 2] = [
+    ("/spec/launchables", "spec.launchables"),
+    (
+        "/spec/template/spec/launchables",
+        "spec.template.spec.launchables",
+    ),
+];
 
 /// Local artifacts that were looked at: each once, however many objects name it.
 #[derive(Debug, Default)]
@@ -217,10 +293,15 @@ impl Artifacts {
     ) -> Result<Vec<(hoist::Digest, PathBuf)>> {
         let mut found = Vec::new();
         for (pointer, field) in POD_SPECS {
-            let Some(Value::Object(launchables)) = document.value.pointer(pointer).cloned() else { continue };
+            let Some(Value::Object(launchables)) = document.value.pointer(pointer).cloned() else {
+                continue;
+            };
             for (name, launchable) in launchables {
                 let field = schema::child_path(field, &name);
-                let Some(path) = launchable["location"].as_str().and_then(|it| local(&document.base, it)) else {
+                let Some(path) = launchable["location"]
+                    .as_str()
+                    .and_then(|it| local(&document.base, it))
+                else {
                     continue;
                 };
                 let digest = match self.look(api, &path).await? {
@@ -241,7 +322,10 @@ impl Artifacts {
                     }
                     _ => {}
                 }
-                let launchable = document.value.pointer_mut(pointer).and_then(|it| it.get_mut(&name));
+                let launchable = document
+                    .value
+                    .pointer_mut(pointer)
+                    .and_then(|it| it.get_mut(&name));
                 if let Some(launchable) = launchable {
                     launchable["location"] = format!("artifact:{digest}").into();
                     launchable["digest"] = digest.to_string().into();
@@ -265,7 +349,9 @@ impl Artifacts {
             Ok(_) => {
                 let file = path.to_owned();
                 let verified = blocking(move || hoist::verify(&file, None)).await?;
-                verified.map(|verified| verified.digest).map_err(|error| super::hoist::problem(path, &error))
+                verified
+                    .map(|verified| verified.digest)
+                    .map_err(|error| super::hoist::problem(path, &error))
             }
             Err(problem) => Err(problem),
         };
@@ -290,19 +376,25 @@ fn digest_of(path: &Path) -> Result<hoist::Digest, String> {
         ));
     }
     let file = std::fs::File::open(path).map_err(unreadable)?;
-    hoist::Digest::of_reader(file).map(|(digest, _)| digest).map_err(unreadable)
+    hoist::Digest::of_reader(file)
+        .map(|(digest, _)| digest)
+        .map_err(unreadable)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| Failure::failed(format!("a check of an artifact was not finished: {error}")))
+    done.map_err(|error| {
+        Failure::failed(format!("a check of an artifact was not finished: {error}"))
+    })
 }
 
 /// The file that a location means, when it is a path and no URL.
 fn local(base: &Path, location: &str) -> Option<PathBuf> {
     let has_scheme = location.split_once(':').is_some_and(|(scheme, _)| {
         scheme.starts_with(|c: char| c.is_ascii_alphabetic())
-            && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+            && scheme
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
     });
     (!has_scheme && !location.is_empty()).then(|| base.join(location))
 }
@@ -321,12 +413,18 @@ async fn upload(api: &Api, digest: &hoist::Digest, path: &Path) -> Result<()> {
     let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
     let size = file.metadata().await.map_err(unreadable)?.len();
     if output::is_watched() && size > 16 << 20 {
-        output::note(format_args!("uploading {} ({} MiB)", path.display(), size >> 20));
+        output::note(format_args!(
+            "uploading {} ({} MiB)",
+            path.display(),
+            size >> 20
+        ));
     }
-    api.upload(&target, file, size).await.map_err(|failure| Failure {
-        message: format!("cannot upload {}: {}", path.display(), failure.message),
-        ..failure
-    })
+    api.upload(&target, file, size)
+        .await
+        .map_err(|failure| Failure {
+            message: format!("cannot upload {}: {}", path.display(), failure.message),
+            ..failure
+        })
 }
 
 #[cfg(test)]

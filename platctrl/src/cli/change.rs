@@ -34,14 +34,23 @@ pub(crate) struct LabelArgs {
 }
 
 /// Sends a merge patch; when there is no such object, says which one may have been meant.
-async fn patch(api: &Api, target: &Target, namespace: &str, part: Option<&str>, patch: &Value) -> Result<Value> {
+async fn patch(
+    api: &Api,
+    target: &Target,
+    namespace: &str,
+    part: Option<&str>,
+    patch: &Value,
+) -> Result<Value> {
     let scope = (target.kind.scope != Scope::Cluster).then_some(namespace);
     let collection = Collection::new(&target.kind, scope);
     let path = match part {
         Some(part) => collection.part(&target.name, part),
         None => collection.object(&target.name),
     };
-    match api.call(Method::PATCH, &path, Some((media::MERGE_PATCH, patch))).await {
+    match api
+        .call(Method::PATCH, &path, Some((media::MERGE_PATCH, patch)))
+        .await
+    {
         Ok(answer) => Ok(answer.body),
         Err(failure) if failure.code == Code::NotFound => {
             find::exact(api, target, namespace).await?;
@@ -55,7 +64,14 @@ pub(crate) async fn scale(args: &ScaleArgs, setting: &Setting) -> Result<()> {
     let (api, catalog) = setting.connect().await?;
     let target = catalog.target(&args.what)?;
     let change = json!({ "spec": { "replicas": args.replicas } });
-    patch(&api, &target, &args.namespace.namespace, Some("scale"), &change).await?;
+    patch(
+        &api,
+        &target,
+        &args.namespace.namespace,
+        Some("scale"),
+        &change,
+    )
+    .await?;
     output::print(format_args!("{} scaled\n", target.title()))
 }
 
@@ -71,7 +87,10 @@ pub(crate) async fn label(args: &LabelArgs, setting: &Setting) -> Result<()> {
         let is = now.get(name).unwrap_or(&Value::Null);
         (is != value).then(|| is.clone())
     };
-    let mut different = changes.iter().filter(|(name, value)| differs(name, value).is_some()).peekable();
+    let mut different = changes
+        .iter()
+        .filter(|(name, value)| differs(name, value).is_some())
+        .peekable();
     if different.peek().is_none() {
         return output::print(format_args!("{} unchanged\n", target.title()));
     }
@@ -79,7 +98,8 @@ pub(crate) async fn label(args: &LabelArgs, setting: &Setting) -> Result<()> {
         let is = now.get(name).and_then(Value::as_str);
         if let (Some(is), false, false) = (is, args.overwrite, value.is_null()) {
             let message = format!("{} has the label {name}={is} already", target.title());
-            return Err(Failure::new(Code::Conflict, output::plain(&message)).hint("--overwrite changes it"));
+            return Err(Failure::new(Code::Conflict, output::plain(&message))
+                .hint("--overwrite changes it"));
         }
     }
     let change = json!({ "metadata": { "labels": changes } });
@@ -95,16 +115,23 @@ fn labels(words: &[String]) -> Result<Map<String, Value>> {
             (Some((name, value)), _) => (name, Value::from(value)),
             (None, Some(name)) => (name, Value::Null),
             (None, None) => {
-                return Err(Failure::usage(format!("`{}` is no change of a label", output::plain(word)))
-                    .hint("write NAME=VALUE to set it, NAME- to remove it"));
+                return Err(Failure::usage(format!(
+                    "`{}` is no change of a label",
+                    output::plain(word)
+                ))
+                .hint("write NAME=VALUE to set it, NAME- to remove it"));
             }
         };
         if changes.insert(name.to_owned(), value).is_some() {
-            return Err(Failure::usage(format!("the label `{}` is given twice", output::plain(name))));
+            return Err(Failure::usage(format!(
+                "the label `{}` is given twice",
+                output::plain(name)
+            )));
         }
     }
     if changes.is_empty() {
-        return Err(Failure::usage("no label is given").hint("write NAME=VALUE to set it, NAME- to remove it"));
+        return Err(Failure::usage("no label is given")
+            .hint("write NAME=VALUE to set it, NAME- to remove it"));
     }
     Ok(changes)
 }
@@ -115,11 +142,20 @@ mod tests {
 
     #[test]
     fn labels_are_set_and_removed() {
-        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let words = |words: &[&str]| {
+            words
+                .iter()
+                .map(|&word| word.to_owned())
+                .collect::<Vec<_>>()
+        };
         let changes = labels(&words(&["a=b-", "c-", "d="])).unwrap();
         assert_eq!(Value::from(changes), json!({"a": "b-", "c": null, "d": ""}));
         for bad in [&["a"][..], &["a=1", "a-"], &[]] {
-            assert_eq!(labels(&words(bad)).unwrap_err().code, Code::Usage, "{bad:?}");
+            assert_eq!(
+                labels(&words(bad)).unwrap_err().code,
+                Code::Usage,
+                "{bad:?}"
+            );
         }
     }
 }

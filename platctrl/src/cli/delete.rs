@@ -16,7 +16,11 @@ use crate::output;
 #[derive(Debug, clap::Args)]
 pub(crate) struct DeleteArgs {
     /// KIND/NAME or KIND NAME; several as KIND/NAME KIND/NAME
-    #[arg(required_unless_present = "filename", conflicts_with = "filename", value_name = "KIND/NAME")]
+    #[arg(
+        required_unless_present = "filename",
+        conflicts_with = "filename",
+        value_name = "KIND/NAME"
+    )]
     what: Vec<String>,
     /// What the manifests of a file, a directory, or - for standard input name
     #[arg(short, long, value_name = "FILE|DIR|-")]
@@ -43,7 +47,11 @@ pub(crate) struct DeleteArgs {
 
 pub(crate) async fn run(args: &DeleteArgs, setting: &Setting) -> Result<()> {
     let (api, catalog) = setting.connect().await?;
-    let targets = if args.what.is_empty() { from_manifests(args, &catalog)? } else { named(args, &catalog)? };
+    let targets = if args.what.is_empty() {
+        from_manifests(args, &catalog)?
+    } else {
+        named(args, &catalog)?
+    };
     // All are looked up first: a name that is wrong is found before anything ends.
     let mut found = Vec::new();
     for (target, namespace) in targets {
@@ -60,7 +68,14 @@ pub(crate) async fn run(args: &DeleteArgs, setting: &Setting) -> Result<()> {
     if args.wait {
         let deadline = tokio::time::Instant::now() + args.timeout;
         for (target, namespace, object) in &found {
-            wait::until_gone(&api, target, namespace, &object["metadata"]["uid"], deadline).await?;
+            wait::until_gone(
+                &api,
+                target,
+                namespace,
+                &object["metadata"]["uid"],
+                deadline,
+            )
+            .await?;
         }
     }
     Ok(())
@@ -68,9 +83,15 @@ pub(crate) async fn run(args: &DeleteArgs, setting: &Setting) -> Result<()> {
 
 fn named(args: &DeleteArgs, catalog: &Catalog) -> Result<Vec<(Target, String)>> {
     let is_pair = args.what.len() == 2 && args.what.iter().all(|word| !word.contains('/'));
-    let words: Vec<&[String]> =
-        if is_pair { vec![&args.what[..]] } else { args.what.iter().map(std::slice::from_ref).collect() };
-    words.into_iter().map(|words| Ok((catalog.target(words)?, args.namespace.clone()))).collect()
+    let words: Vec<&[String]> = if is_pair {
+        vec![&args.what[..]]
+    } else {
+        args.what.iter().map(std::slice::from_ref).collect()
+    };
+    words
+        .into_iter()
+        .map(|words| Ok((catalog.target(words)?, args.namespace.clone())))
+        .collect()
 }
 
 /// The objects of manifests, the last first: what was made last was made for the others.
@@ -81,7 +102,10 @@ fn from_manifests(args: &DeleteArgs, catalog: &Catalog) -> Result<Vec<(Target, S
         let (api_version, kind) = (document.text("/apiVersion"), document.text("/kind"));
         let name = document.text("/metadata/name");
         let Some(definition) = catalog.of_manifest(api_version, kind) else {
-            problems.push(document.problem("kind", &format!("there is no kind `{kind}` of `{api_version}`")));
+            problems.push(document.problem(
+                "kind",
+                &format!("there is no kind `{kind}` of `{api_version}`"),
+            ));
             continue;
         };
         if name.is_empty() {
@@ -89,8 +113,18 @@ fn from_manifests(args: &DeleteArgs, catalog: &Catalog) -> Result<Vec<(Target, S
             continue;
         }
         let namespace = document.text("/metadata/namespace");
-        let namespace = if namespace.is_empty() { &args.namespace } else { namespace };
-        targets.push((Target { kind: definition.clone(), name: name.to_owned() }, namespace.to_owned()));
+        let namespace = if namespace.is_empty() {
+            &args.namespace
+        } else {
+            namespace
+        };
+        targets.push((
+            Target {
+                kind: definition.clone(),
+                name: name.to_owned(),
+            },
+            namespace.to_owned(),
+        ));
     }
     if !problems.is_empty() {
         return Err(manifest::problems(&problems));
@@ -99,7 +133,13 @@ fn from_manifests(args: &DeleteArgs, catalog: &Catalog) -> Result<Vec<(Target, S
     Ok(targets)
 }
 
-async fn delete(api: &Api, args: &DeleteArgs, target: &Target, namespace: &str, object: &Value) -> Result<()> {
+async fn delete(
+    api: &Api,
+    args: &DeleteArgs,
+    target: &Target,
+    namespace: &str,
+    object: &Value,
+) -> Result<()> {
     let mut options = json!({
         "apiVersion": "v1",
         "kind": "DeleteOptions",
@@ -112,9 +152,15 @@ async fn delete(api: &Api, args: &DeleteArgs, target: &Target, namespace: &str, 
     }
     let namespace = (target.kind.scope != Scope::Cluster).then_some(namespace);
     let path = Collection::new(&target.kind, namespace).object(&target.name);
-    match api.call(Method::DELETE, &path, Some((media::JSON, &options))).await {
+    match api
+        .call(Method::DELETE, &path, Some((media::JSON, &options)))
+        .await
+    {
         Ok(_) => Ok(()),
         Err(failure) if failure.code == Code::NotFound => Ok(()),
-        Err(failure) => Err(Failure { message: format!("{}: {}", target.title(), failure.message), ..failure }),
+        Err(failure) => Err(Failure {
+            message: format!("{}: {}", target.title(), failure.message),
+            ..failure
+        }),
     }
 }

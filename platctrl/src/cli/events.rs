@@ -25,16 +25,24 @@ pub(crate) struct EventsArgs {
 
 async fn read(api: &Api, namespace: Option<&str>, fields: &[(&str, &str)]) -> Result<Vec<Value>> {
     let path = match namespace {
-        Some(namespace) => format!("/apis/platctrl.dev/v1/namespaces/{}/events", checked(namespace)?),
+        Some(namespace) => format!(
+            "/apis/platctrl.dev/v1/namespaces/{}/events",
+            checked(namespace)?
+        ),
         None => "/apis/platctrl.dev/v1/events".to_owned(),
     };
     let mut query = Query::default();
     if !fields.is_empty() {
-        let fields: Vec<_> = fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let fields: Vec<_> = fields
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
         query = query.with("fieldSelector", &fields.join(","));
     }
     let mut answer = api.get(&query.on(&path)).await?;
-    let Value::Array(items) = answer["items"].take() else { return Ok(Vec::new()) };
+    let Value::Array(items) = answer["items"].take() else {
+        return Ok(Vec::new());
+    };
     // Oldest first: so they come.
     Ok(items)
 }
@@ -46,7 +54,12 @@ fn checked(namespace: &str) -> Result<&str> {
 }
 
 /// What happened to one object, oldest first. Of a cluster's object: in no namespace.
-pub(crate) async fn of(api: &Api, kind: &str, namespace: Option<&str>, name: &str) -> Result<Vec<Value>> {
+pub(crate) async fn of(
+    api: &Api,
+    kind: &str,
+    namespace: Option<&str>,
+    name: &str,
+) -> Result<Vec<Value>> {
     let fields = [("involvedObject.kind", kind), ("involvedObject.name", name)];
     read(api, namespace, &fields).await
 }
@@ -61,7 +74,10 @@ pub(crate) async fn run(args: &EventsArgs, setting: &Setting) -> Result<()> {
     let target = catalog.target(&args.what)?;
     let cluster = target.kind.scope == platctrl_framework::model::Scope::Cluster;
     let namespace = namespace.filter(|_| !cluster);
-    print(&of(&api, &target.kind.kind, namespace, &target.name).await?, args.output)
+    print(
+        &of(&api, &target.kind.kind, namespace, &target.name).await?,
+        args.output,
+    )
 }
 
 /// `get events`.
@@ -73,14 +89,23 @@ fn print(items: &[Value], format: Format) -> Result<()> {
     match format {
         Format::Json => output::print(output::json_text(&output::list(items, &Value::Null))),
         Format::Yaml => output::print(output::yaml_text(&output::list(items, &Value::Null))?),
-        Format::Name => output::print(items.iter().map(|it| format!("{}\n", object(it))).collect::<String>()),
+        Format::Name => output::print(
+            items
+                .iter()
+                .map(|it| format!("{}\n", object(it)))
+                .collect::<String>(),
+        ),
         Format::Table | Format::Wide => {
             if items.is_empty() {
                 output::note("nothing happened that is still remembered");
                 return Ok(());
             }
             let now = Timestamp::now();
-            let mut lines = vec![["LAST", "TYPE", "REASON", "OBJECT", "MESSAGE"].map(str::to_owned).to_vec()];
+            let mut lines = vec![
+                ["LAST", "TYPE", "REASON", "OBJECT", "MESSAGE"]
+                    .map(str::to_owned)
+                    .to_vec(),
+            ];
             lines.extend(items.iter().map(|event| line(event, now, true)));
             output::print(Table::default().render(&lines))
         }
@@ -94,7 +119,8 @@ fn object(event: &Value) -> String {
 
 /// An event as a line of a table.
 pub(crate) fn line(event: &Value, now: Timestamp, with_object: bool) -> Vec<String> {
-    let text = |field: &str| output::plain(event[field].as_str().unwrap_or_default()).replace('\n', " ");
+    let text =
+        |field: &str| output::plain(event[field].as_str().unwrap_or_default()).replace('\n', " ");
     let mut message = text("message");
     if let Some(count) = event["count"].as_u64().filter(|count| *count > 1) {
         let since = output::age(&event["firstTimestamp"], now);
@@ -103,7 +129,11 @@ pub(crate) fn line(event: &Value, now: Timestamp, with_object: bool) -> Vec<Stri
     let last = output::age(&event["lastTimestamp"], now);
     let mut line = vec![last, text("type"), text("reason")];
     let source = event["source"]["component"].as_str().unwrap_or_default();
-    line.push(if with_object { object(event) } else { output::plain(source) });
+    line.push(if with_object {
+        object(event)
+    } else {
+        output::plain(source)
+    });
     line.push(message);
     line
 }

@@ -10,7 +10,11 @@ use crate::output;
 const PAGE: &str = "500";
 
 /// Every object of a collection, page by page, and the revision that the list is of.
-pub(crate) async fn list(api: &Api, collection: &Collection, query: &Query) -> Result<(Vec<Value>, Value)> {
+pub(crate) async fn list(
+    api: &Api,
+    collection: &Collection,
+    query: &Query,
+) -> Result<(Vec<Value>, Value)> {
     let mut items = Vec::new();
     let mut next = String::new();
     loop {
@@ -22,7 +26,10 @@ pub(crate) async fn list(api: &Api, collection: &Collection, query: &Query) -> R
         if let Value::Array(more) = answer["items"].take() {
             items.extend(more);
         }
-        next = answer["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
+        next = answer["metadata"]["continue"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         if next.is_empty() {
             return Ok((items, answer["metadata"]["resourceVersion"].take()));
         }
@@ -53,7 +60,10 @@ pub(crate) async fn by_beginning(api: &Api, target: &Target, namespace: &str) ->
         answer => return answer,
     }
     let (items, _) = list(api, &collection, &Query::default()).await?;
-    let found: Vec<&Value> = items.iter().filter(|item| name(item).starts_with(&target.name)).collect();
+    let found: Vec<&Value> = items
+        .iter()
+        .filter(|item| name(item).starts_with(&target.name))
+        .collect();
     match found.as_slice() {
         [] => Err(missing(target, namespace, &items)),
         [one] => Ok((*one).clone()),
@@ -64,7 +74,10 @@ pub(crate) async fn by_beginning(api: &Api, target: &Target, namespace: &str) ->
 /// Refuses the beginning of several names; what else a wrong name is, is told by [`missing`].
 pub(crate) fn ambiguous(target: &Target, found: &[&Value]) -> Failure {
     const SHOWN: usize = 20;
-    let mut names: Vec<_> = found.iter().map(|item| format!("{}/{}", target.kind.singular, name(item))).collect();
+    let mut names: Vec<_> = found
+        .iter()
+        .map(|item| format!("{}/{}", target.kind.singular, name(item)))
+        .collect();
     names.sort();
     if names.len() > SHOWN {
         let rest = names.split_off(SHOWN).len();
@@ -83,13 +96,23 @@ pub(crate) fn ambiguous(target: &Target, found: &[&Value]) -> Failure {
 pub(crate) fn missing(target: &Target, namespace: &str, items: &[Value]) -> Failure {
     let cluster = target.kind.scope == platctrl_framework::model::Scope::Cluster;
     let failure = target.missing((!cluster).then_some(namespace));
-    let begins: Vec<&Value> = items.iter().filter(|item| name(item).starts_with(&target.name)).collect();
+    let begins: Vec<&Value> = items
+        .iter()
+        .filter(|item| name(item).starts_with(&target.name))
+        .collect();
     let near = match begins.as_slice() {
         [one] => Some(name(one)),
         _ => output::nearest(&target.name, items.iter().map(name)),
     };
     match near {
-        Some(near) => failure.hint(format!("did you mean {}/{}?", target.kind.singular, output::plain(near))),
-        None => failure.hint(format!("`platctrl get {}` lists what there is", target.kind.plural)),
+        Some(near) => failure.hint(format!(
+            "did you mean {}/{}?",
+            target.kind.singular,
+            output::plain(near)
+        )),
+        None => failure.hint(format!(
+            "`platctrl get {}` lists what there is",
+            target.kind.plural
+        )),
     }
 }

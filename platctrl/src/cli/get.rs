@@ -66,7 +66,13 @@ pub(crate) async fn get(args: &GetArgs, setting: &Setting) -> Result<()> {
     let is_collection = matches!(args.what.as_slice(), [word] if !word.contains('/'));
     if is_collection {
         let kind = catalog.named(&args.what[0])?;
-        return Listing { args, kind, name: None }.run(&api).await;
+        return Listing {
+            args,
+            kind,
+            name: None,
+        }
+        .run(&api)
+        .await;
     }
     let target = catalog.target(&args.what)?;
     if args.all_namespaces || args.selector.is_some() || args.field_selector.is_some() {
@@ -74,13 +80,21 @@ pub(crate) async fn get(args: &GetArgs, setting: &Setting) -> Result<()> {
             .hint("leave the name out, or -A, --selector and --field-selector"));
     }
     let object = match args.output {
-        Format::Table | Format::Wide => find::by_beginning(&api, &target, &args.namespace.namespace).await?,
+        Format::Table | Format::Wide => {
+            find::by_beginning(&api, &target, &args.namespace.namespace).await?
+        }
         // A script gets what it named and nothing else.
         _ => script_named(&api, &target, &args.namespace.namespace).await?,
     };
     if args.watch {
         let name = object["metadata"]["name"].as_str().map(str::to_owned);
-        return Listing { args, kind: target.kind, name }.run(&api).await;
+        return Listing {
+            args,
+            kind: target.kind,
+            name,
+        }
+        .run(&api)
+        .await;
     }
     match args.output {
         Format::Json => output::print(output::json_text(&object)),
@@ -100,7 +114,11 @@ async fn script_named(api: &Api, target: &Target, namespace: &str) -> Result<Val
                 name.is_some_and(|name| name.starts_with(&target.name))
             };
             let found: Vec<&Value> = items.iter().filter(begins).collect();
-            Err(if found.len() > 1 { find::ambiguous(target, &found) } else { failure })
+            Err(if found.len() > 1 {
+                find::ambiguous(target, &found)
+            } else {
+                failure
+            })
         }
         answer => answer,
     }
@@ -112,24 +130,41 @@ fn title(kind: &KindDefinition, object: &Value) -> String {
     output::plain(&format!("{}/{name}\n", kind.singular))
 }
 
-fn print_items(kind: &KindDefinition, args: &GetArgs, items: &[Value], revision: &Value) -> Result<()> {
+fn print_items(
+    kind: &KindDefinition,
+    args: &GetArgs,
+    items: &[Value],
+    revision: &Value,
+) -> Result<()> {
     match args.output {
         Format::Json => output::print(output::json_text(&output::list(items, revision))),
         Format::Yaml => output::print(output::yaml_text(&output::list(items, revision))?),
-        Format::Name => output::print(items.iter().map(|item| title(kind, item)).collect::<String>()),
+        Format::Name => output::print(
+            items
+                .iter()
+                .map(|item| title(kind, item))
+                .collect::<String>(),
+        ),
         Format::Table | Format::Wide => {
             let wide = args.output == Format::Wide;
             if items.is_empty() && !args.watch {
                 let place = match (kind.scope, args.all_namespaces) {
                     (Scope::Cluster, _) | (_, true) => String::new(),
-                    _ => format!(" in namespace `{}`", output::plain(&args.namespace.namespace)),
+                    _ => format!(
+                        " in namespace `{}`",
+                        output::plain(&args.namespace.namespace)
+                    ),
                 };
                 output::note(format_args!("there are no {}{place}", kind.plural));
                 return Ok(());
             }
             let now = Timestamp::now();
             let mut lines = vec![output::headings(kind, args.all_namespaces, wide)];
-            lines.extend(items.iter().map(|item| output::row(kind, item, args.all_namespaces, wide, now)));
+            lines.extend(
+                items
+                    .iter()
+                    .map(|item| output::row(kind, item, args.all_namespaces, wide, now)),
+            );
             output::print(Table::default().render(&lines))
         }
     }
@@ -138,23 +173,39 @@ fn print_items(kind: &KindDefinition, args: &GetArgs, items: &[Value], revision:
 fn kinds(catalog: &Catalog, format: Format) -> Result<()> {
     match format {
         Format::Json | Format::Yaml => {
-            let items: Vec<Value> = catalog.definitions().map(|definition| json!(definition)).collect();
+            let items: Vec<Value> = catalog
+                .definitions()
+                .map(|definition| json!(definition))
+                .collect();
             let list = json!({"kind": "List", "items": items});
             match format {
                 Format::Json => output::print(output::json_text(&list)),
                 _ => output::print(output::yaml_text(&list)?),
             }
         }
-        Format::Name => {
-            output::print(catalog.definitions().map(|it| format!("{}\n", it.plural)).collect::<String>())
-        }
+        Format::Name => output::print(
+            catalog
+                .definitions()
+                .map(|it| format!("{}\n", it.plural))
+                .collect::<String>(),
+        ),
         Format::Table | Format::Wide => {
-            let heading = ["NAME", "SHORT", "KIND", "API VERSION", "SCOPE"].map(str::to_owned).to_vec();
+            let heading = ["NAME", "SHORT", "KIND", "API VERSION", "SCOPE"]
+                .map(str::to_owned)
+                .to_vec();
             let line = |it: &KindDefinition| {
                 let short = it.short_names.join(",");
-                vec![it.plural.clone(), short, it.kind.clone(), it.api_version(), format!("{:?}", it.scope)]
+                vec![
+                    it.plural.clone(),
+                    short,
+                    it.kind.clone(),
+                    it.api_version(),
+                    format!("{:?}", it.scope),
+                ]
             };
-            let lines: Vec<_> = std::iter::once(heading).chain(catalog.definitions().map(line)).collect();
+            let lines: Vec<_> = std::iter::once(heading)
+                .chain(catalog.definitions().map(line))
+                .collect();
             output::print(Table::default().render(&lines))
         }
     }
@@ -173,7 +224,10 @@ impl Listing<'_> {
         if let Some(selector) = &self.args.selector {
             query = query.with("labelSelector", selector);
         }
-        let name = self.name.as_ref().map(|name| format!("metadata.name={name}"));
+        let name = self
+            .name
+            .as_ref()
+            .map(|name| format!("metadata.name={name}"));
         let fields = [self.args.field_selector.clone(), name];
         let fields: Vec<_> = fields.into_iter().flatten().collect();
         if !fields.is_empty() {
@@ -189,10 +243,17 @@ impl Listing<'_> {
         if !args.watch {
             return print_items(&self.kind, args, &items, &revision);
         }
-        let mut lines = Lines { args, kind: &self.kind, table: Table::default() };
+        let mut lines = Lines {
+            args,
+            kind: &self.kind,
+            table: Table::default(),
+        };
         lines.begin(&items)?;
         let revision = revision.as_str().unwrap_or_default();
-        let query = self.query().with("watch", "1").with("resourceVersion", revision);
+        let query = self
+            .query()
+            .with("watch", "1")
+            .with("resourceVersion", revision);
         let mut events = api.watch(&query.on(collection.path())).await?;
         while let Some(event) = events.next().await {
             let (what, object) = event?;
@@ -217,7 +278,11 @@ impl Lines<'_> {
             let wide = self.args.output == Format::Wide;
             let (all, now) = (self.args.all_namespaces, Timestamp::now());
             let mut lines = vec![output::headings(self.kind, all, wide)];
-            lines.extend(items.iter().map(|item| output::row(self.kind, item, all, wide, now)));
+            lines.extend(
+                items
+                    .iter()
+                    .map(|item| output::row(self.kind, item, all, wide, now)),
+            );
             return output::print(self.table.render(&lines));
         }
         items.iter().try_for_each(|item| self.change("ADDED", item))
@@ -255,12 +320,19 @@ pub(crate) async fn describe(args: &DescribeArgs, setting: &Setting) -> Result<(
             let uid = &object["metadata"]["uid"];
             let belongs = |item: &Value| {
                 let owners = item["metadata"]["ownerReferences"].as_array();
-                let owned = owners.is_some_and(|owners| owners.iter().any(|owner| owner["uid"] == *uid));
+                let owned =
+                    owners.is_some_and(|owners| owners.iter().any(|owner| owner["uid"] == *uid));
                 owned || (target.kind.kind == "Node" && item["spec"]["nodeName"] == *name)
             };
             Some((pods, items.into_iter().filter(belongs).collect::<Vec<_>>()))
         }
         _ => None,
     };
-    output::print(output::describe(&target.kind, &object, owned.as_ref(), &happened, Timestamp::now()))
+    output::print(output::describe(
+        &target.kind,
+        &object,
+        owned.as_ref(),
+        &happened,
+        Timestamp::now(),
+    ))
 }

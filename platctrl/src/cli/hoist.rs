@@ -41,7 +41,12 @@ pub(crate) fn run(verb: &HoistVerb) -> Result<()> {
     match verb {
         HoistVerb::Build { dir, output } => {
             let built = hoist::build(dir, output).map_err(Failure::failed)?;
-            output::print(format_args!("{} {} ({} bytes)\n", built.digest, output.display(), built.size))
+            output::print(format_args!(
+                "{} {} ({} bytes)\n",
+                built.digest,
+                output.display(),
+                built.size
+            ))
         }
         HoistVerb::Inspect { file, json } => {
             let summary = hoist::inspect(file).map_err(|error| refused(file, &error))?;
@@ -51,7 +56,8 @@ pub(crate) fn run(verb: &HoistVerb) -> Result<()> {
             inspect(&summary)
         }
         HoistVerb::Verify { file, digest } => {
-            let verified = hoist::verify(file, digest.as_ref()).map_err(|error| refused(file, &error))?;
+            let verified =
+                hoist::verify(file, digest.as_ref()).map_err(|error| refused(file, &error))?;
             output::print(format_args!(
                 "{} {}: {} entries, {} bytes unpacked, {}\n",
                 verified.digest,
@@ -67,7 +73,11 @@ pub(crate) fn run(verb: &HoistVerb) -> Result<()> {
 /// What is wrong with an artifact, with the name of its file.
 pub(super) fn problem(file: &Path, error: &hoist::Error) -> String {
     let (name, text) = (file.display().to_string(), error.to_string());
-    if text.contains(&name) { text } else { format!("{name}: {text}") }
+    if text.contains(&name) {
+        text
+    } else {
+        format!("{name}: {text}")
+    }
 }
 
 fn refused(file: &Path, error: &hoist::Error) -> Failure {
@@ -102,8 +112,16 @@ fn inspect(summary: &hoist::Summary) -> Result<()> {
             EntryKind::File if entry.executable => "program",
             EntryKind::File => "file",
         };
-        let target = entry.target.as_ref().map(|target| format!(" -> {target}")).unwrap_or_default();
-        vec![kind.to_owned(), entry.size.to_string(), output::plain(&format!("{}{target}", entry.path))]
+        let target = entry
+            .target
+            .as_ref()
+            .map(|target| format!(" -> {target}"))
+            .unwrap_or_default();
+        vec![
+            kind.to_owned(),
+            entry.size.to_string(),
+            output::plain(&format!("{}{target}", entry.path)),
+        ]
     });
     text.push('\n');
     text.push_str(&Table::default().render(&lines.collect::<Vec<_>>()));

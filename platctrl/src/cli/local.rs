@@ -26,8 +26,11 @@ pub(crate) fn run(args: &LaunchArgs, setting: &Setting) -> Result<()> {
     let document = match documents.len() {
         1 => documents.remove(0),
         count => {
-            return Err(Failure::usage(format!("{} has {count} documents", args.manifest.display()))
-                .hint("give one with a Pod or a ReplicationController"));
+            return Err(Failure::usage(format!(
+                "{} has {count} documents",
+                args.manifest.display()
+            ))
+            .hint("give one with a Pod or a ReplicationController"));
         }
     };
     let manifest: RawObject = serde_json::from_value(document.value.clone())
@@ -43,7 +46,9 @@ pub(crate) fn run(args: &LaunchArgs, setting: &Setting) -> Result<()> {
     };
     let mut config = HostConfig::new(&data_dir, "local");
     config.allow_unverified = true;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
     output::note(format_args!(
         "Ctrl-C stops the pod; its log is under {}/pods/",
@@ -53,7 +58,8 @@ pub(crate) fn run(args: &LaunchArgs, setting: &Setting) -> Result<()> {
         let stop = CancellationToken::new();
         tokio::spawn(stop_on_signal(stop.clone()));
         let teller = Arc::new(Teller::default());
-        let launched = platctrl_agent::launch_local(config, &manifest, &document.base, teller, stop).await;
+        let launched =
+            platctrl_agent::launch_local(config, &manifest, &document.base, teller, stop).await;
         launched.map_err(|error| {
             let text = error.to_string();
             // Problems with fields come one a line, as FIELD: PROBLEM.
@@ -68,9 +74,10 @@ pub(crate) fn run(args: &LaunchArgs, setting: &Setting) -> Result<()> {
 
 async fn stop_on_signal(stop: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
         return;
     };
     tokio::select! {
@@ -99,7 +106,10 @@ impl Observer for Teller {
         for port in report.status.ports.values() {
             line.push_str(&format!(" http://{}:{port}", report.status.host_ip));
         }
-        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut last = self
+            .last
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         if *last != line {
             output::note(output::plain(&line));
             *last = line;
@@ -108,7 +118,10 @@ impl Observer for Teller {
 
     fn event(&self, event: PodEvent) {
         if event.event_type == EventType::Warning {
-            output::note(output::plain(&format!("{}: {}", event.reason, event.message)));
+            output::note(output::plain(&format!(
+                "{}: {}",
+                event.reason, event.message
+            )));
         }
     }
 }

@@ -30,11 +30,18 @@ pub(crate) struct LogsArgs {
 
 pub(crate) async fn run(args: &LogsArgs, setting: &Setting) -> Result<()> {
     let (api, catalog) = setting.connect().await?;
-    let word = if args.pod.contains('/') { args.pod.clone() } else { format!("pod/{}", args.pod) };
+    let word = if args.pod.contains('/') {
+        args.pod.clone()
+    } else {
+        format!("pod/{}", args.pod)
+    };
     let target = catalog.target(&[word])?;
     if target.kind.kind != "Pod" {
         let message = format!("{} writes nothing: pods do", target.title());
-        return Err(Failure::usage(message).hint(format!("`platctrl describe {}` lists its pods", target.title())));
+        return Err(Failure::usage(message).hint(format!(
+            "`platctrl describe {}` lists its pods",
+            target.title()
+        )));
     }
     let namespace = &args.namespace.namespace;
     let pod = find::by_beginning(&api, &target, namespace).await?;

@@ -30,9 +30,16 @@ pub(crate) use find::list;
 
 /// The controller pattern without Kubernetes: say what should run, and it does.
 #[derive(Debug, Parser)]
-#[command(name = "platctrl", version, propagate_version = false, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 ok, 1 failed, 2 usage or ambiguous, 3 unreachable or \
-uninitialised, 4 denied, 5 not found, 6 conflict, 7 timeout, 8 held by a failsafe.")]
+#[command(
+    name = "platctrl",
+    version,
+    propagate_version = false,
+    max_term_width = 100
+)]
+#[command(
+    after_help = "Exit codes: 0 ok, 1 failed, 2 usage or ambiguous, 3 unreachable or \
+uninitialised, 4 denied, 5 not found, 6 conflict, 7 timeout, 8 held by a failsafe."
+)]
 struct Cli {
     #[command(flatten)]
     server: ServerFlags,
@@ -143,7 +150,10 @@ pub(crate) fn run() -> ExitCode {
             return ExitCode::from(code);
         }
     };
-    let setting = Setting { flags: cli.server, verbose: cli.verbose };
+    let setting = Setting {
+        flags: cli.server,
+        verbose: cli.verbose,
+    };
     log_to_stderr(setting.verbose);
     let outcome = run_verb(cli.verb, &setting);
     let _ = std::io::stdout().flush();
@@ -180,7 +190,9 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
 
 /// Runs what a client does: one thing after the other, on one thread.
 fn client(work: impl Future<Output = Result<()>>) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
     let outcome = runtime.block_on(work);
     // A read of standard input or of a slow disk is not waited for.
@@ -196,7 +208,9 @@ fn log_to_stderr(verbose: u8) {
         1 => "info",
         _ => "debug",
     };
-    let filter = std::env::var("PLATCTRL_LOG").ok().and_then(|filter| EnvFilter::try_new(filter).ok());
+    let filter = std::env::var("PLATCTRL_LOG")
+        .ok()
+        .and_then(|filter| EnvFilter::try_new(filter).ok());
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|| EnvFilter::new(default)))
         .with_writer(std::io::stderr)
@@ -208,11 +222,24 @@ fn log_to_stderr(verbose: u8) {
 
 async fn version(setting: &Setting) -> Result<()> {
     output::print(format_args!("platctrl {}\n", env!("CARGO_PKG_VERSION")))?;
-    let Ok(api) = setting.api() else { return Ok(()) };
-    let Ok(answer) = api.get("/version").await else { return Ok(()) };
-    let version = answer["platctrl"].as_str().or_else(|| answer["gitVersion"].as_str());
-    let version = output::plain(version.unwrap_or("of an unknown version").trim_start_matches('v'));
-    output::print(format_args!("server {version} at {}\n", api.socket().display()))
+    let Ok(api) = setting.api() else {
+        return Ok(());
+    };
+    let Ok(answer) = api.get("/version").await else {
+        return Ok(());
+    };
+    let version = answer["platctrl"]
+        .as_str()
+        .or_else(|| answer["gitVersion"].as_str());
+    let version = output::plain(
+        version
+            .unwrap_or("of an unknown version")
+            .trim_start_matches('v'),
+    );
+    output::print(format_args!(
+        "server {version} at {}\n",
+        api.socket().display()
+    ))
 }
 
 /// An event as a line of a description's table.

@@ -23,12 +23,19 @@ pub(crate) async fn run(verb: &StoreVerb) -> Result<()> {
     let StoreVerb::Init { url } = verb;
     let dir = embedded(url)?;
     let environment = Environment::system();
-    let store = EmbeddedStore::open(&dir, environment.clone()).map_err(|error| open_failure(&error))?;
-    let anchor = identity::initialise(&store, &environment).await.map_err(|error| match error {
-        IdentityError::NotEmpty { .. } => Failure::new(Code::Conflict, error.to_string()),
-        error => Failure::failed(error),
-    })?;
-    output::print(format_args!("store {} is ready at {}\n", anchor.store_id, dir.display()))
+    let store =
+        EmbeddedStore::open(&dir, environment.clone()).map_err(|error| open_failure(&error))?;
+    let anchor = identity::initialise(&store, &environment)
+        .await
+        .map_err(|error| match error {
+            IdentityError::NotEmpty { .. } => Failure::new(Code::Conflict, error.to_string()),
+            error => Failure::failed(error),
+        })?;
+    output::print(format_args!(
+        "store {} is ready at {}\n",
+        anchor.store_id,
+        dir.display()
+    ))
 }
 
 /// Another process may have it, or it cannot be read.
@@ -42,9 +49,10 @@ fn embedded(url: &str) -> Result<PathBuf> {
     match url.split_once(':') {
         Some(("embedded", dir)) if !dir.is_empty() => std::path::absolute(Path::new(dir))
             .map_err(|error| Failure::failed(format!("cannot use {dir}: {error}"))),
-        Some((scheme @ ("etcd" | "consul"), _)) => {
-            Err(Failure::usage(format!("this build has the embedded store only, not {scheme}")).hint(hint))
-        }
+        Some((scheme @ ("etcd" | "consul"), _)) => Err(Failure::usage(format!(
+            "this build has the embedded store only, not {scheme}"
+        ))
+        .hint(hint)),
         _ => Err(Failure::usage(format!("`{}` is no store", output::plain(url))).hint(hint)),
     }
 }
@@ -56,7 +64,13 @@ mod tests {
     #[test]
     fn a_store_is_a_directory() {
         assert_eq!(embedded("embedded:/a").unwrap(), PathBuf::from("/a"));
-        for url in ["/a", "embedded:", "etcd://h:2379/root", "consul://h/root", ""] {
+        for url in [
+            "/a",
+            "embedded:",
+            "etcd://h:2379/root",
+            "consul://h/root",
+            "",
+        ] {
             assert_eq!(embedded(url).unwrap_err().code, Code::Usage, "{url}");
         }
     }

@@ -42,12 +42,18 @@ pub(crate) async fn run(args: &UninstallArgs, setting: &Setting) -> Result<()> {
     let data_dir = setting.data_dir()?;
     let Ok(data_dir) = data_dir.canonicalize() else {
         Pointer::remove(&data_dir);
-        output::note(format_args!("nothing is left to remove: there is no {}", data_dir.display()));
+        output::note(format_args!(
+            "nothing is left to remove: there is no {}",
+            data_dir.display()
+        ));
         return Ok(());
     };
     if !is_data_dir(&data_dir)? {
-        return Err(Failure::usage(format!("{} is no data directory of platctrl", data_dir.display()))
-            .hint("name the directory that `platctrl up` was given; nothing was removed"));
+        return Err(Failure::usage(format!(
+            "{} is no data directory of platctrl",
+            data_dir.display()
+        ))
+        .hint("name the directory that `platctrl up` was given; nothing was removed"));
     }
     if !args.yes {
         return Err(Failure::usage(format!(
@@ -57,21 +63,33 @@ pub(crate) async fn run(args: &UninstallArgs, setting: &Setting) -> Result<()> {
         .hint("say --yes to do it"));
     }
     let lock = stop_up(&data_dir).await?;
-    let removed = platctrl_agent::uninstall(&data_dir, args.grace).await.map_err(|error| {
-        Failure::failed(error).hint("what could be removed is removed; repeat it once the cause is gone")
-    })?;
+    let removed = platctrl_agent::uninstall(&data_dir, args.grace)
+        .await
+        .map_err(|error| {
+            Failure::failed(error)
+                .hint("what could be removed is removed; repeat it once the cause is gone")
+        })?;
     remove_rest(&data_dir)?;
     drop(lock);
     Pointer::remove(&data_dir);
-    output::note(format_args!("removed {} pods and {}", removed.pods.len(), data_dir.display()));
+    output::note(format_args!(
+        "removed {} pods and {}",
+        removed.pods.len(),
+        data_dir.display()
+    ));
     Ok(())
 }
 
 /// Whether `up`, or an agent, ever worked here. An empty directory is what a finished uninstall
 /// leaves when it was interrupted.
 fn is_data_dir(dir: &Path) -> Result<bool> {
-    let failed = |error: std::io::Error| Failure::failed(format!("cannot read {}: {error}", dir.display()));
-    let marks = [Lock::path(dir), dir.join("state/pods"), dir.join("state/trash")];
+    let failed =
+        |error: std::io::Error| Failure::failed(format!("cannot read {}: {error}", dir.display()));
+    let marks = [
+        Lock::path(dir),
+        dir.join("state/pods"),
+        dir.join("state/trash"),
+    ];
     if marks.iter().any(|mark| mark.exists()) {
         return Ok(true);
     }
@@ -99,7 +117,9 @@ async fn stop_up(data_dir: &Path) -> Result<Lock> {
             asked = Some(pid);
         }
         if tokio::time::Instant::now() >= deadline {
-            let who = busy.pid.map_or_else(String::new, |pid| format!(", process {pid},"));
+            let who = busy
+                .pid
+                .map_or_else(String::new, |pid| format!(", process {pid},"));
             return Err(Failure::failed(format!(
                 "the platctrl that runs on {}{who} does not end",
                 data_dir.display()
@@ -111,13 +131,18 @@ async fn stop_up(data_dir: &Path) -> Result<Lock> {
 }
 
 fn terminate(pid: u32) -> Result<()> {
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return Ok(());
+    };
     let sent = rustix::process::pidfd_open(pid, PidfdFlags::empty())
         .and_then(|process| rustix::process::pidfd_send_signal(process, Signal::TERM));
     match sent {
         // It is ending already.
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(error) => Err(Failure::failed(format!("cannot stop process {}: {error}", pid.as_raw_nonzero()))),
+        Err(error) => Err(Failure::failed(format!(
+            "cannot stop process {}: {error}",
+            pid.as_raw_nonzero()
+        ))),
     }
 }
 
@@ -134,14 +159,19 @@ fn remove_rest(data_dir: &Path) -> Result<()> {
             Err(error) => Err(error),
         };
         match removed {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(&path, error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(failed(&path, error));
+            }
             _ => {}
         }
     }
     match std::fs::remove_dir(data_dir) {
         Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
             let left = std::fs::read_dir(data_dir).map_err(|error| failed(data_dir, error))?;
-            let left: Vec<_> = left.flatten().map(|it| it.file_name().to_string_lossy().into_owned()).collect();
+            let left: Vec<_> = left
+                .flatten()
+                .map(|it| it.file_name().to_string_lossy().into_owned())
+                .collect();
             Err(Failure::failed(format!(
                 "{} holds what platctrl did not put there, and stays: {}",
                 data_dir.display(),

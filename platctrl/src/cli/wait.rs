@@ -41,10 +41,16 @@ impl Goal {
         if text == "delete" {
             return Ok(Self::Delete);
         }
-        let condition = text.strip_prefix("condition=").filter(|condition| !condition.is_empty());
-        let condition = condition.ok_or("write condition=TYPE, condition=TYPE=STATUS, or delete")?;
+        let condition = text
+            .strip_prefix("condition=")
+            .filter(|condition| !condition.is_empty());
+        let condition =
+            condition.ok_or("write condition=TYPE, condition=TYPE=STATUS, or delete")?;
         let (kind, status) = condition.split_once('=').unwrap_or((condition, "True"));
-        Ok(Self::Condition { kind: kind.to_owned(), status: status.to_owned() })
+        Ok(Self::Condition {
+            kind: kind.to_owned(),
+            status: status.to_owned(),
+        })
     }
 }
 
@@ -63,25 +69,43 @@ pub(crate) async fn run(args: &WaitArgs, setting: &Setting) -> Result<()> {
             find::exact(&api, &target, namespace).await?;
             let holds = |object: Option<&Value>| {
                 let object = object?;
-                let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+                let conditions = object["status"]["conditions"]
+                    .as_array()
+                    .into_iter()
+                    .flatten();
                 let mut found = conditions.filter(|condition| condition["type"] == *kind.as_str());
                 let found = found.next()?;
                 last = output::plain(found["message"].as_str().unwrap_or_default());
-                let generation = object["metadata"]["generation"].as_u64().unwrap_or_default();
-                let seen = object["status"]["observedGeneration"].as_u64().unwrap_or(generation);
+                let generation = object["metadata"]["generation"]
+                    .as_u64()
+                    .unwrap_or_default();
+                let seen = object["status"]["observedGeneration"]
+                    .as_u64()
+                    .unwrap_or(generation);
                 // What is said about an older generation is not about what was asked for.
-                let holds = found["status"].as_str().is_some_and(|it| it.eq_ignore_ascii_case(status));
+                let holds = found["status"]
+                    .as_str()
+                    .is_some_and(|it| it.eq_ignore_ascii_case(status));
                 (holds && seen >= generation).then_some(())
             };
-            follow(&api, &target, namespace, deadline, holds).await.map_err(|failure| match failure.code {
-                Code::Timeout => {
-                    let why = if last.is_empty() { String::new() } else { format!(": {last}") };
-                    let message = format!("{} has not become {kind}={status}{why}", target.title());
-                    Failure::new(Code::Timeout, message)
-                        .hint(format!("`platctrl describe {}` says what it waits for", target.title()))
-                }
-                _ => failure,
-            })?;
+            follow(&api, &target, namespace, deadline, holds)
+                .await
+                .map_err(|failure| match failure.code {
+                    Code::Timeout => {
+                        let why = if last.is_empty() {
+                            String::new()
+                        } else {
+                            format!(": {last}")
+                        };
+                        let message =
+                            format!("{} has not become {kind}={status}{why}", target.title());
+                        Failure::new(Code::Timeout, message).hint(format!(
+                            "`platctrl describe {}` says what it waits for",
+                            target.title()
+                        ))
+                    }
+                    _ => failure,
+                })?;
             output::print(format_args!("{} is {kind}={status}\n", target.title()))
         }
     }
@@ -99,11 +123,19 @@ pub(crate) async fn until_gone(
         None => Some(()),
         Some(object) => (!uid.is_null() && object["metadata"]["uid"] != *uid).then_some(()),
     };
-    follow(api, target, namespace, deadline, gone).await.map_err(|failure| match failure.code {
-        Code::Timeout => Failure::new(Code::Timeout, format!("{} is not gone yet", target.title()))
-            .hint(format!("`platctrl describe {}` says what it waits for", target.title())),
-        _ => failure,
-    })
+    follow(api, target, namespace, deadline, gone)
+        .await
+        .map_err(|failure| match failure.code {
+            Code::Timeout => {
+                Failure::new(Code::Timeout, format!("{} is not gone yet", target.title())).hint(
+                    format!(
+                        "`platctrl describe {}` says what it waits for",
+                        target.title()
+                    ),
+                )
+            }
+            _ => failure,
+        })
 }
 
 /// Looks at an object now and whenever it changes, until `look` has an answer. The object is None
@@ -124,7 +156,10 @@ pub(crate) async fn follow<T>(
                 return Ok(answer);
             }
             let since = revision.as_str().unwrap_or_default();
-            let watch = query.clone().with("watch", "1").with("resourceVersion", since);
+            let watch = query
+                .clone()
+                .with("watch", "1")
+                .with("resourceVersion", since);
             let mut events = api.watch(&watch.on(collection.path())).await?;
             while let Some(event) = events.next().await {
                 // A watch may end at any time; the list says how things are.
@@ -141,8 +176,15 @@ pub(crate) async fn follow<T>(
             tokio::time::sleep(AGAIN).await;
         }
     };
-    let late = || Err(Failure::new(Code::Timeout, format!("{}: it took too long", target.title())));
-    tokio::time::timeout_at(deadline, work).await.unwrap_or_else(|_| late())
+    let late = || {
+        Err(Failure::new(
+            Code::Timeout,
+            format!("{}: it took too long", target.title()),
+        ))
+    };
+    tokio::time::timeout_at(deadline, work)
+        .await
+        .unwrap_or_else(|_| late())
 }
 
 #[cfg(test)]
@@ -151,9 +193,18 @@ mod tests {
 
     #[test]
     fn a_goal_is_a_condition_or_the_end() {
-        let condition = |kind: &str, status: &str| Goal::Condition { kind: kind.into(), status: status.into() };
-        assert_eq!(Goal::parse("condition=Ready"), Ok(condition("Ready", "True")));
-        assert_eq!(Goal::parse("condition=Ready=false"), Ok(condition("Ready", "false")));
+        let condition = |kind: &str, status: &str| Goal::Condition {
+            kind: kind.into(),
+            status: status.into(),
+        };
+        assert_eq!(
+            Goal::parse("condition=Ready"),
+            Ok(condition("Ready", "True"))
+        );
+        assert_eq!(
+            Goal::parse("condition=Ready=false"),
+            Ok(condition("Ready", "false"))
+        );
         assert_eq!(Goal::parse("delete"), Ok(Goal::Delete));
         assert!(Goal::parse("ready").is_err() && Goal::parse("condition=").is_err());
     }

@@ -32,17 +32,40 @@ pub(crate) fn describe(
     line("Kind", format!("{} ({})", kind.kind, kind.api_version()));
     line("Uid", string(&metadata["uid"]));
     let created = string(&metadata["creationTimestamp"]);
-    line("Created", format!("{created} ({} ago)", age(&metadata["creationTimestamp"], now)));
+    line(
+        "Created",
+        format!(
+            "{created} ({} ago)",
+            age(&metadata["creationTimestamp"], now)
+        ),
+    );
     line("Labels", pairs(&metadata["labels"]));
     line("Annotations", pairs(&metadata["annotations"]));
     let owners = metadata["ownerReferences"].as_array().into_iter().flatten();
-    let owners = owners.map(|owner| format!("{}/{}", string(&owner["kind"]).to_lowercase(), string(&owner["name"])));
+    let owners = owners.map(|owner| {
+        format!(
+            "{}/{}",
+            string(&owner["kind"]).to_lowercase(),
+            string(&owner["name"])
+        )
+    });
     line("Owner", owners.collect::<Vec<_>>().join(", "));
     let deletion = &metadata["deletion"];
     if deletion.is_object() {
         let reason = string(&deletion["reason"]);
-        let why = if reason.is_empty() { reason } else { format!(": {reason}") };
-        line("Ending", format!("since {} by {}{why}", string(&deletion["at"]), string(&deletion["by"])));
+        let why = if reason.is_empty() {
+            reason
+        } else {
+            format!(": {reason}")
+        };
+        line(
+            "Ending",
+            format!(
+                "since {} by {}{why}",
+                string(&deletion["at"]),
+                string(&deletion["by"])
+            ),
+        );
     }
     let generation = metadata["generation"].as_u64().unwrap_or_default();
     let observed = object["status"]["observedGeneration"].as_u64();
@@ -54,27 +77,39 @@ pub(crate) fn describe(
     };
     line("Generation", seen);
 
-    section(&mut text, "Spec", yaml(&object["spec"]));
+    section(&mut text, "Spec", &yaml(&object["spec"]));
     let mut status = object["status"].clone();
     if let Value::Object(fields) = &mut status {
         fields.retain(|name, _| !TOLD_APART.contains(&name.as_str()));
     }
-    section(&mut text, "Status", yaml(&status));
-    section(&mut text, "Conditions", conditions(&object["status"]["conditions"], now));
-    section(&mut text, "Exits", exits(&object["status"]["exits"], now));
+    section(&mut text, "Status", &yaml(&status));
+    section(
+        &mut text,
+        "Conditions",
+        &conditions(&object["status"]["conditions"], now),
+    );
+    section(&mut text, "Exits", &exits(&object["status"]["exits"], now));
     if let Some((pod_kind, pods)) = pods.filter(|(_, pods)| !pods.is_empty()) {
         let mut lines = vec![headings(pod_kind, false, true)];
         lines.extend(pods.iter().map(|pod| row(pod_kind, pod, false, true, now)));
-        section(&mut text, "Pods", Table::default().render(&lines));
+        section(&mut text, "Pods", &Table::default().render(&lines));
     }
-    let mut lines = vec![["LAST", "TYPE", "REASON", "FROM", "MESSAGE"].map(str::to_owned).to_vec()];
+    let mut lines = vec![
+        ["LAST", "TYPE", "REASON", "FROM", "MESSAGE"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     lines.extend(events.iter().map(|event| cli::event_line(event, now)));
-    let events = if events.is_empty() { String::new() } else { Table::default().render(&lines) };
-    section(&mut text, "Events", events);
+    let events = if events.is_empty() {
+        String::new()
+    } else {
+        Table::default().render(&lines)
+    };
+    section(&mut text, "Events", &events);
     text
 }
 
-fn section(text: &mut String, name: &str, body: String) {
+fn section(text: &mut String, name: &str, body: &str) {
     if body.trim().is_empty() {
         return;
     }
@@ -99,7 +134,8 @@ fn pairs(value: &Value) -> String {
     let fields = value.as_object().into_iter().flatten();
     // What apply remembers for itself is in the spec.
     let shown = fields.filter(|(name, _)| *name != platctrl_framework::client::LAST_APPLIED);
-    let shown = shown.map(|(name, value)| plain(&format!("{name}={}", value.as_str().unwrap_or_default())));
+    let shown =
+        shown.map(|(name, value)| plain(&format!("{name}={}", value.as_str().unwrap_or_default())));
     shown.collect::<Vec<_>>().join(", ")
 }
 
@@ -108,11 +144,21 @@ fn conditions(value: &Value, now: Timestamp) -> String {
     if items.is_empty() {
         return String::new();
     }
-    let mut lines = vec![["TYPE", "STATUS", "SINCE", "REASON", "MESSAGE"].map(str::to_owned).to_vec()];
+    let mut lines = vec![
+        ["TYPE", "STATUS", "SINCE", "REASON", "MESSAGE"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     lines.extend(items.iter().map(|item| {
         let text = |field: &str| plain(item[field].as_str().unwrap_or_default()).replace('\n', " ");
         let since = age(&item["lastTransitionTime"], now);
-        vec![text("type"), text("status"), since, text("reason"), text("message")]
+        vec![
+            text("type"),
+            text("status"),
+            since,
+            text("reason"),
+            text("message"),
+        ]
     }));
     Table::default().render(&lines)
 }
@@ -122,7 +168,11 @@ fn exits(value: &Value, now: Timestamp) -> String {
     if items.is_empty() {
         return String::new();
     }
-    let mut lines = vec![["AGO", "PROGRAM", "ENDED", "MESSAGE"].map(str::to_owned).to_vec()];
+    let mut lines = vec![
+        ["AGO", "PROGRAM", "ENDED", "MESSAGE"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     lines.extend(items.iter().map(|item| {
         let how = match (item["code"].as_i64(), item["signal"].as_i64()) {
             (Some(code), _) => format!("with code {code}"),
@@ -130,7 +180,12 @@ fn exits(value: &Value, now: Timestamp) -> String {
             (None, None) => "unknown".to_owned(),
         };
         let text = |field: &str| plain(item[field].as_str().unwrap_or_default()).replace('\n', " ");
-        vec![age(&item["at"], now), text("launchable"), how, text("message")]
+        vec![
+            age(&item["at"], now),
+            text("launchable"),
+            how,
+            text("message"),
+        ]
     }));
     Table::default().render(&lines)
 }

@@ -33,13 +33,17 @@ pub(crate) enum Format {
 /// Writes to standard output.
 pub(crate) fn print(text: impl fmt::Display) -> Result<()> {
     let mut out = io::stdout().lock();
-    write!(out, "{text}").and_then(|()| out.flush()).map_err(|error| Failure::output(&error))
+    write!(out, "{text}")
+        .and_then(|()| out.flush())
+        .map_err(|error| Failure::output(&error))
 }
 
 /// Writes bytes to standard output as they are.
 pub(crate) fn print_bytes(bytes: &[u8]) -> Result<()> {
     let mut out = io::stdout().lock();
-    out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| Failure::output(&error))
+    out.write_all(bytes)
+        .and_then(|()| out.flush())
+        .map_err(|error| Failure::output(&error))
 }
 
 /// Writes a line to standard error. There is nowhere to complain when that fails.
@@ -71,7 +75,9 @@ pub(crate) fn plain(text: &str) -> String {
 
 /// The name that somebody may have meant.
 pub(crate) fn nearest<'a>(word: &str, names: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let scored = names.into_iter().map(|name| (strsim::damerau_levenshtein(word, name), name));
+    let scored = names
+        .into_iter()
+        .map(|name| (strsim::damerau_levenshtein(word, name), name));
     let (distance, name) = scored.min_by_key(|(distance, _)| *distance)?;
     let limit = (word.chars().count().max(name.chars().count()) / 3).max(1);
     (distance > 0 && distance <= limit).then_some(name)
@@ -104,7 +110,10 @@ pub(crate) fn list(items: &[Value], resource_version: &Value) -> Value {
 
 /// How long ago something was, in the two largest units that matter.
 pub(crate) fn age(since: &Value, now: Timestamp) -> String {
-    let Some(since) = since.as_str().and_then(|text| text.parse::<Timestamp>().ok()) else {
+    let Some(since) = since
+        .as_str()
+        .and_then(|text| text.parse::<Timestamp>().ok())
+    else {
         return "-".to_owned();
     };
     span(now.as_second().saturating_sub(since.as_second()))
@@ -115,7 +124,11 @@ pub(crate) fn span(seconds: i64) -> String {
     let seconds = seconds.max(0);
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     let with = |first: i64, unit: char, rest: i64, small: char| {
-        if rest == 0 { format!("{first}{unit}") } else { format!("{first}{unit}{rest}{small}") }
+        if rest == 0 {
+            format!("{first}{unit}")
+        } else {
+            format!("{first}{unit}{rest}{small}")
+        }
     };
     match () {
         () if seconds < 120 => format!("{seconds}s"),
@@ -134,8 +147,22 @@ mod tests {
 
     #[test]
     fn ages_are_short() {
-        let ages = [5, 119, 120, 185, 3600, 3 * 3600, 4 * 3600 + 60, 2 * 86400, 20 * 86400].map(span);
-        assert_eq!(ages, ["5s", "119s", "2m", "3m5s", "60m", "3h", "4h1m", "2d", "20d"]);
+        let ages = [
+            5,
+            119,
+            120,
+            185,
+            3600,
+            3 * 3600,
+            4 * 3600 + 60,
+            2 * 86400,
+            20 * 86400,
+        ]
+        .map(span);
+        assert_eq!(
+            ages,
+            ["5s", "119s", "2m", "3m5s", "60m", "3h", "4h1m", "2d", "20d"]
+        );
         assert_eq!(span(-4), "0s");
     }
 
@@ -143,7 +170,11 @@ mod tests {
     fn the_nearest_name_is_near() {
         assert_eq!(nearest("helo", ["hello", "world"]), Some("hello"));
         assert_eq!(nearest("zebra", ["hello", "world"]), None);
-        assert_eq!(nearest("hello", ["hello"]), None, "it is no suggestion to write the same");
+        assert_eq!(
+            nearest("hello", ["hello"]),
+            None,
+            "it is no suggestion to write the same"
+        );
     }
 
     #[test]

@@ -54,7 +54,10 @@ pub(crate) fn headings(kind: &KindDefinition, namespaces: bool, wide: bool) -> C
         cells.push("NAMESPACE".to_owned());
     }
     cells.push("NAME".to_owned());
-    let columns = kind.columns.iter().filter(|column| shape.wide || !column.wide);
+    let columns = kind
+        .columns
+        .iter()
+        .filter(|column| shape.wide || !column.wide);
     cells.extend(columns.map(|column| column.name.to_uppercase()));
     cells.push("AGE".to_owned());
     cells
@@ -91,7 +94,11 @@ pub(crate) fn at<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
             Value::Array(items) => {
                 let named = |item: &&Value| item["type"] == step || item["name"] == step;
                 let item = items.iter().find(named)?;
-                if item["type"] == step { &item["status"] } else { item }
+                if item["type"] == step {
+                    &item["status"]
+                } else {
+                    item
+                }
             }
             other => other.get(step)?,
         };
@@ -103,16 +110,24 @@ fn show(value: Option<&Value>) -> String {
     let shown = match value {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => plain(text),
-        Some(Value::Array(items)) => {
-            items.iter().map(|item| show(Some(item))).collect::<Vec<_>>().join(",")
-        }
+        Some(Value::Array(items)) => items
+            .iter()
+            .map(|item| show(Some(item)))
+            .collect::<Vec<_>>()
+            .join(","),
         Some(Value::Object(fields)) => {
-            let pairs = fields.iter().map(|(name, value)| format!("{}:{}", plain(name), show(Some(value))));
+            let pairs = fields
+                .iter()
+                .map(|(name, value)| format!("{}:{}", plain(name), show(Some(value))));
             pairs.collect::<Vec<_>>().join(",")
         }
         Some(other) => other.to_string(),
     };
-    if shown.is_empty() { "-".to_owned() } else { shown.replace(['\n', '\t'], " ") }
+    if shown.is_empty() {
+        "-".to_owned()
+    } else {
+        shown.replace(['\n', '\t'], " ")
+    }
 }
 
 #[cfg(test)]
@@ -132,17 +147,26 @@ mod tests {
                 "conditions": [{"type": "Ready", "status": "True"}]},
         });
         let now = "2026-01-01T00:01:00Z".parse().unwrap();
-        let lines = [headings(&kind, true, false), row(&kind, &pod, true, false, now)];
+        let lines = [
+            headings(&kind, true, false),
+            row(&kind, &pod, true, false, now),
+        ];
         let text = Table::default().render(&lines);
-        assert_eq!(text, "\
+        assert_eq!(
+            text,
+            "\
 NAMESPACE   NAME      READY   PHASE     RESTARTS   NODE   PORTS                  AGE
-a           hello-1   True    Running   -          n1     admin:3001,http:3000   60s\n");
+a           hello-1   True    Running   -          n1     admin:3001,http:3000   60s\n"
+        );
     }
 
     #[test]
     fn later_lines_keep_the_columns_of_earlier_ones() {
         let mut table = Table::default();
         table.render(&[vec!["long name".into(), "b".into()]]);
-        assert_eq!(table.render(&[vec!["a".into(), "b".into()]]), "a           b\n");
+        assert_eq!(
+            table.render(&[vec!["a".into(), "b".into()]]),
+            "a           b\n"
+        );
     }
 }

@@ -17,7 +17,10 @@ use crate::error::{Code, Failure, Result};
 use crate::{output, place};
 
 /// Opens the store of a data directory; makes it in a new one.
-pub(super) async fn open_store(data_dir: &Path, environment: &Environment) -> Result<Arc<EmbeddedStore>> {
+pub(super) async fn open_store(
+    data_dir: &Path,
+    environment: &Environment,
+) -> Result<Arc<EmbeddedStore>> {
     let dir = place::store(data_dir);
     let is_new = !dir.exists();
     if is_new && has_pods(data_dir) {
@@ -36,12 +39,16 @@ pub(super) async fn open_store(data_dir: &Path, environment: &Environment) -> Re
         Ok(_) => {}
         // One that was begun and never finished is as good as new.
         Err(IdentityError::Uninitialised) if is_new || !has_pods(data_dir) => {
-            identity::initialise(&store, environment).await.map_err(|error| uninitialised(&error, &dir))?;
+            identity::initialise(&store, environment)
+                .await
+                .map_err(|error| uninitialised(&error, &dir))?;
         }
         Err(error) => return Err(uninitialised(&error, &dir)),
     }
     let objects = Prefix::new("o/").expect("a constant that is a valid prefix");
-    write_prefix_anchor(&store, &objects).await.map_err(Failure::failed)?;
+    write_prefix_anchor(&store, &objects)
+        .await
+        .map_err(Failure::failed)?;
     Ok(Arc::new(store))
 }
 
@@ -55,7 +62,9 @@ fn uninitialised(error: &IdentityError, dir: &Path) -> Failure {
 
 fn has_pods(data_dir: &Path) -> bool {
     let entries = |dir: &str| std::fs::read_dir(data_dir.join(dir));
-    ["pods", "state/pods"].into_iter().any(|dir| entries(dir).is_ok_and(|mut it| it.next().is_some()))
+    ["pods", "state/pods"]
+        .into_iter()
+        .any(|dir| entries(dir).is_ok_and(|mut it| it.next().is_some()))
 }
 
 /// The name of this machine's node: what it was before, else what was given, else the host name.
@@ -67,15 +76,22 @@ pub(super) async fn node_name(
     if let Some(given) = given {
         check_name("node name", given).map_err(|error| Failure::usage(error.to_string()))?;
     }
-    let client = Client::new(Arc::clone(store) as Arc<dyn Store>, environment.clone(), "platctrl up");
-    let nodes = client.list(&KindDefinition::of::<Node>(), None).await.map_err(Failure::failed)?;
+    let client = Client::new(
+        Arc::clone(store) as Arc<dyn Store>,
+        environment.clone(),
+        "platctrl up",
+    );
+    let nodes = client
+        .list(&KindDefinition::of::<Node>(), None)
+        .await
+        .map_err(Failure::failed)?;
     let mut known = nodes.shown().map(|node| node.metadata.name);
     // This store is this machine's alone, so its node is this machine whatever its host name is now.
     match (known.next(), given) {
-        (Some(known), Some(given)) if known != given => {
-            Err(Failure::failed(format!("this data directory belongs to node `{known}`, not `{given}`"))
-                .hint("leave --node out, or choose another --data-dir"))
-        }
+        (Some(known), Some(given)) if known != given => Err(Failure::failed(format!(
+            "this data directory belongs to node `{known}`, not `{given}`"
+        ))
+        .hint("leave --node out, or choose another --data-dir")),
         (Some(known), _) => Ok(known),
         (None, Some(given)) => Ok(given.to_owned()),
         (None, None) => host_name(),
@@ -83,7 +99,10 @@ pub(super) async fn node_name(
 }
 
 fn host_name() -> Result<String> {
-    let name = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
+    let name = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .to_ascii_lowercase();
     check_name("node name", &name).map_err(|error| {
         Failure::usage(format!("the host name cannot be a node's name: {error}"))
             .hint("give it one with --node NAME")
@@ -95,31 +114,59 @@ fn host_name() -> Result<String> {
 pub(super) async fn register(store: &EmbeddedStore, kinds: &Kinds) -> Result<()> {
     for known in kinds.iter() {
         let definition = &known.definition;
-        let key = Key::new(format!("x/kinds/{}/{}", definition.group, definition.plural));
+        let key = Key::new(format!(
+            "x/kinds/{}/{}",
+            definition.group, definition.plural
+        ));
         let key = key.map_err(Failure::failed)?;
         let value = serde_json::to_vec(definition).map_err(Failure::failed)?;
-        let held = store.get(std::slice::from_ref(&key)).await.map_err(Failure::failed)?;
+        let held = store
+            .get(std::slice::from_ref(&key))
+            .await
+            .map_err(Failure::failed)?;
         let held = held.records.into_iter().next().flatten();
         if held.is_none_or(|held| held.value != value) {
-            store.commit(Transaction::new().put(key, value)).await.map_err(Failure::failed)?;
+            store
+                .commit(Transaction::new().put(key, value))
+                .await
+                .map_err(Failure::failed)?;
         }
     }
     Ok(())
 }
 
 /// Makes the node's record, and the anchors of what its agent watches.
-pub(super) async fn admit(store: &Arc<EmbeddedStore>, environment: &Environment, node: &str) -> Result<()> {
-    let client = Client::new(Arc::clone(store) as Arc<dyn Store>, environment.clone(), "platctrl up");
-    let spec = NodeSpec { addresses: vec!["127.0.0.1".to_owned()], ..NodeSpec::default() };
-    match client.create(&Object::<Node>::new(Metadata::named(node), spec)).await {
+pub(super) async fn admit(
+    store: &Arc<EmbeddedStore>,
+    environment: &Environment,
+    node: &str,
+) -> Result<()> {
+    let client = Client::new(
+        Arc::clone(store) as Arc<dyn Store>,
+        environment.clone(),
+        "platctrl up",
+    );
+    let spec = NodeSpec {
+        addresses: vec!["127.0.0.1".to_owned()],
+        ..NodeSpec::default()
+    };
+    match client
+        .create(&Object::<Node>::new(Metadata::named(node), spec))
+        .await
+    {
         Ok(_) => tracing::info!(node, "the node was admitted"),
-        Err(ClientError::AlreadyExists { hint, .. }) if hint.is_empty() => {}
+        Err(ClientError::AlreadyExists { hint: "", .. }) => {}
         Err(error) => {
-            return Err(Failure::failed(format!("node `{node}` cannot be admitted: {}", output::plain(&error.to_string()))));
+            return Err(Failure::failed(format!(
+                "node `{node}` cannot be admitted: {}",
+                output::plain(&error.to_string())
+            )));
         }
     }
     for prefix in watched_prefixes(node).map_err(|error| Failure::usage(error.to_string()))? {
-        write_prefix_anchor(&**store, &prefix).await.map_err(Failure::failed)?;
+        write_prefix_anchor(&**store, &prefix)
+            .await
+            .map_err(Failure::failed)?;
     }
     Ok(())
 }

@@ -56,7 +56,9 @@ pub(crate) fn run(args: &UpArgs, setting: &Setting) -> Result<()> {
     let lock = Lock::take(&data_dir)
         .map_err(|error| Failure::failed(format!("cannot use {}: {error}", data_dir.display())))?
         .map_err(|busy| in_use(&data_dir, busy.pid))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
     let outcome = runtime.block_on(up(args, &data_dir));
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -65,8 +67,15 @@ pub(crate) fn run(args: &UpArgs, setting: &Setting) -> Result<()> {
 }
 
 fn in_use(data_dir: &Path, pid: Option<u32>) -> Failure {
-    let who = pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
-    Failure::failed(format!("platctrl runs on {} already: {who}", data_dir.display())).hint(format!(
+    let who = pid.map_or_else(
+        || "another process".to_owned(),
+        |pid| format!("process {pid}"),
+    );
+    Failure::failed(format!(
+        "platctrl runs on {} already: {who}",
+        data_dir.display()
+    ))
+    .hint(format!(
         "talk to it with `platctrl --data-dir {0} get pods`, or choose another --data-dir",
         data_dir.display()
     ))
@@ -110,7 +119,11 @@ struct Signals([Signal; 3]);
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let kinds = [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+        ];
         let [a, b, c] = kinds.map(signal);
         Ok(Self([a?, b?, c?]))
     }
@@ -131,7 +144,10 @@ async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
     let environment = Environment::system();
     let store = admission::open_store(data_dir, &environment).await?;
     let node = admission::node_name(&store, &environment, args.node.as_deref()).await?;
-    let kinds = Kinds::new().with::<Node>().with::<Pod>().with::<ReplicationController>();
+    let kinds = Kinds::new()
+        .with::<Node>()
+        .with::<Pod>()
+        .with::<ReplicationController>();
     admission::register(&store, &kinds).await?;
     admission::admit(&store, &environment, &node).await?;
 
@@ -157,7 +173,9 @@ async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
         ));
     }
     if !rustix::process::geteuid().is_root() {
-        output::note("not root: pods run as the current user, without a user per app and without limits");
+        output::note(
+            "not root: pods run as the current user, without a user per app and without limits",
+        );
     }
     let outcome = tokio::select! {
         () = signals.any() => Ok(()),
@@ -243,7 +261,10 @@ impl Parts {
 
         let stopping = stop.clone();
         tasks.spawn(async move {
-            agent.run(stopping).await.map_err(|error| format!("the agent ended: {error}"))
+            agent
+                .run(stopping)
+                .await
+                .map_err(|error| format!("the agent ended: {error}"))
         });
 
         let controllers = Runtime::new(store, environment)
@@ -252,7 +273,10 @@ impl Parts {
             .reap()
             .shutdown_on(stop.clone().cancelled_owned());
         tasks.spawn(async move {
-            controllers.run().await.map_err(|error| format!("the controllers ended: {error}"))
+            controllers
+                .run()
+                .await
+                .map_err(|error| format!("the controllers ended: {error}"))
         });
         Ok(Self { tasks, stop })
     }

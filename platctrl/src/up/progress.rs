@@ -22,7 +22,16 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(super) async fn running(api: &Api) -> Option<usize> {
     let pods = Collection::new(&KindDefinition::of::<Pod>(), None);
     let (items, _) = list(api, &pods, &Query::default()).await.ok()?;
-    Some(items.iter().filter(|pod| pod["status"]["pids"].as_object().is_some_and(|it| !it.is_empty())).count())
+    Some(
+        items
+            .iter()
+            .filter(|pod| {
+                pod["status"]["pids"]
+                    .as_object()
+                    .is_some_and(|it| !it.is_empty())
+            })
+            .count(),
+    )
 }
 
 /// Applies manifests and shows what becomes of them; of what was there before when there are none.
@@ -65,7 +74,11 @@ async fn until_ready(api: &Api, applied: &[Prepared]) -> Result<()> {
                 told.insert(name, state);
             }
         }
-        let ready = if applied.is_empty() { all.iter().all(is_ready) } else { are_ready(api, applied).await? };
+        let ready = if applied.is_empty() {
+            all.iter().all(is_ready)
+        } else {
+            are_ready(api, applied).await?
+        };
         if ready {
             return Ok(());
         }
@@ -123,12 +136,23 @@ async fn show(api: &Api) -> Result<()> {
         output::note("there are no pods");
         return Ok(());
     }
-    let mut lines = vec![["NAME", "READY", "PHASE", "URL"].map(str::to_owned).to_vec()];
+    let mut lines = vec![
+        ["NAME", "READY", "PHASE", "URL"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for pod in &pods {
         let (name, _) = state(pod);
-        let ready = at(pod, ".status.conditions.Ready").and_then(Value::as_str).unwrap_or("Unknown");
+        let ready = at(pod, ".status.conditions.Ready")
+            .and_then(Value::as_str)
+            .unwrap_or("Unknown");
         let phase = pod["status"]["phase"].as_str().unwrap_or("Pending");
-        lines.push(vec![name, output::plain(ready), output::plain(phase), urls(pod)]);
+        lines.push(vec![
+            name,
+            output::plain(ready),
+            output::plain(phase),
+            urls(pod),
+        ]);
     }
     // Nobody may be there to read it, which is no reason to stop.
     let _ = output::print(Table::default().render(&lines));

@@ -181,12 +181,16 @@ fn logs_are_shown_and_followed() {
     let lines = BufReader::new(follow.stdout.take().unwrap()).lines();
     let (seen, line) = mpsc::channel();
     let reader = std::thread::spawn(move || {
-        lines.map_while(Result::ok).for_each(|line| drop(seen.send(line)));
+        lines
+            .map_while(Result::ok)
+            .for_each(|line| drop(seen.send(line)));
     });
     // It may not follow yet when the first answer is given.
     eventually("the line of an answer", || {
         pod.answer().unwrap();
-        line.try_iter().any(|line| line.contains("Get / 200")).then_some(())
+        line.try_iter()
+            .any(|line| line.contains("Get / 200"))
+            .then_some(())
     });
     follow.kill().unwrap();
     follow.wait().unwrap();
