@@ -199,6 +199,29 @@ async fn a_watch_outlives_a_gap_in_the_stores_own() {
 }
 
 #[tokio::test]
+async fn what_a_watch_began_with_is_not_told_again_when_the_server_learns_of_it() {
+    let api = Api::start().await;
+    let mut early = api.stream(&format!("{CONTROLLERS}?watch=1")).await;
+    let objects = platctrl_framework::store::Prefix::new("o/").unwrap();
+    api.store.faults().hold_watches(objects);
+    api.post(CONTROLLERS, &controller("a")).await.done();
+    let mut watch = api.stream(&format!("{CONTROLLERS}?watch=1")).await;
+    assert_eq!(
+        watch.next().await,
+        told("ADDED", "a"),
+        "read from the store"
+    );
+    api.store.faults().release_watches();
+    assert_eq!(
+        early.next().await,
+        told("ADDED", "a"),
+        "told by the store's watch"
+    );
+    api.post(CONTROLLERS, &controller("b")).await.done();
+    assert_eq!(watch.next().await, told("ADDED", "b"));
+}
+
+#[tokio::test]
 async fn another_history_ends_every_watch() {
     let api = Api::start().await;
     api.post(CONTROLLERS, &controller("a")).await.done();
