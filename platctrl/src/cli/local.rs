@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use platctrl_agent::{HostConfig, Observer, PodEvent, Report};
-use platctrl_framework::model::{EventType, RawObject};
+use platctrl_framework::model::{EventType, KindDefinition, RawObject, schema};
+use platctrl_kinds::{Pod, ReplicationController};
 use tokio_util::sync::CancellationToken;
 
 use super::Setting;
 use crate::error::{Failure, Result};
-use crate::manifest::Manifests;
+use crate::manifest::{self, Manifests};
 use crate::{output, place};
 
 #[derive(Debug, clap::Args)]
@@ -33,6 +34,23 @@ pub(crate) fn run(args: &LaunchArgs, setting: &Setting) -> Result<()> {
             .hint("give one with a Pod or a ReplicationController"));
         }
     };
+    let known = [
+        KindDefinition::of::<Pod>(),
+        KindDefinition::of::<ReplicationController>(),
+    ];
+    if let Some(kind) = known
+        .iter()
+        .find(|kind| kind.kind == document.text("/kind"))
+    {
+        let found = schema::check_object(kind, &document.value);
+        let found = found
+            .iter()
+            .map(|error| document.problem(&error.path, &error.problem));
+        let found: Vec<_> = found.collect();
+        if !found.is_empty() {
+            return Err(manifest::problems(&found));
+        }
+    }
     let manifest: RawObject = serde_json::from_value(document.value.clone())
         .map_err(|error| Failure::failed(format!("{}: {error}", document.file)))?;
     let data_dir = match setting.given_data_dir() {

@@ -262,6 +262,22 @@ fn a_pod_is_launched_without_a_server() {
     let rig = Rig::new();
     rig.quickstart_artifact().manifest(5, |text| text);
     let dir = rig.path("local");
+    rig.write(
+        "bad.yaml",
+        "apiVersion: platctrl.dev/v1\nkind: Pod\nmetadata: {name: a}\nspec: {launchablse: {}}\n",
+    );
+    rig.cli(&[
+        "launch",
+        "--local",
+        "bad.yaml",
+        "--data-dir",
+        dir.to_str().unwrap(),
+    ])
+    .fails(
+        1,
+        &["bad.yaml:4: spec.launchablse: unknown field; did you mean `launchables`?"],
+    );
+    assert!(!dir.exists(), "nothing was begun");
     let args = [
         "launch",
         "--local",
