@@ -84,7 +84,7 @@ pub(super) async fn answer(app: &Arc<App>, pod: &Joined, query: &Query) -> Resul
             phase.as_deref(),
         )
     });
-    let log = opened
+    let (log, parts) = opened
         .await
         .map_err(|error| Failure::internal(error.to_string()))??;
     let (sender, pieces) = mpsc::channel(BACKLOG);
@@ -92,7 +92,7 @@ pub(super) async fn answer(app: &Arc<App>, pod: &Joined, query: &Query) -> Resul
     tokio::task::spawn_blocking(move || {
         let _permit = permit;
         let end = || stopping.is_cancelled() || sender.is_closed();
-        if let Err(error) = log.send(&asked, &end, &|piece| {
+        if let Err(error) = log.send(parts, &asked, &end, &|piece| {
             sender.blocking_send(Ok(piece)).is_ok()
         }) {
             let _ = sender.blocking_send(Err(error));
@@ -133,7 +133,13 @@ fn directory(parent: impl AsFd, name: &str) -> io::Result<OwnedFd> {
     Ok(openat(parent, name, flags, Mode::empty())?)
 }
 
-fn open(data_dir: &Path, pod: &str, launchable: Option<&str>, phase: Option<&str>) -> Result<Log> {
+/// Finds the log that is meant, and opens its files.
+fn open(
+    data_dir: &Path,
+    pod: &str,
+    launchable: Option<&str>,
+    phase: Option<&str>,
+) -> Result<(Log, Vec<Part>)> {
     let missing = || {
         let phase = phase.filter(|phase| !phase.is_empty()).unwrap_or("Pending");
         Failure::bad_request(format!(
@@ -193,10 +199,18 @@ fn open(data_dir: &Path, pod: &str, launchable: Option<&str>, phase: Option<&str
             }
         },
     };
-    Ok(Log {
+    let log = Log {
         program: program.clone(),
         directory,
-    })
+    };
+    // Now, while an answer can still say what is wrong.
+    let parts = log.parts().map_err(|error| {
+        Failure::internal(format!(
+            "cannot read the log of {}: {error}",
+            shown(&log.program)
+        ))
+    })?;
+    Ok((log, parts))
 }
 
 /// The programs that have a log, sorted.
@@ -258,11 +272,11 @@ impl Log {
 
     fn send(
         &self,
+        mut parts: Vec<Part>,
         asked: &Asked,
         end: &dyn Fn() -> bool,
         send: &dyn Fn(Bytes) -> bool,
     ) -> io::Result<()> {
-        let mut parts = self.parts()?;
         if let Some(since) = asked.since {
             let newest = parts.last().map(|part| part.inode);
             parts.retain(|part| {
