@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -156,8 +156,13 @@ fn parse_group(line: &str) -> Option<(&str, u32, &str)> {
 
 /// While it lives no other agent on this machine changes users. `useradd` looks whether the user
 /// exists before it takes its own lock: two at once would both succeed, with different ids.
+///
+/// The lock's file is removed with the lock, so that nothing stays on the machine.
 #[derive(Debug)]
-pub(super) struct Alone(#[expect(dead_code, reason = "held for its lock")] fs::File);
+pub(super) struct Alone {
+    path: PathBuf,
+    _lock: fs::File,
+}
 
 impl Alone {
     /// Waits its turn.
@@ -166,16 +171,33 @@ impl Alone {
         let failed = |error| FileError::new("lock", Path::new(LOCK_DIR), error);
         fs::create_dir_all(LOCK_DIR).map_err(failed)?;
         let path = Path::new(LOCK_DIR).join("users.lock");
-        let file = fs::OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|error| FileError::new("open", &path, error))?;
-        file.lock()
-            .map_err(|error| FileError::new("lock", &path, error))?;
-        Ok(Self(file))
+        loop {
+            let file = fs::OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .mode(0o600)
+                .open(&path)
+                .map_err(|error| FileError::new("open", &path, error))?;
+            file.lock()
+                .map_err(|error| FileError::new("lock", &path, error))?;
+            // Whoever had it may have removed the file: then this is the lock of nothing.
+            let mine = file
+                .metadata()
+                .map_err(|error| FileError::new("read", &path, error))?;
+            let is_there = fs::symlink_metadata(&path)
+                .is_ok_and(|there| (there.dev(), there.ino()) == (mine.dev(), mine.ino()));
+            if is_there {
+                return Ok(Self { path, _lock: file });
+            }
+        }
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        // While it is still locked: nobody can hold another file of that name.
+        let _ = fs::remove_file(&self.path);
     }
 }
 
