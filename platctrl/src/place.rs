@@ -108,15 +108,13 @@ impl Pointer {
         None
     }
 
-    /// Removes what was written for this data directory, and the directory when it was the last.
+    /// Removes what was written for this data directory. The directory it was in stays: agents
+    /// lock the list of users there.
     pub(crate) fn remove(data_dir: &Path) {
-        let Some(path) = Self::path() else { return };
-        if Self::read().is_some_and(|pointer| pointer.data_dir == data_dir) {
-            let _ = std::fs::remove_file(&path);
-        }
-        if let Some(dir) = path.parent() {
-            // Refused while something else is in it.
-            let _ = std::fs::remove_dir(dir);
+        if let Some(path) = Self::path()
+            && Self::read().is_some_and(|pointer| pointer.data_dir == data_dir)
+        {
+            let _ = std::fs::remove_file(path);
         }
     }
 }

@@ -33,6 +33,9 @@ use crate::server::{self, Server, ServerConfig};
 /// How long an orderly end may take before what is left is cut off.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long the last look at the pods may take.
+const GLANCE: Duration = Duration::from_secs(2);
+
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct UpArgs {
     /// The name of this machine's node [default: the host name]
@@ -182,7 +185,10 @@ async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
         failure = parts.ended() => Err(failure),
         failure = attend(args, &api) => Err(failure),
     };
-    let pods = progress::running(&api).await;
+    let pods = tokio::time::timeout(GLANCE, progress::running(&api))
+        .await
+        .ok()
+        .flatten();
     let stopped = tokio::select! {
         () = parts.stop() => true,
         // Asked twice: at once.

@@ -66,23 +66,37 @@ fn is_ready(pod: &Value) -> bool {
 async fn until_ready(api: &Api, applied: &[Prepared]) -> Result<()> {
     let mut told = BTreeMap::new();
     loop {
-        let all = pods(api).await?;
-        for pod in &all {
-            let (name, state) = state(pod);
-            if told.get(&name) != Some(&state) {
-                output::note(format_args!("pod/{name} {state}"));
-                told.insert(name, state);
+        match look(api, applied, &mut told).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            // The store may refuse for a while, as on a full disk: that ends nothing.
+            Err(failure) if matches!(failure.code, Code::Unreachable | Code::Timeout) => {
+                tracing::debug!(%failure, "cannot see how things are");
             }
-        }
-        let ready = if applied.is_empty() {
-            all.iter().all(is_ready)
-        } else {
-            are_ready(api, applied).await?
-        };
-        if ready {
-            return Ok(());
+            Err(failure) => return Err(failure),
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Tells what changed; whether everything is ready.
+async fn look(
+    api: &Api,
+    applied: &[Prepared],
+    told: &mut BTreeMap<String, String>,
+) -> Result<bool> {
+    let all = pods(api).await?;
+    for pod in &all {
+        let (name, state) = state(pod);
+        if told.get(&name) != Some(&state) {
+            output::note(format_args!("pod/{name} {state}"));
+            told.insert(name, state);
+        }
+    }
+    if applied.is_empty() {
+        Ok(all.iter().all(is_ready))
+    } else {
+        are_ready(api, applied).await
     }
 }
 
