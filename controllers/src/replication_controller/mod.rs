@@ -91,12 +91,29 @@ fn observe(
     context: &Context,
 ) -> Observed {
     let view = context.view();
-    let pods = view.list::<Pod>().owned_by(&owner.metadata.uid);
+    let pods: Vec<PodFacts> = view
+        .list::<Pod>()
+        .owned_by(&owner.metadata.uid)
+        .into_iter()
+        .map(|pod| PodFacts {
+            name: pod.metadata.name.clone(),
+            node: pod.spec.node_name.clone().unwrap_or_default(),
+            ready: is_ready(&pod),
+            leaving: pod.metadata.is_deleted(),
+            current: is_current(owner, &pod),
+            created: pod
+                .metadata
+                .creation_timestamp
+                .map_or(0, jiff::Timestamp::as_microsecond),
+        })
+        .collect();
+    // Counting every pod of the fleet is worth it only when some are to be placed.
     let mut running: HashMap<String, u32> = HashMap::new();
-    for key in view.list::<Pod>().keys() {
-        *running
-            .entry(key.node().unwrap_or_default().to_owned())
-            .or_default() += 1;
+    if pods.iter().filter(|pod| !pod.leaving).count() < owner.spec.replicas as usize {
+        for key in view.list::<Pod>().keys() {
+            let node = key.node().unwrap_or_default().to_owned();
+            *running.entry(node).or_default() += 1;
+        }
     }
     let eligible = view
         .list::<Node>()
@@ -118,20 +135,7 @@ fn observe(
         ),
         replicas: owner.spec.replicas,
         max_per_node: owner.spec.max_per_node,
-        pods: pods
-            .into_iter()
-            .map(|pod| PodFacts {
-                name: pod.metadata.name.clone(),
-                node: pod.spec.node_name.clone().unwrap_or_default(),
-                ready: is_ready(&pod),
-                leaving: pod.metadata.is_deleted(),
-                current: is_current(owner, &pod),
-                created: pod
-                    .metadata
-                    .creation_timestamp
-                    .map_or(0, jiff::Timestamp::as_microsecond),
-            })
-            .collect(),
+        pods,
         eligible,
     }
 }
