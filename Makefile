@@ -17,7 +17,7 @@ soak: ## Repeat the tests for SOAK_MINUTES (60)
 	@scripts/soak
 
 bench: ## Measure against goals and peers
-	@cargo bench -p platctrl-bench
+	@cargo bench -p platctrl-bench --no-fail-fast
 
 book: ## Build the book into target/book
 	@scripts/book

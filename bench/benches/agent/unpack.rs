@@ -2,6 +2,11 @@
 //!
 //! Ours is measured from the node's cache, as `tar` reads a file that is there; the first
 //! time, with the fetch into the cache, is a raw line. Both trees are walked and compared.
+//!
+//! Both work on a fresh file system in an image of their own (as root; else in the directory for
+//! temporary files), and nothing is deleted before the end: for minutes, ext4 searches past the
+//! inodes of files deleted nearby whenever it makes one, which costs ten times the unpacking and
+//! falls on whoever is unlucky.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -96,33 +101,84 @@ fn tar(artifact: &Path, to: &Path) -> Result<(f64, f64)> {
     Ok((took, alone))
 }
 
-/// Removes a tree and waits until the disk has done so, too.
-fn clear(tree: &Path) -> Result<()> {
-    fs::remove_dir_all(tree)?;
+/// An empty ext4 in a sparse image, mounted; gone when dropped.
+struct Fresh {
+    mounted: bool,
+    dir: tempfile::TempDir,
+}
+
+impl Fresh {
+    fn new() -> Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("platctrl-bench-")
+            .tempdir()?;
+        let mut fresh = Self {
+            mounted: false,
+            dir,
+        };
+        fs::create_dir(fresh.path())?;
+        let image = fresh.dir.path().join("image");
+        fs::File::create(&image)?.set_len(3 << 30)?;
+        let made = Command::new("mkfs.ext4")
+            .args(["-q", "-F"])
+            .arg(&image)
+            .status();
+        let mut mount = Command::new("mount");
+        mount.args(["-o", "loop"]).arg(&image).arg(fresh.path());
+        fresh.mounted = made.is_ok_and(|made| made.success())
+            && mount.status().is_ok_and(|mounted| mounted.success());
+        if !fresh.mounted {
+            println!(
+                "unpack: no fresh file system here (that needs root, mkfs.ext4 and loop devices): expect noise"
+            );
+        }
+        // The helper's user passes through to the artifact.
+        for dir in [fresh.dir.path().to_owned(), fresh.path()] {
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
+        }
+        Ok(fresh)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("mount")
+    }
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        if self.mounted {
+            let unmounted = Command::new("umount").arg(self.path()).status();
+            if !unmounted.is_ok_and(|unmounted| unmounted.success()) {
+                eprintln!("unpack: {} stays mounted", self.path().display());
+            }
+        }
+    }
+}
+
+/// Moves an install out of the way, and waits until the disk is at rest.
+fn set_aside(path: &Path, to: &Path) -> Result<()> {
+    fs::rename(path, to)?;
     Command::new("sync").status()?;
     Ok(())
 }
 
 pub(crate) fn unpack() -> Result<()> {
-    let dir = tempfile::Builder::new()
-        .prefix("platctrl-bench-")
-        .tempdir()?;
-    // The helper's user passes through to the artifact.
-    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
-    let (tree, artifact) = (dir.path().join("tree"), dir.path().join("bench.tar.gz"));
+    let fresh = Fresh::new()?;
+    let dir = fresh.path();
+    let (tree, artifact) = (dir.join("tree"), dir.join("bench.tar.gz"));
     generate(&tree)?;
     let built = build(&tree, &artifact)?;
     fs::set_permissions(&artifact, fs::Permissions::from_mode(0o644))?;
     let expected = census(&tree)?;
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let (mut fetched, mut alone) = (Vec::new(), Vec::new());
-    let data = dir.path().join("data");
+    let data = dir.join("data");
     for run in 0..runs() {
         if run == 0 {
             // Fills the cache.
             let (took, path) = install(&data, &artifact, &built.digest)?;
             fetched.push(took);
-            clear(&path)?;
+            set_aside(&path, &dir.join("first"))?;
         }
         // Whoever comes second finds the disk busier or the caches warmer: each in turn.
         for side in [run % 2, (run + 1) % 2] {
@@ -130,14 +186,13 @@ pub(crate) fn unpack() -> Result<()> {
                 let (took, path) = install(&data, &artifact, &built.digest)?;
                 ours.push(took);
                 same("the tree of the agent", &expected, &census(&path)?)?;
-                clear(&path)?;
+                set_aside(&path, &dir.join(format!("agent-{run}")))?;
             } else {
-                let to = dir.path().join("tar");
+                let to = dir.join(format!("tar-{run}"));
                 let (both, tar) = tar(&artifact, &to)?;
                 theirs.push(both);
                 alone.push(tar);
                 same("the tree of tar", &expected, &census(&to)?)?;
-                clear(&to)?;
             }
         }
     }
