@@ -167,9 +167,11 @@ fn remove_directories(layout: &Layout) -> Result<(), FileError> {
         files::remove_tree(&layout.data_dir().join(name), &trash)?;
     }
     std::fs::remove_dir(&trash).map_err(|error| FileError::new("remove", &trash, error))?;
-    // What others keep in the data directory is theirs to remove.
+    // What others keep in the data directory is theirs to remove, and so is a disk that is mounted
+    // there (then it is busy).
+    use io::ErrorKind::{DirectoryNotEmpty, ResourceBusy};
     match std::fs::remove_dir(layout.data_dir()) {
-        Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => {
+        Err(error) if !matches!(error.kind(), DirectoryNotEmpty | ResourceBusy) => {
             Err(FileError::new("remove", layout.data_dir(), error))
         }
         _ => Ok(()),

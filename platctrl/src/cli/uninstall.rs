@@ -165,20 +165,30 @@ fn remove_rest(data_dir: &Path) -> Result<()> {
             _ => {}
         }
     }
+    use std::io::ErrorKind;
     match std::fs::remove_dir(data_dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {
+        // Busy: a disk of its own is mounted here, and unmounting it is not ours.
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::DirectoryNotEmpty | ErrorKind::ResourceBusy
+            ) =>
+        {
             let left = std::fs::read_dir(data_dir).map_err(|error| failed(data_dir, error))?;
             let left: Vec<_> = left
                 .flatten()
                 .map(|it| it.file_name().to_string_lossy().into_owned())
                 .collect();
+            if left.is_empty() {
+                return Ok(());
+            }
             Err(Failure::failed(format!(
                 "{} holds what platctrl did not put there, and stays: {}",
                 data_dir.display(),
                 output::plain(&left.join(", "))
             )))
         }
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(data_dir, error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(data_dir, error)),
         _ => Ok(()),
     }
 }

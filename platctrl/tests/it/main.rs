@@ -7,4 +7,5 @@ mod rig;
 mod api;
 mod bad_input;
 mod first_light;
+mod full_disk;
 mod machine;

@@ -252,7 +252,7 @@ impl Rig {
         })
     }
 
-    fn artifact(&self, name: &str, fill: impl FnOnce(&Path)) -> &Self {
+    pub(crate) fn artifact(&self, name: &str, fill: impl FnOnce(&Path)) -> &Self {
         let dir = self.path(&format!("{name}.d"));
         fs::create_dir_all(dir.join("bin")).unwrap();
         fill(&dir.join("bin"));
