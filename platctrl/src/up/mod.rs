@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use platctrl_agent::{Agent, AgentConfig, HostConfig, hoist};
+use platctrl_agent::{Agent, AgentConfig, AgentHandle, HostConfig, hoist};
 use platctrl_controllers::replication_controller;
 use platctrl_framework::controller::Runtime;
 use platctrl_framework::environment::Environment;
@@ -155,6 +155,7 @@ async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
     admission::admit(&store, &environment, &node).await?;
 
     let mut parts = Parts::start(data_dir, &node, Arc::clone(&store), environment, kinds).await?;
+    let agent = parts.agent.clone();
     let api = Api::unix(place::socket(data_dir));
     let pointer = Pointer {
         pid: std::process::id(),
@@ -183,7 +184,7 @@ async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
     let outcome = tokio::select! {
         () = signals.any() => Ok(()),
         failure = parts.ended() => Err(failure),
-        failure = attend(args, &api) => Err(failure),
+        failure = attend(args, &api, &agent) => Err(failure),
     };
     let pods = tokio::time::timeout(GLANCE, progress::running(&api))
         .await
@@ -207,8 +208,8 @@ async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
 }
 
 /// Applies what was given and shows what becomes of it; then only waits. Ends with a failure.
-async fn attend(args: &UpArgs, api: &Api) -> Failure {
-    match progress::follow(api, &args.filename, args.wait).await {
+async fn attend(args: &UpArgs, api: &Api, agent: &AgentHandle) -> Failure {
+    match progress::follow(api, agent, &args.filename, args.wait).await {
         Ok(()) => {
             output::note("Ctrl-C stops platctrl; pods keep running");
             std::future::pending().await
@@ -233,6 +234,7 @@ fn say_goodbye(data_dir: &Path, pods: Option<usize>) {
 /// What runs in this process.
 struct Parts {
     tasks: JoinSet<Result<(), String>>,
+    agent: AgentHandle,
     stop: CancellationToken,
 }
 
@@ -254,6 +256,8 @@ impl Parts {
         host.server = Some(hoist::Server::Unix(place::socket(data_dir)));
         let agent = Agent::new(AgentConfig::new(host, Arc::clone(&store))).await;
         let agent = agent.map_err(Failure::failed)?;
+
+        let handle = agent.handle();
 
         let listener = server::bind(&place::socket(data_dir)).map_err(Failure::failed)?;
         let mut config = ServerConfig::new(Arc::clone(&store), kinds, data_dir);
@@ -284,7 +288,11 @@ impl Parts {
                 .await
                 .map_err(|error| format!("the controllers ended: {error}"))
         });
-        Ok(Self { tasks, stop })
+        Ok(Self {
+            tasks,
+            agent: handle,
+            stop,
+        })
     }
 
     /// Waits until one of them ends, which none should.

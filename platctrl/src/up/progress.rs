@@ -1,9 +1,10 @@
 //! What a person sees while pods come up: each change of a pod, then where everything answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use platctrl_agent::AgentHandle;
 use platctrl_framework::model::KindDefinition;
 use platctrl_kinds::Pod;
 use serde_json::Value;
@@ -35,7 +36,12 @@ pub(super) async fn running(api: &Api) -> Option<usize> {
 }
 
 /// Applies manifests and shows what becomes of them; of what was there before when there are none.
-pub(super) async fn follow(api: &Api, files: &[PathBuf], wait: bool) -> Result<()> {
+pub(super) async fn follow(
+    api: &Api,
+    agent: &AgentHandle,
+    files: &[PathBuf],
+    wait: bool,
+) -> Result<()> {
     let mut applied = Vec::new();
     if !files.is_empty() {
         let manifests = Manifests::read(files)?;
@@ -47,7 +53,7 @@ pub(super) async fn follow(api: &Api, files: &[PathBuf], wait: bool) -> Result<(
         }
     }
     if wait {
-        until_ready(api, &applied).await?;
+        until_ready(api, agent, &applied).await?;
         show(api).await?;
     }
     Ok(())
@@ -63,10 +69,10 @@ fn is_ready(pod: &Value) -> bool {
 }
 
 /// Waits for what was applied, or for all pods, and tells each change on the way.
-async fn until_ready(api: &Api, applied: &[Prepared]) -> Result<()> {
+async fn until_ready(api: &Api, agent: &AgentHandle, applied: &[Prepared]) -> Result<()> {
     let mut told = BTreeMap::new();
     loop {
-        match look(api, applied, &mut told).await {
+        match look(api, agent, applied, &mut told).await {
             Ok(true) => return Ok(()),
             Ok(false) => {}
             // The store may refuse for a while, as on a full disk: that ends nothing.
@@ -82,11 +88,25 @@ async fn until_ready(api: &Api, applied: &[Prepared]) -> Result<()> {
 /// Tells what changed; whether everything is ready.
 async fn look(
     api: &Api,
+    agent: &AgentHandle,
     applied: &[Prepared],
     told: &mut BTreeMap<String, String>,
 ) -> Result<bool> {
     let all = pods(api).await?;
+    // What is in the store may be from before this process: the agent has to have looked.
+    let reports = agent.reports();
+    let ready: BTreeSet<_> = reports
+        .iter()
+        .filter(|it| it.is_ready())
+        .map(|it| it.uid.as_str())
+        .collect();
+    let mut settled = true;
     for pod in &all {
+        let uid = pod["metadata"]["uid"].as_str().unwrap_or_default();
+        if is_ready(pod) && !ready.contains(uid) {
+            settled = false;
+            continue;
+        }
         let (name, state) = state(pod);
         if told.get(&name) != Some(&state) {
             output::note(format_args!("pod/{name} {state}"));
@@ -94,10 +114,9 @@ async fn look(
         }
     }
     if applied.is_empty() {
-        Ok(all.iter().all(is_ready))
-    } else {
-        are_ready(api, applied).await
+        return Ok(settled && all.iter().all(is_ready));
     }
+    Ok(settled && are_ready(api, applied).await?)
 }
 
 /// A pod's name, and how it is in a line.

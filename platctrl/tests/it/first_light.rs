@@ -131,7 +131,14 @@ fn after_a_power_cut_everything_comes_back() {
         pods.iter().all(|pod| pod.answer().is_none()),
         "nothing runs any more"
     );
-    rig.up();
+    let before = rig.log().len();
+    rig.up_with(&["--wait"]);
+    let said = eventually("URLs on the terminal", || {
+        Some(rig.log().split_off(before)).filter(|log| log.contains("URL"))
+    });
+    for pod in rig.ready(2) {
+        assert!(pod.answer().is_some(), "it was said to be ready: {said}");
+    }
     // Until the agent has looked, the last report is from before the cut.
     let back = eventually("new processes that answer", || {
         let back = rig.ready(2);
