@@ -17,7 +17,10 @@ use std::process::ExitCode;
 /// The whole program, on the arguments of this process.
 pub fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|first| first == platctrl_agent::hoist::child::SUBCOMMAND) {
+    if args
+        .next()
+        .is_some_and(|first| first == platctrl_agent::hoist::child::SUBCOMMAND)
+    {
         return platctrl_agent::hoist::child::main(args);
     }
     cli::run()
