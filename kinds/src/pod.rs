@@ -48,7 +48,7 @@ pub struct PodSpec {
     /// Written as YAML to the file that CONFIG_PATH names.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub config: Value,
-    /// Ports by name, exported as PORT_<NAME>.
+    /// Ports by name, exported as `PORT_<NAME>`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<String, Port>,
     /// How to see that the pod can do its work. Without it a running pod is ready.

@@ -397,8 +397,18 @@ async fn a_status_through_types_keeps_what_others_wrote_in_it() {
     client.commit(batch).await.unwrap();
     let object = client.get::<Garden>(&key("a")).await.unwrap();
     client.update_status(&object).await.unwrap();
-    let shown = client.joined(&key("a")).await.unwrap().reality.unwrap().value.status;
-    assert_eq!((&shown.detail["soil"], &shown.detail["grown"]), (&json!("good"), &json!(0)));
+    let shown = client
+        .joined(&key("a"))
+        .await
+        .unwrap()
+        .reality
+        .unwrap()
+        .value
+        .status;
+    assert_eq!(
+        (&shown.detail["soil"], &shown.detail["grown"]),
+        (&json!("good"), &json!(0))
+    );
     let mut object = client.get::<Garden>(&key("a")).await.unwrap();
     object.status.detail.grown = 1;
     let ready = Condition::new("Ready", ConditionStatus::True, "Grown", "");
