@@ -5,7 +5,6 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use platctrl_framework::model::Digest;
 use platctrl_kinds::Launchable;
 
 use crate::hoist::{self, Install, Source};
@@ -86,7 +85,7 @@ impl Artifacts {
     /// [`ArtifactError`].
     pub async fn ensure(&self, launchable: &Launchable) -> Result<Install, ArtifactError> {
         let source = Source::parse(&launchable.location)?;
-        let stated = launchable.digest.as_ref().map(to_hoist).transpose()?;
+        let stated = launchable.digest;
         let digest = match (&source, stated) {
             (Source::Artifact(named), Some(digest)) if digest != *named => {
                 return Err(ArtifactError::Contradiction {
@@ -108,22 +107,6 @@ impl Artifacts {
             .await
             .map_err(ArtifactError::Hoist)
     }
-}
-
-fn to_hoist(digest: &Digest) -> Result<hoist::Digest, ArtifactError> {
-    // Both are SHA-256; only the text is public on both sides.
-    hoist::Digest::from_hex(&digest.hex()).map_err(|error| {
-        let refused = hoist::Error::UnsupportedLocation {
-            location: digest.to_string(),
-            reason: error.to_string(),
-        };
-        refused.into()
-    })
-}
-
-/// The digest of an artifact, for reports.
-pub(crate) fn from_hoist(digest: &hoist::Digest) -> Option<Digest> {
-    digest.to_string().parse().ok()
 }
 
 /// What is at a path right now. Only its digest leaves this function: the bytes that run are read

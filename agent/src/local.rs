@@ -233,15 +233,14 @@ async fn resolve_artifacts(spec: &mut PodSpec, base: &Path) -> Result<Vec<PathBu
         let path = tokio::fs::canonicalize(&path).await.map_err(failed)?;
         if launchable.digest.is_none() {
             let file = path.clone();
-            let digest = tokio::task::spawn_blocking(move || {
-                crate::hoist::Digest::of_reader(std::fs::File::open(file)?)
-            });
+            let digest =
+                tokio::task::spawn_blocking(move || Digest::of_reader(std::fs::File::open(file)?));
             let digest = digest
                 .await
                 .map_err(std::io::Error::other)
                 .and_then(|result| result);
             let (digest, _) = digest.map_err(failed)?;
-            launchable.digest = crate::artifacts::from_hoist(&digest);
+            launchable.digest = Some(digest);
         }
         launchable.location = format!("file:{}", path.display());
         directories.extend(path.parent().map(Path::to_owned));

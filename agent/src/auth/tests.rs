@@ -104,10 +104,23 @@ fn pods_that_start_at_once_share_one_user() {
 #[test]
 fn a_user_that_somebody_deleted_comes_back_with_its_number() {
     let Some(real) = Real::new() else { return };
-    let made = real.users().resolve(None, &real.app).unwrap();
-    accounts::delete(&made.name).unwrap();
-    assert_eq!(accounts::local(&made.name).unwrap(), None);
-    assert_eq!(real.users().resolve(None, &real.app).unwrap().uid, made.uid);
+    // A number that nobody is given unasked, so that it is still free.
+    let uid = 40_000
+        + real
+            .app
+            .bytes()
+            .fold(0, |sum, byte| (sum * 31 + u32::from(byte)) % 10_000);
+    let note = format!(
+        r#"{{"users":{{"{}":{{"app":"{}","uid":{uid}}}}}}}"#,
+        real.name(),
+        real.app
+    );
+    std::fs::write(real.path(), note).unwrap();
+    assert_eq!(accounts::local(&real.name()).unwrap(), None);
+    assert_eq!(real.users().resolve(None, &real.app).unwrap().uid, uid);
+    accounts::delete(&real.name()).unwrap();
+    assert_eq!(accounts::local(&real.name()).unwrap(), None);
+    assert_eq!(real.users().resolve(None, &real.app).unwrap().uid, uid);
 }
 
 #[test]

@@ -31,12 +31,12 @@ mod unpack;
 
 pub use build::{Built, build};
 pub use child::{ChildCommand, ChildUser};
-pub use digest::{Digest, InvalidDigest};
 pub use error::{Error, Refusal, Rule};
 pub use inspect::{EntryKind, EntrySummary, Summary, Verified, inspect, verify};
 pub use install::Install;
 pub use launch::{Launch, Program};
 pub use limits::Limits;
+pub use platctrl_framework::model::{Digest, InvalidDigest};
 pub use source::{Server, Source};
 pub use store::{Config, Pruned, Store, Timeouts};
 

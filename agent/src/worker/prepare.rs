@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures::future::try_join_all;
 use platctrl_framework::model::Uid;
 
-use crate::artifacts::{self, ArtifactError};
+use crate::artifacts::ArtifactError;
 use crate::files::{self, Access, FileError};
 use crate::hoist::Launch;
 use crate::host::Host;
@@ -81,16 +81,10 @@ pub(super) async fn resolve(
     let mut installs = BTreeMap::new();
     let mut programs = BTreeMap::new();
     for (launchable, install) in fetched {
-        let digest = artifacts::from_hoist(&install.digest).ok_or_else(|| Trouble {
-            step: Step::Fetch,
-            reason: "InstallFailed".into(),
-            message: format!("{} is not a digest", install.digest),
-            permanent: true,
-        })?;
         installs.insert(
             launchable.clone(),
             Installed {
-                digest,
+                digest: install.digest,
                 path: install.path,
             },
         );

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use platctrl_agent::UninstallError;
 use platctrl_agent::{
     Desired, Host, HostConfig, Layout, Observer, Order, PodEvent, PodName, Report, Tombstone,
     Worker, hoist,
@@ -272,10 +273,20 @@ impl Drop for Rig {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_timeout(SOON);
         }
-        let result = Self::runtime().block_on(platctrl_agent::uninstall(
-            &self.data_dir(),
-            Duration::from_millis(100),
-        ));
+        // A process that another test is starting at this moment may still share the agent's lock.
+        let deadline = Instant::now() + SOON;
+        let result = loop {
+            let result = Self::runtime().block_on(platctrl_agent::uninstall(
+                &self.data_dir(),
+                Duration::from_millis(100),
+            ));
+            match result {
+                Err(UninstallError::Running { .. }) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                result => break result,
+            }
+        };
         let Err(error) = result else { return };
         // Whatever happens nothing is left on the machine.
         for pod in self.layout().pods().unwrap_or_default() {

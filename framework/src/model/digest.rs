@@ -1,6 +1,7 @@
 //! Digests: of artifacts, and of specs in their canonical form.
 
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -35,6 +36,59 @@ impl Digest {
         let mut hasher = Sha256::new();
         canonical(value, &mut |text| hasher.update(text));
         Self(hasher.finalize().into())
+    }
+
+    /// Reads `reader` to its end; the digest of it, and the number of bytes.
+    ///
+    /// # Errors
+    /// What the reader fails with.
+    pub fn of_reader(mut reader: impl io::Read) -> io::Result<(Self, u64)> {
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; 128 * 1024];
+        let mut bytes = 0;
+        loop {
+            match reader.read(&mut buffer) {
+                Ok(0) => return Ok((Self(hasher.finalize().into()), bytes)),
+                Ok(count) => {
+                    hasher.update(&buffer[..count]);
+                    bytes += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The digest with these 64 lower-case hex digits.
+    ///
+    /// # Errors
+    /// [`InvalidDigest`] for any other text.
+    pub fn from_hex(hex: &str) -> Result<Self, InvalidDigest> {
+        let invalid = || {
+            InvalidDigest(
+                hex.chars()
+                    .take(80)
+                    .flat_map(char::escape_default)
+                    .collect(),
+            )
+        };
+        if hex.len() != 64 {
+            return Err(invalid());
+        }
+        let nibble = |byte: u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        };
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
+            let (high, low) = (nibble(pair[0]), nibble(pair[1]));
+            *byte = high
+                .zip(low)
+                .map(|(high, low)| high << 4 | low)
+                .ok_or_else(invalid)?;
+        }
+        Ok(Self(bytes))
     }
 
     /// The 64 hex digits alone.
@@ -107,32 +161,16 @@ impl FromStr for Digest {
     type Err = InvalidDigest;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = || {
-            InvalidDigest(
-                text.chars()
-                    .take(80)
-                    .flat_map(char::escape_default)
-                    .collect(),
-            )
-        };
-        let hex = text
-            .strip_prefix("sha256:")
-            .filter(|hex| hex.len() == 64)
-            .ok_or_else(invalid)?;
-        let nibble = |byte: u8| match byte {
-            b'0'..=b'9' => Some(byte - b'0'),
-            b'a'..=b'f' => Some(byte - b'a' + 10),
-            _ => None,
-        };
-        let mut bytes = [0; 32];
-        for (byte, pair) in bytes.iter_mut().zip(hex.as_bytes().chunks_exact(2)) {
-            let (high, low) = (nibble(pair[0]), nibble(pair[1]));
-            *byte = high
-                .zip(low)
-                .map(|(high, low)| high << 4 | low)
-                .ok_or_else(invalid)?;
-        }
-        Ok(Self(bytes))
+        text.strip_prefix("sha256:")
+            .and_then(|hex| Self::from_hex(hex).ok())
+            .ok_or_else(|| {
+                InvalidDigest(
+                    text.chars()
+                        .take(80)
+                        .flat_map(char::escape_default)
+                        .collect(),
+                )
+            })
     }
 }
 
@@ -194,12 +232,32 @@ mod tests {
     }
 
     #[test]
-    fn text_round_trips_and_other_text_is_refused() {
-        let digest = Digest::of("hello");
-        assert_eq!(digest.to_string().parse(), Ok(digest));
-        let upper = digest.to_string().to_uppercase();
-        for text in ["", "sha256:", "sha512:00", &upper, "sha256:zz", "é"] {
-            assert!(text.parse::<Digest>().is_err(), "{text}");
+    fn a_digest_has_one_spelling() {
+        let digest = Digest::of(b"");
+        let text = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(digest.to_string(), text);
+        assert_eq!(text.parse(), Ok(digest));
+        assert_eq!(Digest::of_reader(&b""[..]).unwrap(), (digest, 0));
+        for wrong in [
+            "",
+            "sha256:",
+            &text.to_uppercase(),
+            &text[..70],
+            &format!("{text}0"),
+            &format!(" {text}"),
+            &format!("{text}\n"),
+            &text.replace("sha256", "sha512"),
+            &text.replace("sha256", "md5"),
+            &text.replace("e3b0", "E3B0"),
+            &text.replace("e3b0", "é3"),
+        ] {
+            assert!(wrong.parse::<Digest>().is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_wrong_digest_is_quoted_without_its_control_characters() {
+        let error = "sha256:\u{1b}[2J".parse::<Digest>().unwrap_err();
+        assert!(!error.to_string().contains('\u{1b}'), "{error}");
     }
 }

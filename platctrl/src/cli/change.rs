@@ -1,13 +1,21 @@
 //! `scale` and `label`: small changes of one object.
 
+use std::time::Duration;
+
 use http::Method;
 use platctrl_framework::model::Scope;
 use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 
 use super::{Setting, find};
 use crate::api::{Api, Collection, Target, media};
 use crate::error::{Code, Failure, Result};
 use crate::output;
+
+/// How long a controller is given to say what it makes of a new scale.
+const ANSWER: Duration = Duration::from_secs(1);
+/// Between two looks at it.
+const AGAIN: Duration = Duration::from_millis(10);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ScaleArgs {
@@ -63,16 +71,33 @@ async fn patch(
 pub(crate) async fn scale(args: &ScaleArgs, setting: &Setting) -> Result<()> {
     let (api, catalog) = setting.connect().await?;
     let target = catalog.target(&args.what)?;
+    let namespace = &args.namespace.namespace;
     let change = json!({ "spec": { "replicas": args.replicas } });
-    patch(
-        &api,
-        &target,
-        &args.namespace.namespace,
-        Some("scale"),
-        &change,
-    )
-    .await?;
-    output::print(format_args!("{} scaled\n", target.title()))
+    patch(&api, &target, namespace, Some("scale"), &change).await?;
+    output::print(format_args!("{} scaled\n", target.title()))?;
+    if let Some(message) = unplaced(&api, &target, namespace).await {
+        output::note(format_args!("warning: {}", output::plain(&message)));
+    }
+    Ok(())
+}
+
+/// Why some of the pods have no place, if the controller says so soon.
+async fn unplaced(api: &Api, target: &Target, namespace: &str) -> Option<String> {
+    let deadline = Instant::now() + ANSWER;
+    loop {
+        let object = find::exact(api, target, namespace).await.ok()?;
+        let status = &object["status"];
+        if status["observedGeneration"] == object["metadata"]["generation"] {
+            let conditions = status["conditions"].as_array()?;
+            let scheduled = conditions.iter().find(|it| it["type"] == "Scheduled")?;
+            let unplaced = scheduled["status"] == "False";
+            return unplaced.then(|| scheduled["message"].as_str().map(ToOwned::to_owned))?;
+        }
+        if Instant::now() > deadline {
+            return None;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 pub(crate) async fn label(args: &LabelArgs, setting: &Setting) -> Result<()> {

@@ -60,12 +60,21 @@ fn the_quickstart_comes_up_and_answers_over_tcp() {
 #[test]
 fn a_controller_is_scaled_up_and_down() {
     let rig = Rig::running();
-    rig.quickstart(2);
+    rig.quickstart_artifact()
+        .manifest(2, |text| text.replace("maxPerNode: 200", "maxPerNode: 3"));
+    rig.cli(&["apply", "-f", "hello.yaml"]).ok();
+    rig.ready(2);
     assert_eq!(
         rig.cli(&["scale", "rc/hello", "--replicas", "3"]).ok(),
         "replicationcontroller/hello scaled\n"
     );
     assert!(rig.ready(3).iter().all(|pod| pod.answer().is_some()));
+    let beyond = rig.cli(&["scale", "rc", "hello", "--replicas", "6"]);
+    assert!(
+        beyond.err.contains("no place for 3 pods") && beyond.err.contains("maxPerNode"),
+        "{beyond:#?}"
+    );
+    beyond.ok();
     rig.cli(&["scale", "rc", "hello", "--replicas", "1"]).ok();
     rig.ready(1);
 }

@@ -718,7 +718,7 @@ fn an_artifact_cut_at_any_block_is_refused() {
     // Bytes that do not compress, so that there are several blocks.
     let noise: Vec<u8> = (0u64..1200)
         .flat_map(|i| {
-            *Digest::of(&i.to_le_bytes())
+            *Digest::of(i.to_le_bytes())
                 .hex()
                 .as_bytes()
                 .first_chunk::<8>()
@@ -969,7 +969,7 @@ fn other_bytes_than_those_asked_for_are_reported_as_such_whatever_else_is_wrong_
         assert!(text.contains(&Digest::of(&bytes).to_string()), "{text}");
     }
     fs::write(&file, Raw::good().gz()).unwrap();
-    let verified = verify(&file, Some(&Digest::of(&Raw::good().gz()))).unwrap();
+    let verified = verify(&file, Some(&Digest::of(Raw::good().gz()))).unwrap();
     assert_eq!((verified.entries, verified.unpacked_size), (2, 10));
 }
 

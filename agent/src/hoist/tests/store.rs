@@ -707,7 +707,7 @@ async fn a_full_disk_is_told_as_such_and_leaves_nothing() {
     }
     let node = Node::new();
     let noise: Vec<u8> = (0u32..60_000)
-        .flat_map(|i| Digest::of(&i.to_le_bytes()).hex().into_bytes())
+        .flat_map(|i| Digest::of(i.to_le_bytes()).hex().into_bytes())
         .collect();
     for (what, options, artifact) in [
         (
