@@ -14,7 +14,10 @@ fn main() -> io::Result<()> {
         return Ok(());
     }
     let dir = env::var_os("OUT_DIR").ok_or(io::ErrorKind::NotFound)?;
-    fs::write(Path::new(&dir).join("libgcc_s.so"), "INPUT(-lgcc_eh -lgcc)\n")?;
+    fs::write(
+        Path::new(&dir).join("libgcc_s.so"),
+        "INPUT(-lgcc_eh -lgcc)\n",
+    )?;
     println!(
         "cargo::rustc-link-arg-bin=platctrl-shim=-L{}",
         Path::new(&dir).display()
