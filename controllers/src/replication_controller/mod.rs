@@ -13,8 +13,8 @@ use std::sync::Arc;
 use platctrl_framework::client::DeleteOptions;
 use platctrl_framework::controller::{Action, Context, Controller, ReconcileError};
 use platctrl_framework::model::{
-    Condition, ConditionStatus, EventType, Metadata, Object, ObjectKey, Propagation, Resource,
-    Selector, Status,
+    Condition, ConditionStatus, EventType, Metadata, Object, Propagation, Resource, Selector,
+    Status,
 };
 use platctrl_kinds::{
     Node, Pod, PodSpec, PodTemplate, ReplicationController, ReplicationControllerStatus, condition,
@@ -449,20 +449,4 @@ async fn end(owner: Arc<Object<ReplicationController>>, context: Context) -> Run
         context.event(EventType::Normal, reason, message);
     }
     Ok(Action::await_change())
-}
-
-/// The key of a replication controller.
-///
-/// # Errors
-/// For names that break the rules.
-pub fn key(
-    namespace: &str,
-    name: &str,
-) -> Result<ObjectKey, platctrl_framework::model::InvalidName> {
-    ObjectKey::namespaced(
-        ReplicationController::GROUP,
-        ReplicationController::PLURAL,
-        namespace,
-        name,
-    )
 }

@@ -35,9 +35,6 @@ pub struct Event {
     pub sequence: u64,
 }
 
-/// One word in camel case for programs.
-pub type EventReason = &'static str;
-
 /// Whether somebody should look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum EventType {

@@ -4,7 +4,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::Uid;
 use crate::store::{Key, Prefix};
 
 /// The most bytes a name may have.
@@ -352,15 +351,6 @@ impl fmt::Debug for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
-}
-
-/// An object's key and uid: names one incarnation of it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Incarnation {
-    /// Where.
-    pub key: ObjectKey,
-    /// Which one.
-    pub uid: Uid,
 }
 
 #[cfg(test)]

@@ -21,10 +21,8 @@ mod uid;
 
 pub use condition::{Condition, ConditionStatus, Conditions};
 pub use digest::{Digest, InvalidDigest};
-pub use event::{Event, EventReason, EventType, ObjectReference};
-pub use key::{
-    GroupPlural, Incarnation, InvalidName, MAX_NAME_BYTES, ObjectKey, Scope, Tree, check_name,
-};
+pub use event::{Event, EventType, ObjectReference};
+pub use key::{GroupPlural, InvalidName, MAX_NAME_BYTES, ObjectKey, Scope, Tree, check_name};
 pub use kind::{Column, FieldError, KindDefinition, NoStatus, Resource};
 pub use metadata::{Deletion, Metadata, OwnerReference, Propagation};
 pub use object::{Object, RawObject};
