@@ -54,11 +54,14 @@ impl Clock for SystemClock {
     }
 }
 
-/// The clock and the random numbers that a component uses. Cheap to clone; clones share state.
+/// The clock and the random numbers that a component uses, and what it may know of the process
+/// it is in. Cheap to clone; clones share state.
 #[derive(Clone)]
 pub struct Environment {
     clock: Arc<dyn Clock>,
     random: Arc<Mutex<StdRng>>,
+    process: u32,
+    cores: usize,
 }
 
 impl Environment {
@@ -71,16 +74,33 @@ impl Environment {
         Self {
             clock: Arc::new(clock),
             random: Arc::new(Mutex::new(StdRng::from_rng(&mut rand::rng()))),
+            process: std::process::id(),
+            cores: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
         }
     }
 
-    /// The given clock, and random numbers that follow from `seed` alone.
+    /// The given clock, and random numbers that follow from `seed` alone. It says that it is
+    /// process 1, on a machine with one core, whatever the machine.
     #[must_use]
     pub fn seeded(clock: Arc<dyn Clock>, seed: u64) -> Self {
         Self {
             clock,
             random: Arc::new(Mutex::new(StdRng::seed_from_u64(seed))),
+            process: 1,
+            cores: 1,
         }
+    }
+
+    /// The process's id, for people: the holder of a claim is named with it.
+    #[must_use]
+    pub fn process(&self) -> u32 {
+        self.process
+    }
+
+    /// How much can run at once: what a controller's concurrency follows unless it is set.
+    #[must_use]
+    pub fn cores(&self) -> usize {
+        self.cores
     }
 
     /// The wall time, cut to whole microseconds so that it survives a round trip through JSON.

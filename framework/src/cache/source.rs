@@ -356,8 +356,9 @@ impl Reading {
         let mut heard = self.now();
         let mut quiet = Box::pin(environment.sleep(SILENCE));
         loop {
+            // In this order: a stream that always has something holds up nothing else.
             let event = tokio::select! {
-                event = stream.next() => event,
+                biased;
                 () = state.again.notified() => return Ok(Ended::Stale),
                 () = &mut quiet => {
                     let now = self.now();
@@ -374,6 +375,7 @@ impl Reading {
                     quiet = Box::pin(environment.sleep(SILENCE.saturating_sub(now.saturating_sub(heard))));
                     continue;
                 }
+                event = stream.next() => event,
             };
             heard = self.now();
             match event {

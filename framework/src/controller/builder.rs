@@ -1,6 +1,6 @@
 //! Declaring a controller: its kind, its functions, and what else makes it run.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
@@ -46,7 +46,7 @@ pub(crate) struct Registered {
     pub(crate) kinds: Kinds,
     pub(crate) maps: Vec<Map>,
     pub(crate) run: Box<dyn Fn(Context) -> BoxFuture<'static, Outcome> + Send + Sync>,
-    pub(crate) concurrency: usize,
+    pub(crate) concurrency: Option<usize>,
     pub(crate) timeout: Duration,
     pub(crate) triggers: Vec<Trigger>,
 }
@@ -73,7 +73,7 @@ pub(crate) type Target = Arc<dyn Fn(Arc<ObjectKey>, Arc<str>) + Send + Sync>;
 #[derive(Default)]
 struct TriggerState {
     /// What was fired before the runtime began.
-    early: HashMap<ObjectKey, Arc<str>>,
+    early: BTreeMap<ObjectKey, Arc<str>>,
     target: Option<Target>,
 }
 
@@ -124,7 +124,7 @@ pub struct Controller<K: Resource> {
     on_absent: Option<Handler<Absent<K>>>,
     kinds: Kinds,
     maps: Vec<Map>,
-    concurrency: usize,
+    concurrency: Option<usize>,
     timeout: Duration,
     triggers: Vec<Trigger>,
     kind: PhantomData<fn() -> K>,
@@ -166,7 +166,6 @@ impl<K: Resource> Controller<K> {
         Fut: Future<Output = Result<Action, E>> + Send + 'static,
         E: Into<ReconcileError>,
     {
-        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         Self {
             name: name.into(),
             reconcile: handler(reconcile),
@@ -174,7 +173,7 @@ impl<K: Resource> Controller<K> {
             on_absent: None,
             kinds: Kinds::new().with::<K>(),
             maps: Vec::new(),
-            concurrency: cores * 4,
+            concurrency: None,
             timeout: Duration::from_secs(300),
             triggers: Vec::new(),
             kind: PhantomData,
@@ -272,7 +271,7 @@ impl<K: Resource> Controller<K> {
     /// At most this many runs at once; four for each core unless set.
     #[must_use]
     pub fn concurrency(mut self, concurrency: usize) -> Self {
-        self.concurrency = concurrency.max(1);
+        self.concurrency = Some(concurrency.max(1));
         self
     }
 

@@ -248,6 +248,7 @@ impl Campaign {
             std::future::pending::<()>().await;
         };
         tokio::select! {
+            biased;
             () = freed => {}
             () = self.environment.sleep(self.environment.jitter(self.ttl / 2)) => {}
         }
@@ -267,6 +268,7 @@ async fn keep(store: Arc<dyn Store>, fence: Fence, ttl: Duration) {
         }
         let sent = environment.monotonic();
         let answer = tokio::select! {
+            biased;
             answer = store.keep_alive(fence.inner.lease) => answer,
             () = environment.sleep(remaining) => break,
         };

@@ -1,7 +1,7 @@
 //! One controller at work: from changes to keys, from keys to runs, from outcomes to later runs.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -120,7 +120,8 @@ impl Engine {
     }
 
     pub(crate) fn concurrency(&self) -> usize {
-        self.controller.concurrency
+        let unset = || self.setting.environment.cores() * 4;
+        self.controller.concurrency.unwrap_or_else(unset)
     }
 
     fn failing(&self) -> MutexGuard<'_, HashMap<Arc<ObjectKey>, Failing>> {
@@ -343,7 +344,7 @@ impl Engine {
         stop: &CancellationToken,
     ) -> Vec<(usize, Revision)> {
         let view = context.view();
-        let mut must_see = HashMap::<usize, Revision>::new();
+        let mut must_see = BTreeMap::<usize, Revision>::new();
         let mut see = |key: &Key, revision: Revision| {
             for source in view.sources_of(key) {
                 let at = must_see.entry(source).or_insert(revision);
@@ -373,8 +374,9 @@ impl Engine {
                         tracing::debug!(key = %context.key(), %error, "cannot find out what happened");
                         let delay = Backoff::SOURCE.delay(failures, &self.setting.environment);
                         tokio::select! {
-                            () = self.setting.environment.sleep(delay) => {}
+                            biased;
                             () = stop.cancelled() => break,
+                            () = self.setting.environment.sleep(delay) => {}
                         }
                     }
                 }

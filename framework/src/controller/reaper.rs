@@ -30,7 +30,7 @@ pub(crate) fn register() -> Registered {
             }
         })],
         run: Box::new(|context| Box::pin(reap(context))),
-        concurrency: 4,
+        concurrency: Some(4),
         timeout: Duration::from_secs(60),
         triggers: Vec::new(),
     }

@@ -358,6 +358,7 @@ impl Runtime {
         let stopped = async move {
             match shutdown {
                 Some(shutdown) => tokio::select! {
+                    biased;
                     () = shutdown => {}
                     () = stop.cancelled() => {}
                 },
@@ -375,6 +376,7 @@ impl Runtime {
         let lead = terms.lead(&running, &recorder, &stop);
         tokio::pin!(lead);
         let outcome = tokio::select! {
+            biased;
             outcome = &mut lead => outcome,
             () = stopped => {
                 stop.cancel();
@@ -387,6 +389,7 @@ impl Runtime {
         };
         let flush = recorder.flush();
         tokio::select! {
+            biased;
             () = flush => {}
             () = self.environment.sleep(Duration::from_secs(2)) => {}
         }
@@ -420,7 +423,7 @@ impl Terms {
                         store: self.store.clone(),
                         environment: self.environment.clone(),
                         name: name.clone(),
-                        holder: format!("{}-{}", self.name, std::process::id()),
+                        holder: format!("{}-{}", self.name, self.environment.process()),
                         ttl: *ttl,
                     };
                     tokio::select! {
@@ -464,6 +467,7 @@ impl Terms {
                     }
                 }
                 let grace = tokio::select! {
+                    biased;
                     () = stop.cancelled() => self.grace,
                     // Nothing they commit is taken any more.
                     () = &mut lost => self.grace.min(Duration::from_secs(5)),
@@ -488,6 +492,7 @@ impl Terms {
     async fn finish(&self, mut workers: JoinSet<()>, grace: Duration, engines: &[Arc<Engine>]) {
         let all = async { while workers.join_next().await.is_some() {} };
         tokio::select! {
+            biased;
             () = all => return,
             () = self.environment.sleep(grace) => {}
         }
@@ -504,6 +509,7 @@ async fn caught_up(running: &Running, fence: Option<&Fence>, environment: &Envir
         return;
     };
     tokio::select! {
+        biased;
         () = running.reader.reached(fence.epoch()) => return,
         () = environment.sleep(CATCH_UP) => {}
     }

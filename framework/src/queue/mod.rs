@@ -119,6 +119,7 @@ where
             match wait {
                 None => notified.await,
                 Some(wait) => tokio::select! {
+                    biased;
                     () = notified => {}
                     () = self.environment.sleep(wait.max(Duration::from_micros(1))) => {}
                 },

@@ -281,8 +281,9 @@ impl Driver {
             match next {
                 None => self.alarm.notified().await,
                 Some(wait) => tokio::select! {
-                    () = self.environment.sleep(wait) => {}
+                    biased;
                     () = self.alarm.notified() => {}
+                    () = self.environment.sleep(wait) => {}
                 },
             }
         }
