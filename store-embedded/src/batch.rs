@@ -11,7 +11,7 @@ use platctrl_framework::store::{
 };
 use redb::{ReadableTable, Table, WriteTransaction};
 
-use crate::codec::{Event, Put, SegmentBuilder, State, Stored, segment_time, to_key};
+use crate::codec::{Event, Put, SegmentBuilder, State, Stored, is_in, segment_time, to_key};
 use crate::engine::{HISTORY, LEASED, META, RECORDS};
 use crate::error::EngineError;
 use crate::feed::Commit;
@@ -165,7 +165,7 @@ impl<'txn> Batch<'txn> {
         let start = prefix.as_str().as_bytes();
         for entry in self.records.range::<&[u8]>(start..)? {
             let (key, value) = entry?;
-            if !key.value().starts_with(start) {
+            if !is_in(prefix, key.value()) {
                 break;
             }
             if Stored::decode(key.value(), value.value())?.modified > revision {

@@ -5,7 +5,7 @@
 //! is a new [`FORMAT`].
 
 use bytes::Bytes;
-use platctrl_framework::store::{Key, LeaseId, Record, Revision};
+use platctrl_framework::store::{Key, LeaseId, Prefix, Record, Revision};
 
 use crate::error::EngineError;
 
@@ -64,6 +64,11 @@ impl<'a> Stored<'a> {
 pub(crate) fn to_key(bytes: &[u8]) -> Result<Key> {
     let text = std::str::from_utf8(bytes).map_err(|_| EngineError::damaged("a key is no text"))?;
     Key::new(text).map_err(|error| EngineError::damaged(error.to_string()))
+}
+
+/// A stored key is in the range of a prefix.
+pub(crate) fn is_in(prefix: &Prefix, key: &[u8]) -> bool {
+    std::str::from_utf8(key).is_ok_and(|key| prefix.covers(key))
 }
 
 /// What the writer knows about the whole store; written with every batch.

@@ -12,7 +12,7 @@ use platctrl_framework::store::{
     Change, Key, ListRequest, Page, Prefix, Record, Revision, Snapshot, StoreError,
 };
 
-use crate::codec::{Event, Put, Segment, Stored, to_key};
+use crate::codec::{Event, Put, Segment, Stored, is_in, to_key};
 use crate::engine::View;
 use crate::error::{EngineError, ReadError};
 
@@ -166,7 +166,7 @@ fn replaced_since(
     revision: Revision,
 ) -> Result<BTreeMap<Vec<u8>, Option<Record>>, ReadError> {
     let wanted = |key: &[u8]| {
-        key.starts_with(prefix.as_str().as_bytes())
+        is_in(prefix, key)
             && match start {
                 Bound::Excluded(start) => key > start,
                 _ => true,
@@ -243,7 +243,7 @@ pub(crate) fn changes_after(
             until = found.last().map_or(after, |(last, ..)| *last);
             return Ok(false);
         }
-        if event.key.starts_with(prefix.as_str().as_bytes()) {
+        if is_in(prefix, event.key) {
             found.push((revision, event.key.to_vec(), event.put));
         }
         Ok(true)

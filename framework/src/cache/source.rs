@@ -149,10 +149,15 @@ pub(crate) struct Source {
 
 /// Writes the anchor that a prefix needs to be read alone.
 ///
+/// A single key ([`Prefix::only`]) needs none: it is read together with the store's own.
+///
 /// # Errors
 /// `Uninitialised` for a store without an anchor of its own; the store's errors.
 pub async fn write_prefix_anchor(store: &dyn Store, prefix: &Prefix) -> Result<(), IdentityError> {
     open(store).await?;
+    if prefix.as_key().is_some() {
+        return Ok(());
+    }
     let key = prefix.key(PREFIX_ANCHOR).map_err(|error| {
         let reason = error.to_string();
         StoreError::Invalid { reason }
@@ -269,8 +274,35 @@ impl Reading {
         self.last_failure = self.now();
     }
 
-    /// Reads the whole prefix, at one revision where the backend can.
+    /// Reads the whole prefix, at one revision where the backend can, and checks whose it is.
     async fn list(&mut self) -> Result<(Vec<Record>, Revision), SourceError> {
+        let (records, revision) = match self.source.state.prefix.as_key() {
+            Some(key) => self.read_key(key).await?,
+            None => self.read_prefix().await?,
+        };
+        let had = self.source.state.known().revision;
+        if let Some(had) = had.filter(|&had| had > revision) {
+            return Err(SourceError::OlderHistory {
+                had,
+                found: revision,
+            });
+        }
+        Ok((records, revision))
+    }
+
+    /// Reads a key that is watched alone. No anchor can lie below it, so the store's own is read
+    /// at the same revision.
+    async fn read_key(&mut self, key: Key) -> Result<(Vec<Record>, Revision), SourceError> {
+        let prefix = self.source.state.prefix.clone();
+        let keys = [anchor_key(), key];
+        let snapshot = self.source.store.get(&keys).await?;
+        let mut records = snapshot.records.into_iter();
+        let anchor = records.next().flatten();
+        self.identify(&anchor.ok_or(SourceError::NoAnchor { prefix })?)?;
+        Ok((records.flatten().collect(), snapshot.revision))
+    }
+
+    async fn read_prefix(&mut self) -> Result<(Vec<Record>, Revision), SourceError> {
         let mut request = ListRequest::new(self.source.state.prefix.clone());
         let mut records = Vec::new();
         let mut revision = None;
@@ -284,23 +316,15 @@ impl Reading {
                 break;
             }
         }
-        let revision = revision.unwrap_or(Revision::ZERO);
         self.check_anchor(&records)?;
-        let had = self.source.state.known().revision;
-        if let Some(had) = had.filter(|&had| had > revision) {
-            return Err(SourceError::OlderHistory {
-                had,
-                found: revision,
-            });
-        }
-        Ok((records, revision))
+        Ok((records, revision.unwrap_or(Revision::ZERO)))
     }
 
     /// The anchor that proves an answer for this source. It is read with what it proves: a
     /// refused read that looks empty does not show it either.
     fn anchor(&self) -> Key {
         let prefix = &self.source.state.prefix;
-        if *prefix == Prefix::all() {
+        if *prefix == Prefix::all() || prefix.as_key().is_some() {
             return anchor_key();
         }
         prefix

@@ -1,6 +1,7 @@
 //! The two ends of a cache: the one writer, and readers as many as are wanted.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -204,7 +205,7 @@ impl Writer {
         for (path, entry) in known_under(&state, &prefix) {
             for held in &entry.records {
                 let key = record_key(&path, &held.slot);
-                if !key.starts_with(prefix.as_str()) {
+                if !prefix.covers(&key) {
                     continue;
                 }
                 let (_, edits) = edits
@@ -218,7 +219,7 @@ impl Writer {
         let aside: Vec<_> = state
             .malformed
             .keys()
-            .filter(|key| key.starts_with(prefix.as_str()))
+            .filter(|key| prefix.covers(key))
             .cloned()
             .collect();
         for key in aside {
@@ -324,7 +325,17 @@ fn record_key(path: &str, slot: &Slot) -> String {
 fn known_under(state: &State, prefix: &Prefix) -> Vec<(Arc<str>, Arc<Entry>)> {
     // `o/<tree>/<path…>`: what is behind the tree is a path; shorter prefixes cover all.
     let path = prefix.as_str().splitn(3, '/').nth(2).unwrap_or("");
-    let entries = state.objects.range(range(path));
+    let range = match prefix.as_key() {
+        Some(key) => {
+            // A part lies below the path of its object.
+            let part = key.as_str().starts_with("o/part/");
+            let object = path.rsplit_once('/').filter(|_| part);
+            let path: Arc<str> = object.map_or(path, |(object, _)| object).into();
+            (Bound::Included(path.clone()), Bound::Included(path))
+        }
+        None => range(path),
+    };
+    let entries = state.objects.range(range);
     entries
         .map(|(path, entry)| (path.clone(), entry.clone()))
         .collect()

@@ -261,15 +261,18 @@ impl Subject {
             if observer.next().await? == Told::Reset {
                 let prefix = observer.prefix.clone();
                 let (records, at) = self.all(&prefix, ListRequest::DEFAULT_LIMIT).await?;
-                *observer = self.observe(prefix.as_str(), at)?.starting_with(records);
+                *observer = self.observe_range(prefix, at).starting_with(records);
             }
         }
         Ok(())
     }
 
     pub(super) fn observe(&self, prefix: &str, after: Revision) -> Result<Observer, Stop> {
-        let prefix = self::prefix(prefix)?;
-        Ok(Observer {
+        Ok(self.observe_range(self::prefix(prefix)?, after))
+    }
+
+    pub(super) fn observe_range(&self, prefix: Prefix, after: Revision) -> Observer {
+        Observer {
             exact: self.store.capabilities().exact_watch,
             stream: self.store.watch(prefix.clone(), after),
             prefix,
@@ -278,7 +281,7 @@ impl Subject {
             last: BTreeMap::new(),
             state: BTreeMap::new(),
             events: Vec::new(),
-        })
+        }
     }
 }
 

@@ -194,6 +194,7 @@ macro_rules! __conformance_cases {
             false reads::a_get_of_too_many_keys_is_refused
             false reads::records_tell_when_they_came_and_last_changed
             false reads::a_list_shows_its_own_prefix_in_key_order
+            false reads::a_list_of_one_key_shows_that_key_only
             false reads::a_list_goes_on_behind_the_key_it_is_given
             false reads::a_list_keeps_its_limit_and_says_if_there_is_more
             false reads::a_list_of_nothing_is_empty_and_not_an_error
@@ -227,6 +228,7 @@ macro_rules! __conformance_cases {
             false watches::a_transaction_is_one_event
             false watches::a_transaction_over_two_prefixes_reaches_both_watchers
             false watches::a_watch_hears_its_own_prefix_only
+            false watches::a_watch_of_one_key_hears_that_key_only
             false watches::a_delete_is_told
             false watches::a_key_that_comes_back_is_told_with_its_new_creation
             false watches::progress_reaches_watchers_of_quiet_prefixes

@@ -128,6 +128,22 @@ pub(super) async fn a_list_shows_its_own_prefix_in_key_order(subject: Subject) -
     Ok(())
 }
 
+pub(super) async fn a_list_of_one_key_shows_that_key_only(subject: Subject) -> Check {
+    for name in ["n/web1", "n/web10", "n/web1/a", "n/web1-a", "n/web"] {
+        subject.put(name, "x").await?;
+    }
+    for (name, there) in [("n/web1", true), ("n/web1/a", true), ("n/none", false)] {
+        let only = Prefix::only(&key(name)?);
+        for limit in [1, 1000] {
+            let (records, _) = subject.all(&only, limit).await?;
+            let listed = names(&records);
+            let expected: &[&str] = if there { &[name] } else { &[] };
+            ensure!(listed == expected, "{name} alone: {listed:?}");
+        }
+    }
+    Ok(())
+}
+
 pub(super) async fn a_list_goes_on_behind_the_key_it_is_given(subject: Subject) -> Check {
     for name in ["a/z", "o/b", "o/d", "o/d/x", "o/f", "p/a"] {
         subject.put(name, "x").await?;

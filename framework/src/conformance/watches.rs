@@ -236,6 +236,27 @@ pub(super) async fn a_watch_hears_its_own_prefix_only(subject: Subject) -> Check
     web10.must_hold(&[])
 }
 
+pub(super) async fn a_watch_of_one_key_hears_that_key_only(subject: Subject) -> Check {
+    let start = subject.put("n/web1", "before").await?;
+    let only = Prefix::only(&key("n/web1")?);
+    let mut observer = subject.observe_range(only.clone(), start);
+    for name in ["n/web10", "n/web1/a", "n/web1-a", "n/web", "n/web1"] {
+        subject.put(name, "1").await?;
+    }
+    let swap = Transaction::new()
+        .put(key("n/web1")?, "2")
+        .delete(key("n/web10")?);
+    let swapped = subject.commit(swap).await?;
+    observer.until(swapped).await?;
+    // The observer fails on any other key.
+    observer.must_hold(&subject.all(&only, 9).await?.0)?;
+    let deleted = subject.delete("n/web1").await?;
+    observer.until(deleted).await?;
+    observer.must_hold(&[])?;
+    let last = subject.put("n/web1/b", "quiet").await?;
+    observer.until(last).await
+}
+
 pub(super) async fn a_delete_is_told(subject: Subject) -> Check {
     let start = subject.put("o/a", "1").await?;
     let kept = subject.put("o/kept", "1").await?;

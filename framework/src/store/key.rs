@@ -15,8 +15,8 @@ pub const MAX_KEY_BYTES: usize = 512;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(Arc<str>);
 
-/// The start of keys: empty for all of them, else whole segments with a slash at the end, so that
-/// `web1/` never covers `web10/…`.
+/// A range of keys: all of them (empty), those below some segments (with a slash at the end, so
+/// that `web1/` never covers `web10/…`), or one key alone ([`Prefix::only`], without the slash).
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix(Arc<str>);
 
@@ -74,10 +74,10 @@ impl Key {
         &self.0
     }
 
-    /// The key begins with the prefix.
+    /// The key is in the prefix's range.
     #[must_use]
     pub fn is_under(&self, prefix: &Prefix) -> bool {
-        self.0.starts_with(prefix.as_str())
+        prefix.covers(&self.0)
     }
 }
 
@@ -108,7 +108,49 @@ impl Prefix {
         Ok(Self(text.into()))
     }
 
-    /// The prefix as text.
+    /// This key and no other: neither the keys below it nor those whose names only begin alike.
+    ///
+    /// ```
+    /// use platctrl_framework::store::{Key, Prefix};
+    ///
+    /// let node = Key::new("o/intent/platctrl.dev/nodes/web1").unwrap();
+    /// let only = Prefix::only(&node);
+    /// assert!(node.is_under(&only));
+    /// assert!(!Key::new("o/intent/platctrl.dev/nodes/web10").unwrap().is_under(&only));
+    /// assert_eq!(only.as_key(), Some(node));
+    /// ```
+    #[must_use]
+    pub fn only(key: &Key) -> Self {
+        Self(key.0.clone())
+    }
+
+    /// The one key that this is the range of, if it was made by [`Prefix::only`].
+    #[must_use]
+    pub fn as_key(&self) -> Option<Key> {
+        self.is_only().then(|| Key(self.0.clone()))
+    }
+
+    fn is_only(&self) -> bool {
+        !self.0.is_empty() && !self.0.ends_with('/')
+    }
+
+    /// A key of this text is in the range.
+    #[must_use]
+    pub fn covers(&self, key: &str) -> bool {
+        if self.is_only() {
+            *self.0 == *key
+        } else {
+            key.starts_with(&*self.0)
+        }
+    }
+
+    /// Some key can be in both ranges.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.covers(&other.0) || other.covers(&self.0)
+    }
+
+    /// The prefix as text: where its range begins.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -117,18 +159,45 @@ impl Prefix {
     /// A key below this prefix.
     ///
     /// # Errors
-    /// [`InvalidKey`] when `rest` is no valid rest of a key.
+    /// [`InvalidKey`] when `rest` is no valid rest of a key, or the range is that of one key.
     pub fn key(&self, rest: impl AsRef<str>) -> Result<Key, InvalidKey> {
-        Key::new(format!("{}{}", self.0, rest.as_ref()))
+        let text = format!("{}{}", self.0, rest.as_ref());
+        if self.is_only() {
+            return Err(InvalidKey {
+                key: shown(&text),
+                reason: "the range of one key has no keys below it",
+            });
+        }
+        Key::new(text)
     }
 
     /// The first text, in byte order, that is behind every key of this prefix; None when there
     /// is no such text. With [`Prefix::as_str`] it bounds a range scan.
     #[must_use]
     pub fn end(&self) -> Option<String> {
-        // A prefix ends with `/`, and `0` is the byte after it.
+        if self.is_only() {
+            return Some(format!("{}\0", self.0));
+        }
+        // Any other prefix ends with `/`, and `0` is the byte after it.
         let body = self.0.strip_suffix('/')?;
         Some(format!("{body}0"))
+    }
+}
+
+impl Key {
+    fn read(text: &str) -> Result<Self, InvalidKey> {
+        Self::new(text)
+    }
+}
+
+impl Prefix {
+    /// Reads what was written: the range of one key is written as the key.
+    fn read(text: &str) -> Result<Self, InvalidKey> {
+        if text.is_empty() || text.ends_with('/') {
+            Self::new(text)
+        } else {
+            Key::new(text).map(|key| Self::only(&key))
+        }
     }
 }
 
@@ -161,7 +230,7 @@ macro_rules! as_text {
         impl<'de> Deserialize<'de> for $type {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-                Self::new(text).map_err(de::Error::custom)
+                Self::read(&text).map_err(de::Error::custom)
             }
         }
     };
@@ -181,6 +250,28 @@ mod tests {
         assert!(!Key::new("o/intent/web10/a").unwrap().is_under(&prefix));
         let end = prefix.end().unwrap();
         assert!("o/intent/web1/zzz" < end.as_str() && end.as_str() < "o/intent/web10/a");
+    }
+
+    #[test]
+    fn the_range_of_one_key_is_that_key() {
+        let key = Key::new("o/nodes/web1").unwrap();
+        let only = Prefix::only(&key);
+        for other in [
+            "o/nodes/web10",
+            "o/nodes/web1/a",
+            "o/nodes/web",
+            "o/nodes/web1-a",
+        ] {
+            assert!(!Key::new(other).unwrap().is_under(&only), "{other}");
+            assert!(only.end().unwrap().as_str() <= other || other < only.as_str());
+        }
+        assert!(only.key("a").is_err());
+        let nodes = Prefix::new("o/nodes/").unwrap();
+        assert!(only.overlaps(&nodes) && nodes.overlaps(&only) && only.overlaps(&only));
+        assert!(!only.overlaps(&Prefix::new("o/nodes/web1/").unwrap()));
+        let text = serde_json::to_string(&only).unwrap();
+        assert_eq!(serde_json::from_str::<Prefix>(&text).unwrap(), only);
+        assert_eq!((only.as_key(), nodes.as_key()), (Some(key), None));
     }
 
     #[test]

@@ -76,7 +76,7 @@ impl Default for Settings {
 fn concerns(prefixes: &[Prefix], text: &str) -> bool {
     let concerned = |prefix: &Prefix| {
         let covers = text.is_empty() || text.ends_with('/');
-        text.starts_with(prefix.as_str()) || (covers && prefix.as_str().starts_with(text))
+        prefix.covers(text) || (covers && prefix.as_str().starts_with(text))
     };
     prefixes.iter().any(concerned)
 }
@@ -115,7 +115,7 @@ impl Settings {
     }
 
     pub(super) fn is_held(&self, watched: &Prefix) -> bool {
-        let under = |held: &Prefix| watched.as_str().starts_with(held.as_str());
+        let under = |held: &Prefix| held.covers(watched.as_str());
         self.held.iter().any(under)
     }
 

@@ -46,7 +46,8 @@ pub(super) struct Groups {
 fn ancestors(key: &Key) -> impl Iterator<Item = &str> {
     let text = key.as_str();
     let slashes = text.match_indices('/').map(|(at, _)| at + 1);
-    std::iter::once(0).chain(slashes).map(|end| &text[..end])
+    let ends = std::iter::once(0).chain(slashes).chain([text.len()]);
+    ends.map(|end| &text[..end])
 }
 
 impl Groups {

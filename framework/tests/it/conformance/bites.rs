@@ -81,7 +81,8 @@ bites! {
         concurrent_commits_have_revisions_of_their_own;
     a_delete_nobody_hears_of: DeleteNotReported by a_delete_is_told;
     a_prefix_without_its_slash: PrefixWithoutSlash by a_list_shows_its_own_prefix_in_key_order,
-        a_watch_hears_its_own_prefix_only;
+        a_watch_hears_its_own_prefix_only, a_list_of_one_key_shows_that_key_only,
+        a_watch_of_one_key_hears_that_key_only;
     a_put_that_keeps_the_old_lease: PutKeepsOldLease by a_put_without_lease_detaches_the_key;
     a_lease_that_ends_key_by_key: LeaseEndsKeyByKey by
         a_revoked_lease_deletes_its_keys_at_once_in_one_revision;

@@ -274,6 +274,71 @@ async fn a_runtime_can_mirror_a_few_prefixes_that_have_their_anchors() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_single_key_can_be_mirrored_beside_a_prefix() {
+    let world = World::new().await;
+    let trees = [Tree::Intent, Tree::Reality];
+    let kind = Site::group_plural();
+    let sites = trees.map(|tree| kind.prefix(tree));
+    for prefix in &sites {
+        write_prefix_anchor(&world.store, prefix).await.unwrap();
+    }
+    let page = ObjectKey::namespaced("example.dev", "pages", "default", "p").unwrap();
+    let only = Prefix::only(&page.store_key(Tree::Intent));
+    write_prefix_anchor(&world.store, &only).await.unwrap();
+    let seen: Arc<Mutex<Vec<Option<String>>>> = Arc::default();
+    let (told, watched) = (seen.clone(), page.clone());
+    let controller = Controller::<Site>::new("sites", move |_, context| {
+        let page = context.view().get::<Page>(&watched);
+        told.lock()
+            .unwrap()
+            .push(page.map(|page| page.spec.text.clone()));
+        async { Ok::<_, ReconcileError>(Action::await_change()) }
+    })
+    .watches::<Page>(|_, view| view.list::<Site>().keys());
+    world.site("a", 0).await;
+    let runtime = sites.into_iter().fold(world.runtime(), Runtime::watch);
+    let running = world.run(runtime.watch(only).controller(controller));
+    let saw = |expected: Option<&str>| {
+        let expected = expected.map(ToOwned::to_owned);
+        let seen = seen.clone();
+        async move { seen.lock().unwrap().last() == Some(&expected) }
+    };
+    until("nothing is there", || saw(None)).await;
+    let create = async |name: &str, text: &str| {
+        let spec = PageSpec { text: text.into() };
+        let page = Object::<Page>::new(named(name), spec);
+        world.client.create(&page).await.unwrap();
+    };
+    create("p", "one").await;
+    until("it is there", || saw(Some("one"))).await;
+    // Names that only begin alike are other keys.
+    create("p1", "other").await;
+    let mut page = world.client.get::<Page>(&page).await.unwrap();
+    page.spec.text = "two".into();
+    world.client.update(&page).await.unwrap();
+    until("the change is there", || saw(Some("two"))).await;
+    let view = running.handle.view().unwrap();
+    assert_eq!(view.list::<Page>().to_vec().len(), 1);
+    // Gone while nobody was told: a read of the key finds it.
+    let faults = world.store.faults();
+    faults.hold_watches(Prefix::all());
+    let key = page.key().unwrap().store_key(Tree::Intent);
+    let lost = Transaction::new().delete(key);
+    world.store.commit(lost).await.unwrap();
+    faults.compact(world.store.revision());
+    faults.release_watches();
+    until("it is gone", || saw(None)).await;
+    // An answer that does not show whose it is shows nothing.
+    faults.hide(Prefix::all());
+    faults.break_watches();
+    until("it is noticed", || async {
+        let sources = running.handle.status().unwrap().sources;
+        sources.iter().all(|source| source.failing.is_some())
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn events_are_added_up_and_continue_behind_the_newest() {
     let world = World::new().await;
     let store = world.store();
