@@ -93,6 +93,9 @@ pub(super) async fn a_get_of_many_keys_is_never_torn(subject: Subject) -> Check 
 }
 
 pub(super) async fn concurrent_commits_have_revisions_of_their_own(subject: Subject) -> Check {
+    if subject.store.capabilities().shared_revisions {
+        return Err(Stop::does_not_apply("commits may share a revision"));
+    }
     let store = &subject.store;
     let revisions = clients(CLIENTS, |client| {
         let store = Arc::clone(store);
@@ -373,7 +376,8 @@ async fn record_and_explain(subject: &Subject, load: Load, lose: Option<Hook<(),
             "{} calls are too many",
             history.len()
         );
-        explain(&history, load.keys)
+        let shared = subject.store.capabilities().shared_revisions;
+        explain(&history, load.keys, shared)
             .map_err(|why| Stop::failed(format!("round {round}: {why}")))?;
     }
     Ok(())

@@ -74,6 +74,8 @@ impl Operation {
 struct Model {
     held: Vec<Held>,
     newest: Revision,
+    /// Commits may have their revision in common, though never two of one key.
+    shared: bool,
 }
 
 impl Model {
@@ -86,6 +88,13 @@ impl Model {
             .filter(|(_, compare)| fails(compare))
             .map(|(position, _)| position)
             .collect()
+    }
+
+    /// Whether all that is written was last written before a revision.
+    fn older(&self, writes: &[(usize, Option<Value>)], revision: Revision) -> bool {
+        writes
+            .iter()
+            .all(|(key, _)| self.held[*key].is_none_or(|(written, _)| written < revision))
     }
 
     fn write(&mut self, writes: &[(usize, Option<Value>)], at: impl Fn(Value) -> Revision) {
@@ -110,7 +119,9 @@ impl Model {
                 next.write(writes, |_| *revision);
                 next.newest = *revision;
                 // Deletes of absent keys alone need no revision of their own.
-                let grown = *revision > self.newest || next.held == self.held;
+                let grown = *revision > self.newest
+                    || next.held == self.held
+                    || (self.shared && *revision == self.newest && self.older(writes, *revision));
                 (grown && self.failing(compares).is_empty()).then_some(next)
             }
             (Call::Commit { compares, .. }, Answer::Conflict(named)) => {
@@ -134,13 +145,14 @@ impl Model {
     }
 }
 
-/// Searches for an order that explains the history.
+/// Searches for an order that explains the history. `shared`: commits may have their revision in
+/// common.
 ///
 /// # Errors
 /// The calls that no order explains, as text.
-pub(super) fn explain(operations: &[Operation], keys: usize) -> Result<(), String> {
+pub(super) fn explain(operations: &[Operation], keys: usize, shared: bool) -> Result<(), String> {
     for part in split(operations, keys) {
-        search(&part, keys)?;
+        search(&part, keys, shared)?;
     }
     Ok(())
 }
@@ -171,7 +183,7 @@ fn split(operations: &[Operation], keys: usize) -> Vec<Vec<Operation>> {
     parts
 }
 
-fn search(operations: &[Operation], keys: usize) -> Result<(), String> {
+fn search(operations: &[Operation], keys: usize, shared: bool) -> Result<(), String> {
     if operations.len() > MAX_OPERATIONS {
         return Err(format!(
             "{} operations are too many to search",
@@ -196,6 +208,7 @@ fn search(operations: &[Operation], keys: usize) -> Result<(), String> {
     let start = Model {
         held: vec![None; keys],
         newest: Revision::ZERO,
+        shared,
     };
     let mut visited = HashSet::new();
     let mut open = vec![(0_u128, start)];
@@ -243,6 +256,10 @@ fn search(operations: &[Operation], keys: usize) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn explain(operations: &[Operation], keys: usize) -> Result<(), String> {
+        super::explain(operations, keys, false)
+    }
 
     fn at(n: u64) -> Revision {
         Revision::new(0, n)
@@ -322,6 +339,22 @@ mod tests {
         };
         assert!(explain(&[skew(0, 1, 1)], 2).is_ok());
         assert!(explain(&[skew(0, 1, 1), skew(1, 0, 2)], 2).is_err());
+    }
+
+    #[test]
+    fn only_where_revisions_are_shared_two_commits_have_one_and_never_of_one_key() {
+        let both = [
+            put(0, 9, 0, 7, Answer::Committed(at(1))),
+            put(0, 9, 1, 8, Answer::Committed(at(1))),
+            get(10, 11, &[Some((at(1), 7)), Some((at(1), 8))], 1),
+        ];
+        assert!(explain(&both, 2).is_err());
+        assert!(super::explain(&both, 2, true).is_ok());
+        let one_key = [
+            put(0, 9, 0, 7, Answer::Committed(at(1))),
+            put(0, 9, 0, 8, Answer::Committed(at(1))),
+        ];
+        assert!(super::explain(&one_key, 1, true).is_err());
     }
 
     #[test]

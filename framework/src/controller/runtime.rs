@@ -21,7 +21,7 @@ use super::status::RuntimeStatus;
 use crate::cache::{Feed, Reader, Source, SourceState, View, Writer, cache, feed};
 use crate::environment::Environment;
 use crate::model::{InvalidName, Kinds, Resource};
-use crate::store::{Prefix, Revision, Store};
+use crate::store::{Pipeline, Prefix, Revision, Store};
 
 /// Messages from sources that may wait.
 const FEED_BACKLOG: usize = 64;
@@ -280,6 +280,7 @@ impl Runtime {
                 self.kinds.define(kind.definition.clone());
             }
         }
+        self.store = Pipeline::where_it_helps(self.store);
         if self.prefixes.is_empty() {
             self.prefixes
                 .push(Prefix::new("o/").expect("a constant that is a valid prefix"));

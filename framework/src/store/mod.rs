@@ -11,6 +11,7 @@
 mod error;
 mod key;
 mod memory;
+mod pipeline;
 mod revision;
 mod transaction;
 
@@ -27,6 +28,7 @@ pub use key::{InvalidKey, Key, MAX_KEY_BYTES, Prefix};
 pub use memory::{
     CommitFault, FaultCounts, Faults, HistoryEntry, MemoryOptions, MemorySnapshot, MemoryStore,
 };
+pub use pipeline::{Pipeline, PipelineCounts};
 pub use revision::{ParseRevisionError, Revision};
 pub use transaction::{Compare, Transaction, Write};
 
@@ -252,6 +254,12 @@ pub struct Capabilities {
     pub exact_watch: bool,
     /// Commits survive the loss of power once acknowledged.
     pub durable: bool,
+    /// Each transaction costs a round of its own (of consensus, of a lock), so that independent
+    /// commits are cheaper in one transaction than in several: see [`Pipeline`]. Such a backend's
+    /// limits count what it adds to a transaction itself.
+    pub sharing_helps: bool,
+    /// Commits that were in flight at the same time may have one revision in common.
+    pub shared_revisions: bool,
 }
 
 impl Capabilities {
@@ -264,6 +272,8 @@ impl Capabilities {
             range_compare: false,
             exact_watch: false,
             durable: false,
+            sharing_helps: false,
+            shared_revisions: false,
         }
     }
 }
@@ -307,27 +317,32 @@ impl Limits {
             compares + writes,
             self.max_operations,
         )?;
-        let mut bytes = 0;
         let mut seen = std::collections::HashSet::with_capacity(writes);
         for write in &transaction.writes {
-            if let Write::Put { key, value, .. } = write {
-                if value.len() > self.max_value_bytes {
-                    let what = format!("value of {key} in bytes");
-                    return too_large(&what, value.len(), self.max_value_bytes);
-                }
-                bytes += value.len();
+            if let Write::Put { key, value, .. } = write
+                && value.len() > self.max_value_bytes
+            {
+                let what = format!("value of {key} in bytes");
+                return too_large(&what, value.len(), self.max_value_bytes);
             }
-            bytes += write.key().as_str().len();
             if !seen.insert(write.key()) {
                 let reason = format!("{} is written twice in one transaction", write.key());
                 return Err(StoreError::Invalid { reason });
             }
         }
-        bytes += transaction
-            .compares
-            .iter()
-            .map(Compare::key_bytes)
-            .sum::<usize>();
+        let bytes = Self::bytes_of(transaction);
         too_large("transaction in bytes", bytes, self.max_transaction_bytes)
+    }
+
+    /// The bytes of all keys and values of a transaction.
+    #[must_use]
+    pub fn bytes_of(transaction: &Transaction) -> usize {
+        let write = |write: &Write| match write {
+            Write::Put { key, value, .. } => key.as_str().len() + value.len(),
+            Write::Delete { key } => key.as_str().len(),
+        };
+        let writes = transaction.writes.iter().map(write);
+        let compares = transaction.compares.iter().map(Compare::key_bytes);
+        writes.chain(compares).sum()
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{Key, LeaseId, Prefix, Revision};
 
 /// What must hold for a transaction to happen.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub enum Compare {

@@ -2,6 +2,7 @@
 
 mod bites;
 mod broken;
+mod slow;
 mod spoiled;
 
 use std::sync::Arc;
@@ -9,7 +10,9 @@ use std::time::Duration;
 
 use platctrl_framework::conformance::{self, Subject, conformance_tests};
 use platctrl_framework::environment::Environment;
-use platctrl_framework::store::{CommitFault, MemoryOptions, MemoryStore, Revision, Store};
+use platctrl_framework::store::{
+    CommitFault, MemoryOptions, MemoryStore, Pipeline, Revision, Store,
+};
 use tokio::runtime::{Handle, RuntimeFlavor};
 
 /// A memory store with every hook it can have.
@@ -54,6 +57,49 @@ async fn modest() -> Subject {
     options.exact_watch = false;
     options.history = 60;
     subject_of(MemoryStore::with_options(Environment::system(), options))
+}
+
+/// Commits that meet share transactions, and the store is slow enough for them to meet.
+async fn pipelined() -> Subject {
+    let pipeline = |store| Arc::new(Pipeline::new(slow::Slow::wrap(store))) as Arc<dyn Store>;
+    memory().await.wrap(pipeline)
+}
+
+/// The same with one transaction in flight, in front of the least that a backend may do.
+async fn narrow() -> Subject {
+    let pipeline =
+        |store| Arc::new(Pipeline::new(slow::Slow::wrap(store)).in_flight(1)) as Arc<dyn Store>;
+    modest().await.wrap(pipeline)
+}
+
+mod on_a_pipeline {
+    use super::*;
+
+    conformance_tests! {
+        pipelined,
+        without: [
+            operations_up_to_the_limit_are_taken,
+            concurrent_commits_have_revisions_of_their_own,
+            acknowledged_commits_survive_reopening,
+            revisions_go_on_after_reopening,
+            a_watch_after_reopening_misses_nothing,
+        ]
+    }
+}
+
+mod on_a_narrow_pipeline {
+    use super::*;
+
+    conformance_tests! {
+        narrow,
+        without: [
+            an_exact_watch_tells_every_transaction_in_order,
+            concurrent_commits_have_revisions_of_their_own,
+            acknowledged_commits_survive_reopening,
+            revisions_go_on_after_reopening,
+            a_watch_after_reopening_misses_nothing,
+        ]
+    }
 }
 
 mod on_memory {

@@ -301,13 +301,11 @@ impl Drop for Driver {
 
 impl Store for MemoryStore {
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            limits: self.shared.options.limits,
-            pinned_reads: true,
-            range_compare: true,
-            exact_watch: self.shared.options.exact_watch,
-            durable: false,
-        }
+        let mut capabilities = Capabilities::new(self.shared.options.limits);
+        capabilities.pinned_reads = true;
+        capabilities.range_compare = true;
+        capabilities.exact_watch = self.shared.options.exact_watch;
+        capabilities
     }
 
     fn get<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Snapshot>> {
