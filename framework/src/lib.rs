@@ -26,4 +26,5 @@ pub mod environment;
 pub mod failpoint;
 pub mod model;
 mod queue;
+pub mod root;
 pub mod store;

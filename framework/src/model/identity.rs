@@ -60,6 +60,17 @@ pub struct ChainLink {
     pub at: Timestamp,
 }
 
+impl ChainLink {
+    /// A new link, unlike every other.
+    #[must_use]
+    pub fn new(environment: &Environment) -> Self {
+        Self {
+            nonce: nonce(environment),
+            at: environment.now(),
+        }
+    }
+}
+
 /// Why a root cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -154,10 +165,7 @@ pub async fn initialise(
         write_version: FORMAT_VERSION,
         min_reader: FORMAT_VERSION,
     };
-    let link = ChainLink {
-        nonce: nonce(environment),
-        at: environment.now(),
-    };
+    let link = ChainLink::new(environment);
     let mut transaction = Transaction::new();
     for (key, value) in [
         (anchor_key(), serde_json::to_vec(&anchor)),

@@ -1,5 +1,6 @@
 //! The conformance suite, on the memory store and on stores that break one promise each.
 
+mod anchored;
 mod bites;
 mod broken;
 mod slow;
@@ -8,8 +9,10 @@ mod spoiled;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anchored::Anchored;
 use platctrl_framework::conformance::{self, Subject, conformance_tests};
 use platctrl_framework::environment::Environment;
+use platctrl_framework::root::RootedStore;
 use platctrl_framework::store::{
     CommitFault, MemoryOptions, MemoryStore, Pipeline, Revision, Store,
 };
@@ -33,7 +36,10 @@ fn subject_of(store: MemoryStore) -> Subject {
             })
         })
         .with_compaction(move |revision: Revision| {
-            compacted.faults().compact(revision);
+            // The backend's own revision, whatever epoch a store above gives it.
+            compacted
+                .faults()
+                .compact(Revision::new(0, revision.counter()));
             Box::pin(std::future::ready(()))
         })
         .with_lost_answers(move || {
@@ -95,6 +101,26 @@ mod on_a_narrow_pipeline {
         without: [
             an_exact_watch_tells_every_transaction_in_order,
             concurrent_commits_have_revisions_of_their_own,
+            acknowledged_commits_survive_reopening,
+            revisions_go_on_after_reopening,
+            a_watch_after_reopening_misses_nothing,
+        ]
+    }
+}
+
+/// An opened root that was restored twice.
+async fn rooted() -> Subject {
+    let root = |store| Arc::new(RootedStore::new(Arc::new(Anchored(store)))) as Arc<dyn Store>;
+    memory().await.wrap(root)
+}
+
+mod on_a_root {
+    use super::*;
+
+    conformance_tests! {
+        rooted,
+        without: [
+            operations_up_to_the_limit_are_taken,
             acknowledged_commits_survive_reopening,
             revisions_go_on_after_reopening,
             a_watch_after_reopening_misses_nothing,

@@ -6,3 +6,4 @@ mod client;
 mod conformance;
 mod controller;
 mod derive;
+mod root;
