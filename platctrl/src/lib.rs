@@ -10,6 +10,7 @@ mod manifest;
 mod output;
 mod place;
 pub mod server;
+mod store;
 mod up;
 
 use std::process::ExitCode;

@@ -40,6 +40,14 @@ pub fn check(dir: impl AsRef<Path>) -> Result<Report, OpenError> {
     check_file(&dir.join(FILE))
 }
 
+/// Reads every byte of a [backup](crate::EmbeddedStore::backup) and compares it with its checksums.
+///
+/// # Errors
+/// [`OpenError::Damaged`] says what was found.
+pub fn check_backup(backup: impl AsRef<Path>) -> Result<Report, OpenError> {
+    check_file(backup.as_ref())
+}
+
 /// Makes a store in `dir`, which must hold none, of the copy `backup`, which is checked first.
 ///
 /// # Errors

@@ -63,7 +63,7 @@ use platctrl_framework::store::{
     Store, StoreError, Transaction, WatchStream,
 };
 
-pub use backup::{Report, check, restore};
+pub use backup::{Report, check, check_backup, restore};
 pub use error::OpenError;
 pub use options::Options;
 
@@ -176,6 +176,14 @@ impl EmbeddedStore {
             None => Health::Writing,
             Some(reason) => Health::Refusing(reason),
         }
+    }
+
+    /// The bytes that the file takes, used or not.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn file_bytes(&self) -> std::io::Result<u64> {
+        Ok(std::fs::metadata(self.dir.join(FILE))?.len())
     }
 
     /// Writes a consistent copy of the newest state, with its history, to the file `path`, which

@@ -91,7 +91,7 @@ enum Verb {
     Events(events::EventsArgs),
     /// Wait until something is so
     Wait(wait::WaitArgs),
-    /// Prepare a store
+    /// Make, look at, save and move the store
     #[command(subcommand)]
     Store(store::StoreVerb),
     /// Make and check artifacts
@@ -175,7 +175,7 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Logs(args) => client(logs::run(&args, setting)),
         Verb::Events(args) => client(events::run(&args, setting)),
         Verb::Wait(args) => client(wait::run(&args, setting)),
-        Verb::Store(verb) => client(store::run(&verb)),
+        Verb::Store(verb) => client(store::run(&verb, setting)),
         Verb::Hoist(verb) => hoist::run(&verb),
         Verb::Launch(args) => local::run(&args, setting),
         Verb::Uninstall(args) => client(uninstall::run(&args, setting)),

@@ -1,14 +1,23 @@
-//! `store`: prepares a store for use.
+//! `store`: makes, looks at, saves and moves the store that everything is kept in.
+//!
+//! `backup` and `compact` ask the server, which has the store open; all else opens the store
+//! itself, and an embedded one must not be in use then.
 
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
+use futures::StreamExt as _;
 use platctrl_framework::environment::Environment;
-use platctrl_framework::model::identity::{self, IdentityError};
-use platctrl_store_embedded::EmbeddedStore;
+use platctrl_framework::model::identity::{self, Anchor, AnchorState, IdentityError};
+use platctrl_framework::root::{self, CopyError, CopyProgress};
+use platctrl_store_embedded::{self as embedded, Report};
+use tokio::io::AsyncWriteExt as _;
 
+use super::Setting;
 use crate::error::{Code, Failure, Result};
 use crate::output;
+use crate::store::StoreUrl;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum StoreVerb {
@@ -17,61 +26,304 @@ pub(crate) enum StoreVerb {
         /// Which: embedded:DIR
         url: String,
     },
+    /// Show which store it is, and whether it may be written
+    Info {
+        /// Which: embedded:DIR
+        url: String,
+    },
+    /// Read all of an embedded store that nobody has open, or of a backup, and compare it with its checksums
+    Check {
+        /// embedded:DIR, or the file of a backup
+        store: String,
+    },
+    /// Save the server's store to a file while it runs
+    Backup {
+        /// The file; it must not exist
+        file: PathBuf,
+    },
+    /// Make an embedded store of a backup, and note that it was restored
+    Restore {
+        /// The file of a backup
+        file: PathBuf,
+        /// The new store: embedded:DIR
+        url: String,
+    },
+    /// Give unused space of the server's store back; commits wait meanwhile
+    Compact,
+    /// Copy a store into an empty one of any kind; the source is sealed, the copy goes on as the same store
+    Copy {
+        /// The source: embedded:DIR
+        from: String,
+        /// The target, which must be empty: embedded:DIR
+        to: String,
+    },
+    /// Let a store that was copied be written again; only if its copy is not in use
+    Unseal {
+        /// Which: embedded:DIR
+        url: String,
+    },
+    /// Note that a store was restored by its own tools: its history begins anew
+    Restored {
+        /// Which: embedded:DIR
+        url: String,
+    },
 }
 
-pub(crate) async fn run(verb: &StoreVerb) -> Result<()> {
-    let StoreVerb::Init { url } = verb;
-    let dir = embedded(url)?;
+pub(crate) async fn run(verb: &StoreVerb, setting: &Setting) -> Result<()> {
     let environment = Environment::system();
-    let store =
-        EmbeddedStore::open(&dir, environment.clone()).map_err(|error| open_failure(&error))?;
-    let anchor = identity::initialise(&store, &environment)
-        .await
-        .map_err(|error| match error {
-            IdentityError::NotEmpty { .. } => Failure::new(Code::Conflict, error.to_string()),
-            error => Failure::failed(error),
-        })?;
-    output::print(format_args!(
-        "store {} is ready at {}\n",
-        anchor.store_id,
-        dir.display()
-    ))
-}
-
-/// Another process may have it, or it cannot be read.
-pub(crate) fn open_failure(error: &platctrl_store_embedded::OpenError) -> Failure {
-    Failure::failed(error)
-}
-
-/// The directory of an embedded store's URL.
-fn embedded(url: &str) -> Result<PathBuf> {
-    let hint = "write embedded: and a directory, as embedded:/var/lib/platctrl/store";
-    match url.split_once(':') {
-        Some(("embedded", dir)) if !dir.is_empty() => std::path::absolute(Path::new(dir))
-            .map_err(|error| Failure::failed(format!("cannot use {dir}: {error}"))),
-        Some((scheme @ ("etcd" | "consul"), _)) => Err(Failure::usage(format!(
-            "this build has the embedded store only, not {scheme}"
-        ))
-        .hint(hint)),
-        _ => Err(Failure::usage(format!("`{}` is no store", output::plain(url))).hint(hint)),
+    match verb {
+        StoreVerb::Init { url } => init(url, &environment).await,
+        StoreVerb::Info { url } => info(url, &environment).await,
+        StoreVerb::Check { store } => check(store).await,
+        StoreVerb::Backup { file } => backup(file, setting).await,
+        StoreVerb::Restore { file, url } => restore(file, url, &environment).await,
+        StoreVerb::Compact => compact(setting).await,
+        StoreVerb::Copy { from, to } => copy(from, to, &environment).await,
+        StoreVerb::Unseal { url } => {
+            let store = StoreUrl::parse(url)?.open(&environment, false).await?;
+            let anchor = root::unseal(&*store).await.map_err(identity_failure)?;
+            output::print(format_args!(
+                "store {} may be written again\n",
+                anchor.store_id
+            ))
+        }
+        StoreVerb::Restored { url } => {
+            let store = StoreUrl::parse(url)?.open(&environment, false).await?;
+            let anchor = root::restored(&*store, &environment).await;
+            say_restored(&anchor.map_err(identity_failure)?)
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn identity_failure(error: IdentityError) -> Failure {
+    match error {
+        IdentityError::NotEmpty { .. } => Failure::new(Code::Conflict, error.to_string()),
+        IdentityError::Uninitialised => Failure::new(Code::Unreachable, error.to_string()),
+        error => Failure::failed(error),
+    }
+}
 
-    #[test]
-    fn a_store_is_a_directory() {
-        assert_eq!(embedded("embedded:/a").unwrap(), PathBuf::from("/a"));
-        for url in [
-            "/a",
-            "embedded:",
-            "etcd://h:2379/root",
-            "consul://h/root",
-            "",
-        ] {
-            assert_eq!(embedded(url).unwrap_err().code, Code::Usage, "{url}");
+async fn init(url: &str, environment: &Environment) -> Result<()> {
+    let url = StoreUrl::parse(url)?;
+    let store = url.open(environment, true).await?;
+    let anchor = identity::initialise(&*store, environment).await;
+    let anchor = anchor.map_err(identity_failure)?;
+    output::print(format_args!(
+        "store {} is ready at {url}\n",
+        anchor.store_id
+    ))
+}
+
+async fn info(url: &str, environment: &Environment) -> Result<()> {
+    let url = StoreUrl::parse(url)?;
+    let store = url.open(environment, false).await?;
+    let (anchor, revision) = identity::open(&*store).await.map_err(identity_failure)?;
+    let state = match anchor.state {
+        AnchorState::Active => "active",
+        AnchorState::Sealed => "sealed: it was copied elsewhere, and nobody writes to it",
+    };
+    output::print(format_args!(
+        "store     {}\nat        {url}\nstate     {state}\nepoch     {}\nrevision  {}\n",
+        anchor.store_id,
+        anchor.epoch,
+        revision.counter()
+    ))
+}
+
+fn describe(report: &Report) -> String {
+    format!(
+        "{} keys, {} bytes of values, revision {}, history from {}",
+        report.keys,
+        report.value_bytes,
+        report.revision.counter(),
+        report.oldest.counter()
+    )
+}
+
+/// Runs what blocks for long.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, embedded::OpenError> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(Failure::failed)?.map_err(Failure::failed)
+}
+
+async fn check(store: &str) -> Result<()> {
+    let report = if store.contains(':') && !Path::new(store).exists() {
+        let url = StoreUrl::parse(store)?;
+        let dir = url.directory()?.to_owned();
+        if !dir.exists() {
+            return Err(Failure::failed(format!(
+                "there is no store in {}",
+                dir.display()
+            )));
+        }
+        blocking(move || embedded::check(dir)).await?
+    } else {
+        let file = PathBuf::from(store);
+        blocking(move || embedded::check_backup(file)).await?
+    };
+    output::print(format_args!("{store} is whole: {}\n", describe(&report)))
+}
+
+async fn backup(file: &Path, setting: &Setting) -> Result<()> {
+    let cannot = |doing: &str, path: &Path, error: &std::io::Error| {
+        Failure::failed(format!("cannot {doing} {}: {error}", path.display()))
+    };
+    if file
+        .try_exists()
+        .map_err(|error| cannot("look at", file, &error))?
+    {
+        return Err(
+            Failure::failed(format!("{} exists already", file.display()))
+                .hint("choose another name: backups are never overwritten"),
+        );
+    }
+    let mut name = file.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".unfinished-{}", std::process::id()));
+    let unfinished = Unfinished(file.with_file_name(name));
+    let path = &unfinished.0;
+    let mut bytes = setting.api()?.stream("/store/backup").await?;
+    let mut options = tokio::fs::OpenOptions::new();
+    let target = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .await;
+    let mut target = target.map_err(|error| cannot("create", path, &error))?;
+    while let Some(piece) = bytes.next().await {
+        let piece = piece.map_err(|error| {
+            let message = format!("the backup broke off: {error}");
+            Failure::new(Code::Unreachable, message).hint("ask again; nothing was left behind")
+        })?;
+        let written = target.write_all(&piece).await;
+        written.map_err(|error| cannot("write", path, &error))?;
+    }
+    let synced = target.sync_all().await;
+    synced.map_err(|error| cannot("write", path, &error))?;
+    drop(target);
+    // What arrived is compared with its checksums before it may be called a backup.
+    let copy = path.clone();
+    let report = blocking(move || embedded::check_backup(copy)).await?;
+    std::fs::hard_link(path, file).map_err(|error| cannot("create", file, &error))?;
+    if let Some(dir) = file.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        let synced = std::fs::File::open(dir).and_then(|dir| dir.sync_all());
+        synced.map_err(|error| cannot("write", dir, &error))?;
+    }
+    output::print(format_args!("{}: {}\n", file.display(), describe(&report)))
+}
+
+/// A file that is removed, because what counts has another name by then.
+struct Unfinished(PathBuf);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+async fn restore(file: &Path, url: &str, environment: &Environment) -> Result<()> {
+    let url = StoreUrl::parse(url)?;
+    let (from, dir) = (file.to_owned(), url.directory()?.to_owned());
+    let report = blocking(move || embedded::restore(from, dir)).await?;
+    let store = url.open(environment, false).await?;
+    let anchor = root::restored(&*store, environment).await;
+    output::print(format_args!("{url}: {}\n", describe(&report)))?;
+    say_restored(&anchor.map_err(identity_failure)?)
+}
+
+fn say_restored(anchor: &Anchor) -> Result<()> {
+    output::note(
+        "hint: what runs now is compared with what the store says; what would take much away is held until a person decides",
+    );
+    output::print(format_args!(
+        "store {} is in epoch {}\n",
+        anchor.store_id, anchor.epoch
+    ))
+}
+
+async fn compact(setting: &Setting) -> Result<()> {
+    output::note("commits wait while the store is compacted: seconds per GiB");
+    let api = setting.api()?;
+    let answer = api
+        .call(http::Method::POST, "/store/compact", None)
+        .await?
+        .body;
+    let size = |name: &str| answer[name].as_u64().unwrap_or_default();
+    output::print(format_args!(
+        "{} bytes, before {}\n",
+        size("after"),
+        size("before")
+    ))
+}
+
+async fn copy(from: &str, to: &str, environment: &Environment) -> Result<()> {
+    let (from, to) = (StoreUrl::parse(from)?, StoreUrl::parse(to)?);
+    if from == to {
+        return Err(Failure::usage("source and target are the same store"));
+    }
+    let source = from.open(environment, false).await?;
+    let target = to.open(environment, true).await?;
+    let mut bar = Bar::new();
+    let report = root::copy(&*source, &*target, |progress| bar.show(progress)).await;
+    bar.end();
+    let report = report.map_err(|error| match error {
+        CopyError::Source(error) => identity_failure(error),
+        CopyError::NotEmpty { .. } => Failure::new(Code::Conflict, error.to_string()),
+        error => Failure::failed(&error).hint(format!(
+            "copy again to go on where it stopped; `platctrl store unseal {from}` to stay with the source"
+        )),
+    })?;
+    output::note(format_args!(
+        "hint: {from} is sealed; `platctrl store unseal {from}` undoes that, as long as the copy is not in use"
+    ));
+    output::print(format_args!(
+        "store {} is at {to} now, in epoch {}: {} keys, {}\n",
+        report.anchor.store_id, report.anchor.epoch, report.keys, report.digest
+    ))
+}
+
+/// A line that grows, where somebody watches.
+struct Bar {
+    watched: bool,
+    shown: Option<u64>,
+}
+
+impl Bar {
+    const WIDTH: u64 = 30;
+
+    fn new() -> Self {
+        Self {
+            watched: std::io::stderr().is_terminal(),
+            shown: None,
+        }
+    }
+
+    fn show(&mut self, progress: CopyProgress) {
+        let total = progress.total.max(1);
+        let filled = (progress.done.min(total) * Self::WIDTH) / total;
+        let percent = (progress.done.min(total) * 100) / total;
+        if !self.watched || self.shown == Some(percent) {
+            return;
+        }
+        self.shown = Some(percent);
+        let (done, rest) = (
+            "#".repeat(filled as usize),
+            " ".repeat((Self::WIDTH - filled) as usize),
+        );
+        let mut stderr = std::io::stderr();
+        let _ = write!(
+            stderr,
+            "\r[{done}{rest}] {percent:>3} %  {} of {} keys, {} written",
+            progress.done, progress.total, progress.written
+        );
+        let _ = stderr.flush();
+    }
+
+    fn end(&self) {
+        if self.shown.is_some() {
+            output::note("");
         }
     }
 }

@@ -11,6 +11,7 @@ mod discovery;
 mod events;
 mod hub;
 mod log;
+mod maintenance;
 mod objects;
 mod read;
 mod request;
@@ -30,7 +31,7 @@ use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{any, get};
+use axum::routing::{any, get, post};
 use axum::{Extension, Router};
 use http::{HeaderMap, Method, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -47,6 +48,7 @@ use tokio_util::task::TaskTracker;
 
 use artifacts::Artifacts;
 use hub::Hub;
+pub use maintenance::Maintained;
 use request::Query;
 use selection::Selection;
 use socket::Peer;
@@ -74,6 +76,9 @@ pub struct ServerConfig {
     pub kinds: Kinds,
     /// Where uploaded artifacts and the homes of this machine's pods are.
     pub data_dir: PathBuf,
+    /// The store as something that can be saved and compacted, where this server has it open
+    /// alone.
+    pub maintained: Option<Arc<dyn Maintained>>,
     /// The node whose pods are on this machine, for their logs.
     pub node: Option<String>,
     /// The version that the server tells.
@@ -96,6 +101,7 @@ impl ServerConfig {
             environment: Environment::system(),
             kinds,
             data_dir: data_dir.into(),
+            maintained: None,
             node: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             admission: false,
@@ -163,6 +169,7 @@ impl Server {
     ) -> std::io::Result<()> {
         let router = router(self.app.clone());
         self.app.artifacts.clean();
+        maintenance::clean(&self.app.config.data_dir);
         let stopping = self.app.stopping.clone();
         let _guard = stopping.clone().drop_guard();
         let hub = self.app.hub.clone();
@@ -255,6 +262,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/apis/{group}/{version}/{*rest}", any(objects_at))
         .route("/kinds", get(kinds))
         .route("/artifacts/sha256/{hex}", any(artifact))
+        .route("/store/backup", get(backup))
+        .route("/store/compact", post(compact))
         .method_not_allowed_fallback(
             |method: Method| async move { Failure::method(&method, "GET") },
         )
@@ -308,6 +317,22 @@ async fn resources(
 
 async fn kinds(State(app): State<Arc<App>>) -> Result<Response> {
     Ok(ok(&discovery::kinds(&app.served)?))
+}
+
+fn maintained(app: &App) -> Result<&dyn Maintained> {
+    app.config.maintained.as_deref().ok_or_else(|| {
+        Failure::not_found(
+            "this server's store is saved and compacted by its own tools, as etcdctl",
+        )
+    })
+}
+
+async fn backup(State(app): State<Arc<App>>) -> Result<Response> {
+    maintenance::backup(maintained(&app)?, &app.config.data_dir).await
+}
+
+async fn compact(State(app): State<Arc<App>>) -> Result<Response> {
+    maintenance::compact(maintained(&app)?).await
 }
 
 async fn artifact(

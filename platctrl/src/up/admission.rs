@@ -7,7 +7,7 @@ use platctrl_agent::watched_prefixes;
 use platctrl_framework::cache::write_prefix_anchor;
 use platctrl_framework::client::{Client, ClientError};
 use platctrl_framework::environment::Environment;
-use platctrl_framework::model::identity::{self, IdentityError};
+use platctrl_framework::model::identity::{self, AnchorState, IdentityError};
 use platctrl_framework::model::{KindDefinition, Kinds, Metadata, Object, check_name};
 use platctrl_framework::store::{Key, Prefix, Store, Transaction};
 use platctrl_kinds::{Node, NodeSpec};
@@ -36,6 +36,16 @@ pub(super) async fn open_store(
     let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(path, clock)).await;
     let store = opened.map_err(Failure::failed)?.map_err(Failure::failed)?;
     match identity::open(&store).await {
+        Ok((anchor, _)) if anchor.state == AnchorState::Sealed => {
+            let message = format!(
+                "the store {} is sealed: it was copied elsewhere",
+                anchor.store_id
+            );
+            return Err(Failure::failed(message).hint(format!(
+                "use the copy; or, if that is not in use, `platctrl store unseal embedded:{}`",
+                dir.display()
+            )));
+        }
         Ok(_) => {}
         // One that was begun and never finished is as good as new.
         Err(IdentityError::Uninitialised) if is_new || !has_pods(data_dir) => {

@@ -16,6 +16,7 @@ use platctrl_controllers::replication_controller;
 use platctrl_framework::controller::Runtime;
 use platctrl_framework::environment::Environment;
 use platctrl_framework::model::Kinds;
+use platctrl_framework::root::RootedStore;
 use platctrl_framework::store::Store;
 use platctrl_kinds::{Node, Pod, ReplicationController};
 use platctrl_store_embedded::EmbeddedStore;
@@ -242,11 +243,11 @@ impl Parts {
     async fn start(
         data_dir: &Path,
         node: &str,
-        store: Arc<EmbeddedStore>,
+        embedded: Arc<EmbeddedStore>,
         environment: Environment,
         kinds: Kinds,
     ) -> Result<Self> {
-        let store: Arc<dyn Store> = store;
+        let store: Arc<dyn Store> = Arc::new(RootedStore::new(embedded.clone()));
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
 
@@ -262,6 +263,7 @@ impl Parts {
         let listener = server::bind(&place::socket(data_dir)).map_err(Failure::failed)?;
         let mut config = ServerConfig::new(Arc::clone(&store), kinds, data_dir);
         config.environment = environment.clone();
+        config.maintained = Some(embedded);
         config.node = Some(node.to_owned());
         let (server, stopping) = (Server::new(config), stop.clone());
         tasks.spawn(async move {

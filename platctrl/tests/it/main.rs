@@ -9,3 +9,4 @@ mod bad_input;
 mod first_light;
 mod full_disk;
 mod machine;
+mod store;
