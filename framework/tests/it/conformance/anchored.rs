@@ -6,8 +6,8 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use platctrl_framework::model::identity::{Anchor, AnchorState, anchor_key};
 use platctrl_framework::store::{
-    Capabilities, Compare, Key, Lease, LeaseId, ListRequest, Page, Prefix, Record,
-    Result, Revision, Snapshot, Store, Transaction, WatchStream,
+    Capabilities, Compare, Key, Lease, LeaseId, ListRequest, Page, Prefix, Record, Result,
+    Revision, Snapshot, Store, Transaction, WatchStream,
 };
 
 #[derive(Debug)]
