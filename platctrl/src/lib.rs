@@ -6,6 +6,8 @@
 mod api;
 mod cli;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 mod manifest;
 mod output;
 mod place;

@@ -187,7 +187,7 @@ fn files(name: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-fn parse(file: &str, base: &Path, text: &str) -> Result<Vec<Document>, String> {
+pub(crate) fn parse(file: &str, base: &Path, text: &str) -> Result<Vec<Document>, String> {
     let nodes: Vec<Option<Spanned<Node>>> = serde_saphyr::from_multiple(text).map_err(|error| {
         let line = error.location().map_or(1, |location| location.line());
         let bare = error.without_snippet().to_string();

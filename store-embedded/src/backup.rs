@@ -209,6 +209,10 @@ fn check_file(path: &Path) -> Result<Report, OpenError> {
         cache_bytes: 16 * 1024 * 1024,
         medium: plain_medium(),
     };
+    site.guarded(|| check_site(&site))
+}
+
+fn check_site(site: &Site) -> Result<Report, OpenError> {
     let (mut engine, _) = site.open()?;
     match engine.database.check_integrity() {
         Ok(true) => {}

@@ -103,11 +103,20 @@ impl Site {
         if length == 0 {
             return Err(self.damaged("the file is empty"));
         }
-        let engine = self.open_file(false)?;
-        // A damaged file can make the engine trip over itself.
-        let state = catch_unwind(AssertUnwindSafe(|| engine.state(&self.path)))
-            .unwrap_or_else(|_| Err(self.damaged("the engine cannot walk it")))?;
-        Ok((engine, state))
+        self.guarded(|| {
+            let engine = self.open_file(false)?;
+            let state = engine.state(&self.path)?;
+            Ok((engine, state))
+        })
+    }
+
+    /// Does something with the engine, which a damaged file can make trip over itself.
+    pub(crate) fn guarded<T>(
+        &self,
+        work: impl FnOnce() -> Result<T, OpenError>,
+    ) -> Result<T, OpenError> {
+        catch_unwind(AssertUnwindSafe(work))
+            .unwrap_or_else(|_| Err(self.damaged("the engine cannot walk it")))
     }
 
     fn open_file(&self, create: bool) -> Result<Engine, OpenError> {
@@ -121,23 +130,20 @@ impl Site {
             .map_err(OpenError::io("open", &self.path))?;
         let backend = (self.medium)(file).map_err(OpenError::io("open", &self.path))?;
         let path = self.path.clone();
-        let opened = catch_unwind(AssertUnwindSafe(|| {
-            Builder::new()
-                .set_cache_size(self.cache_bytes)
-                .set_repair_callback(move |session| {
-                    let percent = (session.progress() * 100.0) as u32;
-                    tracing::info!(path = %path.display(), percent, "repairing after a crash");
-                })
-                .create_with_backend(Boxed(backend))
-        }));
+        let opened = Builder::new()
+            .set_cache_size(self.cache_bytes)
+            .set_repair_callback(move |session| {
+                let percent = (session.progress() * 100.0) as u32;
+                tracing::info!(path = %path.display(), percent, "repairing after a crash");
+            })
+            .create_with_backend(Boxed(backend));
         match opened {
-            Ok(Ok(database)) => Ok(Engine { database }),
-            Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => Err(OpenError::InUse {
+            Ok(database) => Ok(Engine { database }),
+            Err(DatabaseError::DatabaseAlreadyOpen) => Err(OpenError::InUse {
                 dir: self.path.clone(),
                 pid: None,
             }),
-            Ok(Err(error)) => Err(self.explain(error.into())),
-            Err(_) => Err(self.damaged("the engine cannot walk it")),
+            Err(error) => Err(self.explain(error.into())),
         }
     }
 

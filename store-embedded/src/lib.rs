@@ -141,10 +141,13 @@ impl EmbeddedStore {
         if !exists {
             site.create()?;
         }
-        let (engine, state) = site.open()?;
         let now = environment.now().as_millisecond();
-        let state =
-            writer::begin(&engine, state, now, &options).map_err(|error| site.explain(error))?;
+        let (engine, state) = site.guarded(|| {
+            let (engine, state) = site.open()?;
+            let state = writer::begin(&engine, state, now, &options)
+                .map_err(|error| site.explain(error))?;
+            Ok((engine, state))
+        })?;
         let shared = Arc::new(Shared::new(site, options, environment, engine, state));
         let writer = Writer::new(Arc::clone(&shared), state);
         let closing = Closing(Arc::clone(&shared));

@@ -9,7 +9,7 @@ use crate::model::{
     Propagation, RawObject, Reality, RealityMetadata, Resource, Status, Tree, Uid,
     preserve_unknown,
 };
-use crate::store::{Compare, Transaction, Write};
+use crate::store::{Capabilities, Compare, Transaction, Write};
 
 /// The largest record, on every backend.
 const MAX_OBJECT_BYTES: usize = 384 * 1024;
@@ -51,13 +51,23 @@ pub struct DeleteOptions {
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     transaction: Transaction,
+    range_compare: bool,
 }
 
 impl Batch {
-    /// A batch without changes.
+    /// A batch without changes, fit for any store.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A batch without changes, which may use what a store can do.
+    #[must_use]
+    pub fn for_store(capabilities: &Capabilities) -> Self {
+        Self {
+            range_compare: capabilities.range_compare,
+            ..Self::default()
+        }
     }
 
     /// Nothing would be written.
@@ -424,8 +434,9 @@ impl Batch {
     }
 
     /// Asks for an object's end. Where nobody has reported on the object, nothing was begun and
-    /// its intent is removed at once; else the intent gets a tombstone, and who works on the
-    /// object ends it. An object that has a tombstone keeps it.
+    /// its intent is removed at once, if the store can compare that it is so
+    /// ([`Batch::for_store`]); else the intent gets a tombstone, and who works on the object ends
+    /// it. An object that has a tombstone keeps it.
     ///
     /// # Errors
     /// `NotFound`; `Conflict` when it is not the one that `options` names.
@@ -461,8 +472,10 @@ impl Batch {
             return Ok(Outcome::Unchanged);
         }
         self.require_intent(joined);
-        if joined.reality.is_none() && joined.parts.is_empty() {
+        if self.range_compare && joined.reality.is_none() && joined.parts.is_empty() {
             self.require_reality(joined);
+            // A part that was begun since then is begun on this very intent.
+            self.require(Compare::RangeNotNewer(key.parts(), stored.modified));
             self.transaction.writes.push(Write::Delete {
                 key: key.store_key(Tree::Intent),
             });

@@ -137,7 +137,7 @@ impl Client {
     pub async fn delete(&self, key: &ObjectKey, options: &DeleteOptions) -> Result<RawObject> {
         let joined = self.joined(key).await?;
         let before = joined.object().ok_or_else(|| ClientError::not_found(key))?;
-        let mut batch = Batch::new();
+        let mut batch = Batch::for_store(&self.store.capabilities());
         batch.delete(&joined, options, &self.actor, self.environment.now())?;
         self.commit_read(batch, key).await?;
         Ok(self.joined(key).await?.object().unwrap_or(before))

@@ -209,7 +209,7 @@ impl Context {
     pub fn changes(&self) -> Changes<'_> {
         Changes {
             context: self,
-            batch: Batch::new(),
+            batch: Batch::for_store(&self.capabilities()),
         }
     }
 

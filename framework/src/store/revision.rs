@@ -59,10 +59,11 @@ impl Revision {
         Self(number)
     }
 
-    /// The next revision of the same epoch.
+    /// The next revision of the same epoch. The last one, which clients may name though no
+    /// store comes there, is its own.
     #[must_use]
     pub const fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 

@@ -157,6 +157,21 @@ impl Server {
         Self { app: Arc::new(app) }
     }
 
+    /// Answers one request of the server's own user without a connection, for fuzzing.
+    #[doc(hidden)]
+    pub async fn answer(&self, request: http::Request<bytes::Bytes>) -> Response {
+        let router = router(self.app.clone()).layer(Extension(Peer::own()));
+        let service = TowerToHyperService::new(router);
+        let answered = hyper::service::Service::call(&service, request.map(Body::from)).await;
+        answered.unwrap_or_else(|never| match never {})
+    }
+
+    /// Reads the store for watches, which [`Server::serve`] does by itself.
+    #[doc(hidden)]
+    pub async fn feed(&self) {
+        self.app.hub.feed().await;
+    }
+
     /// Serves until `shutdown` completes: then no connection is taken any more, watches and
     /// followed logs end, and other requests have five seconds. Serve once.
     ///

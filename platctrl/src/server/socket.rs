@@ -175,6 +175,14 @@ impl Peer {
         })
     }
 
+    /// The user that the server runs as.
+    pub(super) fn own() -> Self {
+        Self {
+            uid: rustix::process::geteuid().as_raw(),
+            name: "own".to_owned(),
+        }
+    }
+
     /// Root, and the user that the server runs as.
     pub(super) fn is_allowed(&self) -> bool {
         self.uid == 0 || self.uid == rustix::process::geteuid().as_raw()
