@@ -11,11 +11,12 @@ use std::sync::Arc;
 use redb::backends::FileBackend;
 use redb::{
     Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageBackend,
-    StorageError, TableDefinition, TableError,
+    TableDefinition,
 };
 
 use crate::codec::{FORMAT, State};
 use crate::error::{EngineError, OpenError};
+use crate::upgrade::{STEPS, upgrade};
 
 /// The file of a store, in its directory.
 pub(crate) const FILE: &str = "store.redb";
@@ -105,6 +106,7 @@ impl Site {
         }
         self.guarded(|| {
             let engine = self.open_file(false)?;
+            upgrade(&engine, &self.path, &STEPS)?;
             let state = engine.state(&self.path)?;
             Ok((engine, state))
         })
@@ -199,30 +201,12 @@ impl Engine {
             path: path.to_owned(),
             detail,
         };
-        type Value = Option<Vec<u8>>;
-        let read = || -> Result<(Value, Value), EngineError> {
+        let read = || -> Result<Option<Vec<u8>>, EngineError> {
             let transaction = self.database.begin_read()?;
-            let meta = match transaction.open_table(META) {
-                Err(TableError::TableDoesNotExist(_)) => return Ok((None, None)),
-                other => other?,
-            };
-            let value = |name| -> Result<Option<Vec<u8>>, StorageError> {
-                Ok(meta.get(name)?.map(|value| value.value().to_vec()))
-            };
-            Ok((value("format")?, value("state")?))
+            let meta = transaction.open_table(META)?;
+            Ok(meta.get("state")?.map(|value| value.value().to_vec()))
         };
-        let (format, state) = read().map_err(|error| damaged(error.to_string()))?;
-        let format = format.ok_or_else(|| damaged("it holds no store of ours".to_owned()))?;
-        let format = <[u8; 4]>::try_from(format.as_slice())
-            .map(u32::from_le_bytes)
-            .map_err(|_| damaged("its format is no number".to_owned()))?;
-        if format > FORMAT {
-            return Err(OpenError::NewerFormat {
-                path: path.to_owned(),
-                found: format,
-                supported: FORMAT,
-            });
-        }
+        let state = read().map_err(|error| damaged(error.to_string()))?;
         let state = state.ok_or_else(|| damaged("its state is missing".to_owned()))?;
         State::decode(&state).map_err(|error| damaged(error.to_string()))
     }

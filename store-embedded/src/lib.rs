@@ -43,6 +43,7 @@ mod options;
 mod queue;
 mod read;
 mod shared;
+mod upgrade;
 mod watch;
 mod writer;
 
