@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rpds::RedBlackTreeMapSync;
 
 use super::entry::{Entry, Slot};
-use super::writer::Shared;
+use super::writer::{EntryChange, Shared};
 use crate::model::{
     GroupPlural, Joined, Object, ObjectKey, RecordError, Resource, Selector, Tree, Uid,
 };
@@ -176,6 +176,54 @@ impl View {
         set_aside.into_iter().filter(of_kind).collect()
     }
 
+    /// Something is known that cannot be read.
+    pub(crate) fn has_unreadable(&self) -> bool {
+        !self.state.set_aside.is_empty() || self.shared.has_unreadable()
+    }
+
+    /// Looks at some objects of a kind, spread over all of them, and says so if so many of them
+    /// cannot be read that no plan may count on the kind: a schema that does not fit, rather than
+    /// a few bad records.
+    pub(crate) fn check<K: Resource>(&self) -> Option<String> {
+        const LOOKED_AT: usize = 200;
+        let entries = self.entries(&path_of_kind(&K::group_plural()));
+        let stride = entries.len().div_ceil(LOOKED_AT).max(1);
+        let (mut looked, mut bad, mut last) = (0, 0, None);
+        for entry in entries.into_iter().step_by(stride) {
+            match self.typed::<K>(entry) {
+                None => continue,
+                Some(Ok(_)) => {}
+                Some(Err(error)) => {
+                    bad += 1;
+                    last = Some(error);
+                }
+            }
+            looked += 1;
+        }
+        let error = last.filter(|_| bad >= 5 && bad * 10 >= looked * 3)?;
+        Some(format!(
+            "of {looked} {} that were looked at, {bad} cannot be read: {error}",
+            K::PLURAL
+        ))
+    }
+
+    /// Every object as if it had just come.
+    pub(crate) fn all_as_changes(&self) -> impl Iterator<Item = EntryChange> {
+        self.state.objects.values().map(|entry| EntryChange {
+            before: None,
+            after: Some(entry.clone()),
+            revision: entry.revision(),
+        })
+    }
+
+    /// Every source that tells of the kind was read.
+    pub(crate) fn is_read(&self, kind: &GroupPlural) -> bool {
+        let trees = Tree::ALL.map(|tree| kind.prefix(tree));
+        let sources = self.shared.prefixes.iter().zip(self.state.sources.iter());
+        let mut tell = sources.filter(|(prefix, _)| trees.iter().any(|t| t.overlaps(prefix)));
+        tell.all(|(_, read)| read.is_some())
+    }
+
     /// Every record that cannot be read.
     #[must_use]
     pub fn set_aside(&self) -> Vec<Arc<RecordError>> {
@@ -195,12 +243,6 @@ impl View {
     fn entries(&self, path: &str) -> Vec<&Arc<Entry>> {
         let entries = self.state.objects.range(range(path));
         entries.map(|(_, entry)| entry).collect()
-    }
-
-    /// The keys of all objects of a kind that have any record.
-    pub(crate) fn keys_of(&self, kind: &GroupPlural) -> Vec<Arc<ObjectKey>> {
-        let entries = self.entries(&path_of_kind(kind)).into_iter();
-        entries.map(|entry| entry.key.clone()).collect()
     }
 
     /// Some record is shown under this key.

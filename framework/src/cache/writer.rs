@@ -1,6 +1,6 @@
 //! The two ends of a cache: the one writer, and readers as many as are wanted.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::entry::{Entry, Slot, Stored};
 use super::view::{State, View, range};
 use crate::model::identity::PREFIX_ANCHOR;
-use crate::model::{Kinds, ObjectKey, RecordError};
+use crate::model::{GroupPlural, Kinds, ObjectKey, RecordError, Tree};
 use crate::store::{Change, Key, Prefix, Record, Revision};
 
 /// Errors with the revision of the object that they were found in, by path.
@@ -37,6 +37,13 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         unreadable.insert(entry.path.clone(), (entry.revision(), error.clone()));
+    }
+
+    pub(crate) fn has_unreadable(&self) -> bool {
+        let unreadable = self.unreadable.lock();
+        !unreadable
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
     }
 
     /// Those that `state` still holds as they were found.
@@ -109,6 +116,11 @@ impl Reader {
         }
     }
 
+    /// Tells whenever the view has changed.
+    pub(crate) fn moved(&self) -> watch::Receiver<()> {
+        self.shared.moved.subscribe()
+    }
+
     pub(crate) fn sources(&self) -> Arc<[Option<Revision>]> {
         self.shared.state().sources.clone()
     }
@@ -159,6 +171,23 @@ fn stored(slot: Slot, record: Record) -> Stored {
 }
 
 impl Writer {
+    /// Mirrors these kinds from now on, and returns those that it did not before: their objects
+    /// are in the view when every source was read again. Objects of other kinds are forgotten.
+    pub(crate) fn set_kinds(&mut self, kinds: Arc<Kinds>) -> Vec<GroupPlural> {
+        let names = |kinds: &Kinds| -> BTreeSet<GroupPlural> {
+            let names = kinds.iter().map(|kind| kind.definition.group_plural());
+            names.collect()
+        };
+        let (old, new) = (names(&self.kinds), names(&kinds));
+        self.kinds = kinds;
+        let mut state = self.shared.state().clone();
+        for kind in old.difference(&new) {
+            forget(&mut state, kind);
+        }
+        *self.shared.state() = state;
+        new.difference(&old).cloned().collect()
+    }
+
     fn place(&self, key: &Key) -> Place {
         let scope = |group: &str, plural: &str| self.kinds.scope(group, plural);
         if let Some((tree, object, writer)) = ObjectKey::parse(key, scope) {
@@ -321,6 +350,29 @@ fn record_key(path: &str, slot: &Slot) -> String {
     }
 }
 
+/// Removes all objects of a kind.
+fn forget(state: &mut State, kind: &GroupPlural) {
+    let all = range(&format!("{}/{}/", kind.group, kind.plural));
+    let entries = state.objects.range(all);
+    let entries: Vec<_> = entries.map(|(_, entry)| entry.clone()).collect();
+    for entry in entries {
+        for owner in &entry.owners {
+            let index = format!("{}/{}", owner.uid, entry.path);
+            state.owned.remove_mut(index.as_str());
+        }
+        for error in &entry.unreadable {
+            state.set_aside.remove_mut(error.key.as_str());
+        }
+        state.objects.remove_mut(&entry.path);
+    }
+    let of_kind = Tree::ALL.map(|tree| kind.prefix(tree));
+    let malformed = state.malformed.keys().cloned();
+    let malformed = malformed.filter(|key| of_kind.iter().any(|prefix| prefix.covers(key)));
+    for key in malformed.collect::<Vec<_>>() {
+        state.malformed.remove_mut(&key);
+    }
+}
+
 /// The entries that may have records under a prefix.
 fn known_under(state: &State, prefix: &Prefix) -> Vec<(Arc<str>, Arc<Entry>)> {
     // `o/<tree>/<path…>`: what is behind the tree is a path; shorter prefixes cover all.
@@ -440,7 +492,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::model::{GroupPlural, KindDefinition, Scope};
+    use crate::model::{KindDefinition, Scope};
 
     fn kinds() -> Arc<Kinds> {
         let definition = |plural: &str, scope: Scope| {
@@ -620,9 +672,11 @@ mod tests {
         writer.replace(0, records, Revision::new(0, 7));
         let held = reader.view();
         writer.replace(0, Vec::new(), Revision::new(0, 8));
-        let pods = GroupPlural::new("example.dev", "pods");
-        assert_eq!(held.keys_of(&pods).len(), 2);
-        assert_eq!(reader.view().keys_of(&pods).len(), 0);
+        let pods = |view: &View| {
+            let pods = view.state.objects.range(range("example.dev/pods/"));
+            pods.count()
+        };
+        assert_eq!((pods(&held), pods(&reader.view())), (2, 0));
         let on_node = range("example.dev/pods/n1/");
         assert_eq!(held.state.objects.range(on_node).count(), 1);
     }

@@ -37,6 +37,10 @@ type Handler<T> = Arc<dyn Fn(T, Context) -> BoxFuture<'static, Outcome> + Send +
 pub(crate) type Map =
     Box<dyn Fn(&EntryChange, &View, &mut dyn FnMut(Arc<ObjectKey>)) + Send + Sync>;
 
+/// Looks at the objects of a kind, and says what is wrong if so many of them cannot be read that
+/// no plan may count on the kind.
+pub(crate) type Check = fn(&View) -> Option<String>;
+
 /// A controller without its types.
 pub(crate) struct Registered {
     pub(crate) name: Arc<str>,
@@ -44,6 +48,7 @@ pub(crate) struct Registered {
     pub(crate) kind: String,
     pub(crate) group_plural: GroupPlural,
     pub(crate) kinds: Kinds,
+    pub(crate) checks: Vec<Check>,
     pub(crate) maps: Vec<Map>,
     pub(crate) run: Box<dyn Fn(Context) -> BoxFuture<'static, Outcome> + Send + Sync>,
     pub(crate) concurrency: Option<usize>,
@@ -123,6 +128,7 @@ pub struct Controller<K: Resource> {
     on_delete: Option<Handler<Arc<Object<K>>>>,
     on_absent: Option<Handler<Absent<K>>>,
     kinds: Kinds,
+    checks: Vec<Check>,
     maps: Vec<Map>,
     concurrency: Option<usize>,
     timeout: Duration,
@@ -172,6 +178,7 @@ impl<K: Resource> Controller<K> {
             on_delete: None,
             on_absent: None,
             kinds: Kinds::new().with::<K>(),
+            checks: vec![View::check::<K>],
             maps: Vec::new(),
             concurrency: None,
             timeout: Duration::from_secs(300),
@@ -212,6 +219,7 @@ impl<K: Resource> Controller<K> {
     #[must_use]
     pub fn owns<T: Resource>(mut self) -> Self {
         self.kinds = self.kinds.with::<T>();
+        self.checks.push(View::check::<T>);
         let kind = T::group_plural();
         self.maps.push(Box::new(move |change, _, emit| {
             for entry in [&change.before, &change.after].into_iter().flatten() {
@@ -245,6 +253,7 @@ impl<K: Resource> Controller<K> {
         map: impl Fn(&Object<T>, &View) -> Vec<ObjectKey> + Send + Sync + 'static,
     ) -> Self {
         self.kinds = self.kinds.with::<T>();
+        self.checks.push(View::check::<T>);
         let kind = T::group_plural();
         self.maps.push(Box::new(move |change, view, emit| {
             for entry in [&change.before, &change.after].into_iter().flatten() {
@@ -290,6 +299,7 @@ impl<K: Resource> Controller<K> {
             on_delete,
             on_absent,
             kinds,
+            checks,
             mut maps,
             concurrency,
             timeout,
@@ -378,6 +388,7 @@ impl<K: Resource> Controller<K> {
             kind: K::KIND.to_owned(),
             group_plural: kind,
             kinds,
+            checks,
             maps,
             run: Box::new(run),
             concurrency,

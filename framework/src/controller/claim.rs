@@ -23,6 +23,9 @@ use crate::store::{
 /// How long a claim outlives its holder.
 pub(crate) const TTL: Duration = Duration::from_secs(10);
 
+/// Giving a lease up waits this long for the store.
+const RELEASE: Duration = Duration::from_secs(2);
+
 /// What the claim's key holds, for people.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -31,16 +34,45 @@ struct Holder {
     since: jiff::Timestamp,
 }
 
+/// The value of a claim's key.
+pub(crate) fn holder(name: &str, environment: &Environment) -> Vec<u8> {
+    serde_json::to_vec(&Holder {
+        holder: name.to_owned(),
+        since: environment.now(),
+    })
+    .expect("plain records are written as JSON")
+}
+
+/// The time that a kept lease has left, and its end.
+#[derive(Debug)]
+pub(crate) struct Tenure {
+    lease: LeaseId,
+    /// Microseconds of monotonic time.
+    deadline: AtomicU64,
+    ended: CancellationToken,
+    environment: Environment,
+}
+
+impl Tenure {
+    fn extend(&self, sent: Duration, ttl: Duration) {
+        let deadline = sent + ttl * 4 / 5;
+        let micros = u64::try_from(deadline.as_micros()).unwrap_or(u64::MAX);
+        self.deadline.store(micros, Ordering::Release);
+    }
+
+    fn remaining(&self) -> Duration {
+        let deadline = Duration::from_micros(self.deadline.load(Ordering::Acquire));
+        deadline.saturating_sub(self.environment.monotonic())
+    }
+}
+
 #[derive(Debug)]
 struct Inner {
     name: String,
     key: Key,
     epoch: Revision,
-    lease: LeaseId,
-    /// Microseconds of monotonic time.
-    deadline: AtomicU64,
+    tenure: Arc<Tenure>,
     lost: CancellationToken,
-    environment: Environment,
 }
 
 /// A claim that was won. Cheap to clone.
@@ -50,6 +82,19 @@ pub struct Fence {
 }
 
 impl Fence {
+    /// A claim that was created at `epoch` and hangs on the lease of `tenure`.
+    pub(crate) fn new(name: String, key: Key, epoch: Revision, tenure: &Arc<Tenure>) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                name,
+                key,
+                epoch,
+                tenure: tenure.clone(),
+                lost: tenure.ended.child_token(),
+            }),
+        }
+    }
+
     /// The claim's name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -65,9 +110,7 @@ impl Fence {
     /// The claim is held for sure. Once false it stays false.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        let now = self.inner.environment.monotonic().as_micros();
-        !self.inner.lost.is_cancelled()
-            && now < u128::from(self.inner.deadline.load(Ordering::Acquire))
+        !self.inner.lost.is_cancelled() && !self.inner.tenure.remaining().is_zero()
     }
 
     /// The compare that refuses a commit of a holder that lost.
@@ -76,7 +119,7 @@ impl Fence {
         Compare::ClaimHeld {
             key: self.inner.key.clone(),
             epoch: self.inner.epoch,
-            lease: self.inner.lease,
+            lease: self.inner.tenure.lease,
         }
     }
 
@@ -92,16 +135,74 @@ impl Fence {
     pub async fn lost(&self) {
         self.inner.lost.cancelled().await;
     }
+}
 
-    fn extend(&self, sent: Duration, ttl: Duration) {
-        let deadline = sent + ttl * 4 / 5;
-        let micros = u64::try_from(deadline.as_micros()).unwrap_or(u64::MAX);
-        self.inner.deadline.store(micros, Ordering::Release);
+/// A lease that is kept alive. Dropping it stops that; [`Kept::release`] ends it at once.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    tenure: Arc<Tenure>,
+    store: Arc<dyn Store>,
+    keeper: AbortHandle,
+}
+
+impl Kept {
+    /// Grants a lease of `ttl` and keeps it alive until it is lost, released or dropped.
+    pub(crate) async fn grant(
+        store: &Arc<dyn Store>,
+        environment: &Environment,
+        ttl: Duration,
+    ) -> Result<Self, StoreError> {
+        let sent = environment.monotonic();
+        let lease = store.grant_lease(ttl).await?;
+        let tenure = Arc::new(Tenure {
+            lease: lease.id,
+            deadline: AtomicU64::new(0),
+            ended: CancellationToken::new(),
+            environment: environment.clone(),
+        });
+        tenure.extend(sent, lease.ttl);
+        let keeper = tokio::spawn(keep(store.clone(), tenure.clone(), lease.ttl));
+        Ok(Self {
+            tenure,
+            store: store.clone(),
+            keeper: keeper.abort_handle(),
+        })
     }
 
-    fn remaining(&self) -> Duration {
-        let deadline = Duration::from_micros(self.inner.deadline.load(Ordering::Acquire));
-        deadline.saturating_sub(self.inner.environment.monotonic())
+    pub(crate) fn lease(&self) -> LeaseId {
+        self.tenure.lease
+    }
+
+    pub(crate) fn tenure(&self) -> &Arc<Tenure> {
+        &self.tenure
+    }
+
+    /// Completes when the lease is lost, or cannot be known to be held.
+    pub(crate) async fn lost(&self) {
+        self.tenure.ended.cancelled().await;
+    }
+
+    /// Ends the lease and with it all that hangs on it, so that the next one need not wait.
+    pub(crate) async fn release(self) {
+        self.tenure.ended.cancel();
+        let lease = self.tenure.lease;
+        let revoked = self.store.revoke_lease(lease);
+        tokio::select! {
+            biased;
+            outcome = revoked => {
+                if let Err(error) = outcome {
+                    tracing::debug!(lease = lease.0, %error, "what hangs on the lease ends with its time");
+                }
+            }
+            () = self.tenure.environment.sleep(RELEASE) => {}
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.keeper.abort();
+        self.tenure.ended.cancel();
     }
 }
 
@@ -109,8 +210,7 @@ impl Fence {
 #[derive(Debug)]
 pub(crate) struct Held {
     fence: Fence,
-    store: Arc<dyn Store>,
-    keeper: AbortHandle,
+    kept: Kept,
 }
 
 impl Held {
@@ -120,18 +220,7 @@ impl Held {
 
     /// Gives the claim up, so that the next one need not wait.
     pub(crate) async fn release(self) {
-        self.fence.lose();
-        let lease = self.fence.inner.lease;
-        if let Err(error) = self.store.revoke_lease(lease).await {
-            tracing::debug!(claim = self.fence.name(), %error, "the claim ends with its lease");
-        }
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.keeper.abort();
-        self.fence.lose();
+        self.kept.release().await;
     }
 }
 
@@ -158,7 +247,7 @@ impl Campaign {
             .expect("a checked name makes a valid key");
         let mut failures = 0;
         loop {
-            match self.attempt(&prefix, &key).await {
+            match self.attempt(&key).await {
                 Ok(Some(held)) => return Ok(held),
                 Ok(None) => failures = 0,
                 Err(error) => {
@@ -171,35 +260,30 @@ impl Campaign {
         }
     }
 
-    async fn attempt(&self, prefix: &Prefix, key: &Key) -> Result<Option<Held>, StoreError> {
+    async fn attempt(&self, key: &Key) -> Result<Option<Held>, StoreError> {
         let keys = [key.clone()];
         let snapshot = self.store.get(&keys).await?;
         if snapshot.records.into_iter().flatten().next().is_some() {
-            self.until_free(prefix, key, snapshot.revision).await;
+            self.until_free(key, snapshot.revision).await;
             return Ok(None);
         }
-        let sent = self.environment.monotonic();
-        let lease = self.store.grant_lease(self.ttl).await?;
-        let value = serde_json::to_vec(&Holder {
-            holder: self.holder.clone(),
-            since: self.environment.now(),
-        })
-        .expect("plain records are written as JSON");
+        let kept = Kept::grant(&self.store, &self.environment, self.ttl).await?;
+        let value = holder(&self.holder, &self.environment);
         let transaction = Transaction::new()
             .require_absent(key.clone())
-            .put_with_lease(key.clone(), value, lease.id);
+            .put_with_lease(key.clone(), value, kept.lease());
         let epoch = match self.store.commit(transaction).await {
             Ok(epoch) => Some(epoch),
             Err(StoreError::Unknown { .. }) => {
                 let records = self.store.get(&keys).await?.records;
                 let record = records.into_iter().flatten().next();
                 record
-                    .filter(|record| record.lease == Some(lease.id))
+                    .filter(|record| record.lease == Some(kept.lease()))
                     .map(|record| record.created)
             }
             Err(error) => {
                 // Left alone it would end by itself.
-                let _ = self.store.revoke_lease(lease.id).await;
+                kept.release().await;
                 return if error.is_conflict() {
                     Ok(None)
                 } else {
@@ -209,38 +293,22 @@ impl Campaign {
         };
         let Some(epoch) = epoch else {
             // With its lease a late commit ends too.
-            let _ = self.store.revoke_lease(lease.id).await;
+            kept.release().await;
             return Ok(None);
         };
-        let fence = Fence {
-            inner: Arc::new(Inner {
-                name: self.name.clone(),
-                key: key.clone(),
-                epoch,
-                lease: lease.id,
-                deadline: AtomicU64::new(0),
-                lost: CancellationToken::new(),
-                environment: self.environment.clone(),
-            }),
-        };
-        fence.extend(sent, lease.ttl);
-        let keeper = tokio::spawn(keep(self.store.clone(), fence.clone(), lease.ttl));
-        Ok(Some(Held {
-            fence,
-            store: self.store.clone(),
-            keeper: keeper.abort_handle(),
-        }))
+        let fence = Fence::new(self.name.clone(), key.clone(), epoch, kept.tenure());
+        Ok(Some(Held { fence, kept }))
     }
 
     /// Waits until the key is gone, or long enough to look again.
-    async fn until_free(&self, prefix: &Prefix, key: &Key, after: Revision) {
-        let mut watch = self.store.watch(prefix.clone(), after);
+    async fn until_free(&self, key: &Key, after: Revision) {
+        let mut watch = self.store.watch(Prefix::only(key), after);
         let freed = async {
             while let Some(Ok(event)) = watch.next().await {
                 let WatchEvent::Changes { changes, .. } = event else {
                     continue;
                 };
-                let freed = |change: &Change| matches!(change, Change::Delete { key: deleted, .. } if deleted == key);
+                let freed = |change: &Change| matches!(change, Change::Delete { .. });
                 if changes.iter().any(freed) {
                     return;
                 }
@@ -256,33 +324,33 @@ impl Campaign {
 }
 
 /// Keeps the lease alive until it is lost.
-async fn keep(store: Arc<dyn Store>, fence: Fence, ttl: Duration) {
-    let environment = fence.inner.environment.clone();
+async fn keep(store: Arc<dyn Store>, tenure: Arc<Tenure>, ttl: Duration) {
+    let environment = tenure.environment.clone();
     let mut wait = ttl / 3;
     loop {
-        let remaining = fence.remaining();
+        let remaining = tenure.remaining();
         environment.sleep(wait.min(remaining)).await;
-        let remaining = fence.remaining();
+        let remaining = tenure.remaining();
         if remaining.is_zero() {
             break;
         }
         let sent = environment.monotonic();
         let answer = tokio::select! {
             biased;
-            answer = store.keep_alive(fence.inner.lease) => answer,
+            answer = store.keep_alive(tenure.lease) => answer,
             () = environment.sleep(remaining) => break,
         };
         wait = match answer {
             Ok(()) => {
-                fence.extend(sent, ttl);
+                tenure.extend(sent, ttl);
                 ttl / 3
             }
             Err(StoreError::LeaseNotFound { .. }) => break,
             Err(error) => {
-                tracing::warn!(claim = fence.name(), %error, "cannot keep the claim alive");
+                tracing::warn!(lease = tenure.lease.0, %error, "cannot keep the lease alive");
                 ttl / 20
             }
         };
     }
-    fence.lose();
+    tenure.ended.cancel();
 }

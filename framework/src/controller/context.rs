@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::claim::Fence;
 use super::error::CommitError;
 use super::event::EventRecorder;
+use super::posts::Post;
 use crate::cache::View;
 use crate::client::{Batch, ClientError, DeleteOptions, Outcome};
 use crate::environment::Environment;
@@ -60,8 +61,8 @@ impl Claimed {
         &self.uid
     }
 
-    /// Grows with each holder of the controller's claim: pass it to who can refuse a lower one.
-    /// None without leader election.
+    /// Grows with each holder of the claim that the key is worked on under: pass it to who can
+    /// refuse a lower one. None for a process alone.
     #[must_use]
     pub fn epoch(&self) -> Option<Revision> {
         self.epoch
@@ -99,7 +100,7 @@ struct Run {
     causes: Vec<Cause>,
     attempt: u32,
     id: u64,
-    fence: Option<Fence>,
+    post: Arc<Post>,
     own: Mutex<Joined>,
     notes: Mutex<Notes>,
     undecided: AtomicBool,
@@ -122,7 +123,7 @@ pub(crate) struct Begin {
     pub(crate) causes: Vec<Cause>,
     pub(crate) attempt: u32,
     pub(crate) id: u64,
-    pub(crate) fence: Option<Fence>,
+    pub(crate) post: Arc<Post>,
 }
 
 impl Context {
@@ -133,7 +134,7 @@ impl Context {
             causes,
             attempt,
             id,
-            fence,
+            post,
         } = begin;
         Self {
             run: Arc::new(Run {
@@ -143,7 +144,7 @@ impl Context {
                 causes,
                 attempt,
                 id,
-                fence,
+                post,
                 own: Mutex::new(own),
                 notes: Mutex::default(),
                 undecided: AtomicBool::new(false),
@@ -199,10 +200,11 @@ impl Context {
         self.run.setting.store.capabilities()
     }
 
-    /// The claim that the runtime holds; None without leader election.
+    /// The claim that the key is worked on under: of the leader, or of the key's shard. None for
+    /// a process alone.
     #[must_use]
     pub fn fence(&self) -> Option<&Fence> {
-        self.run.fence.as_ref()
+        self.run.post.fence.as_ref()
     }
 
     /// Begins a set of changes that happen together.
@@ -227,7 +229,12 @@ impl Context {
             name: self.key().name().to_owned(),
             uid: uid.unwrap_or_default(),
         };
-        setting.recorder.record(object, event_type, reason, message);
+        match &self.run.post.recorder {
+            Some(recorder) => recorder
+                .with_source(&setting.controller)
+                .record(object, event_type, reason, message),
+            None => setting.recorder.record(object, event_type, reason, message),
+        }
     }
 
     /// Makes the store remember that this controller works on the object, before the first effect

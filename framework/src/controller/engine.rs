@@ -1,54 +1,61 @@
-//! One controller at work: from changes to keys, from keys to runs, from outcomes to later runs.
+//! One controller at work: from changes to keys, and from keys to runs.
+//!
+//! The engine runs keys under the posts that this process holds. It takes a post up by itself,
+//! once the sources that its controller needs show what the post's claim was won at, so that a
+//! source that is slow or broken holds only those who asked for it.
 
-use std::any::Any;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::FutureExt;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{oneshot, watch};
 use tracing::Instrument;
 
-use super::action::Action;
 use super::builder::{Registered, Target};
 use super::claim::Fence;
-use super::context::{Begin, Cause, Context, Notes, Setting, subject};
-use super::error::{ErrorClass, ReconcileError};
+use super::context::{Begin, Cause, Context, Setting};
+use super::outcome::{Ended, Failing, panic_text};
+use super::posts::{self, Held, Post};
 use super::status::{ControllerStatus, Counters, FailingKey, ParkedKey};
-use crate::backoff::Backoff;
-use crate::cache::{EntryChange, Reader, View};
+use crate::cache::{EntryChange, Reader, SourceState, View};
 use crate::model::{Joined, ObjectKey};
 use crate::queue::{Done, Job, Next, Priority, Queue, Request};
-use crate::store::{Key, ListRequest, Prefix, Revision, StoreError};
+use crate::store::{Prefix, Revision};
 
-/// Conflicts in a row that are repeated at once; further ones wait as failures do.
-const QUICK_CONFLICTS: u32 = 3;
 const MAX_FAILING_SHOWN: usize = 100;
+/// After winning a claim, the view gets this long to show the revision it was won at by itself.
+const CATCH_UP: Duration = Duration::from_millis(300);
+/// How often the kinds of a controller are looked at for records that cannot be read.
+const HEALTH_CHECK: Duration = Duration::from_secs(2);
 
-#[derive(Debug)]
-struct Failing {
-    failures: u32,
-    error: String,
+/// Whether keys may be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gate {
+    Closed,
+    Open,
+    /// The controller is removed.
+    Over,
 }
 
 #[derive(Debug)]
 pub(crate) struct Engine {
-    controller: Registered,
-    setting: Arc<Setting>,
-    reader: Reader,
-    queue: Queue<Arc<ObjectKey>, Cause>,
-    counters: Counters,
-    failing: Mutex<HashMap<Arc<ObjectKey>, Failing>>,
+    pub(super) controller: Registered,
+    pub(super) setting: Arc<Setting>,
+    pub(super) reader: Reader,
+    pub(super) queue: Queue<Arc<ObjectKey>, Cause>,
+    pub(super) counters: Counters,
+    failing: Mutex<BTreeMap<Arc<ObjectKey>, Failing>>,
     runs: AtomicU64,
-}
-
-/// How a run ended.
-enum Ended {
-    Returned(Result<Action, ReconcileError>),
-    Panicked(String),
-    TimedOut,
+    /// The sources without which nothing runs.
+    needs: Box<[usize]>,
+    /// The posts that are taken up: a view of theirs may be decided on.
+    live: RwLock<Held>,
+    gate: watch::Sender<Gate>,
+    /// A kind that cannot be read as a whole: nothing runs meanwhile.
+    unreadable: Mutex<Option<String>>,
 }
 
 /// Gives a key back even if its worker is dropped.
@@ -79,20 +86,15 @@ impl Drop for Taken<'_> {
     }
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without a text".to_owned())
-}
-
 impl Engine {
     pub(crate) fn new(
         controller: Registered,
         setting: Arc<Setting>,
         reader: Reader,
-        sources: usize,
+        needs: Box<[usize]>,
+        shards: usize,
     ) -> Arc<Self> {
-        let queue = Queue::new(sources, setting.environment.clone());
+        let queue = Queue::new(reader.sources().len(), setting.environment.clone());
         let engine = Arc::new(Self {
             controller,
             setting,
@@ -101,6 +103,10 @@ impl Engine {
             counters: Counters::default(),
             failing: Mutex::default(),
             runs: AtomicU64::new(0),
+            needs,
+            live: RwLock::new(vec![None; shards].into()),
+            gate: watch::Sender::new(Gate::Closed),
+            unreadable: Mutex::default(),
         });
         for trigger in &engine.controller.triggers {
             let weak = Arc::downgrade(&engine);
@@ -119,56 +125,236 @@ impl Engine {
         &self.controller.name
     }
 
+    pub(crate) fn kinds(&self) -> &crate::model::Kinds {
+        &self.controller.kinds
+    }
+
     pub(crate) fn concurrency(&self) -> usize {
         let unset = || self.setting.environment.cores() * 4;
         self.controller.concurrency.unwrap_or_else(unset)
     }
 
-    fn failing(&self) -> MutexGuard<'_, HashMap<Arc<ObjectKey>, Failing>> {
+    pub(super) fn failing(&self) -> MutexGuard<'_, BTreeMap<Arc<ObjectKey>, Failing>> {
         self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn live(&self) -> Held {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        live.clone()
     }
 
     /// Takes note of what changed.
     pub(crate) fn offer(&self, changes: &[EntryChange], view: &View, initial: bool) {
+        let live = self.live();
+        let any = live.iter().any(Option::is_some);
+        if initial && !any {
+            // Everything is looked at when a post is taken up.
+            return;
+        }
         let mut requests = Vec::new();
         for change in changes {
-            let changed = change.after.as_ref().or(change.before.as_ref());
-            let mut emit = |key: Arc<ObjectKey>| {
-                let own = changed.is_some_and(|entry| entry.key == key);
-                let (priority, cause) = match changed {
-                    _ if initial => (Priority::Sync, Cause::InitialSync),
-                    Some(entry) if !own => {
-                        let (key, revision) = (entry.key.clone(), change.revision);
-                        (Priority::Change, Cause::Related { key, revision })
-                    }
-                    _ => {
-                        let revision = change.revision;
-                        (Priority::Change, Cause::Changed { revision })
-                    }
-                };
-                requests.push((key, Request::change(priority, cause, change.revision)));
-            };
-            for map in &self.controller.maps {
-                // These call functions of the controller's author.
-                let mapped = AssertUnwindSafe(|| map(change, view, &mut emit));
-                if let Err(panic) = std::panic::catch_unwind(mapped) {
-                    Counters::add(&self.counters.panics);
-                    let panic = panic_text(&*panic);
-                    tracing::error!(controller = self.name(), panic, "a watch's map panicked");
-                }
-            }
+            self.map(change, view, initial, &mut requests);
         }
+        // What belongs to others is theirs to run, and is looked at when it becomes ours.
+        requests.retain(|(key, _)| posts::holds(&live, key));
         if !requests.is_empty() {
             self.queue.push(requests);
         }
     }
 
-    /// Makes every object run once, after the claim was won again.
-    pub(crate) fn resync(&self) {
+    /// Adds the runs that one change asks for.
+    fn map(
+        &self,
+        change: &EntryChange,
+        view: &View,
+        initial: bool,
+        requests: &mut Vec<(Arc<ObjectKey>, Request<Cause>)>,
+    ) {
+        let changed = change.after.as_ref().or(change.before.as_ref());
+        let mut emit = |key: Arc<ObjectKey>| {
+            let own = changed.is_some_and(|entry| entry.key == key);
+            let (priority, cause) = match changed {
+                _ if initial => (Priority::Sync, Cause::InitialSync),
+                Some(entry) if !own => {
+                    let (key, revision) = (entry.key.clone(), change.revision);
+                    (Priority::Change, Cause::Related { key, revision })
+                }
+                _ => {
+                    let revision = change.revision;
+                    (Priority::Change, Cause::Changed { revision })
+                }
+            };
+            requests.push((key, Request::change(priority, cause, change.revision)));
+        };
+        for map in &self.controller.maps {
+            // These call functions of the controller's author.
+            let mapped = AssertUnwindSafe(|| map(change, view, &mut emit));
+            if let Err(panic) = std::panic::catch_unwind(mapped) {
+                Counters::add(&self.counters.panics);
+                let panic = panic_text(&*panic);
+                tracing::error!(controller = self.name(), panic, "a watch's map panicked");
+            }
+        }
+    }
+
+    /// Asks for a run of every key of the shards in `posts`, by looking at everything there is.
+    fn resync(&self, posts: &[Arc<Post>]) {
         let view = self.reader.view();
-        let keys = view.keys_of(&self.controller.group_plural);
-        let request = |key| (key, Request::now(Priority::Sync, Cause::InitialSync));
-        self.queue.push(keys.into_iter().map(request));
+        let mut own = vec![None; self.live().len()];
+        for post in posts {
+            own[post.shard] = Some(post.clone());
+        }
+        let mut requests = Vec::new();
+        for change in view.all_as_changes() {
+            self.map(&change, &view, true, &mut requests);
+            requests.retain(|(key, _)| posts::holds(&own, key));
+            if !requests.is_empty() {
+                self.queue.push(requests.drain(..));
+            }
+        }
+    }
+
+    /// Takes posts up and leaves them as this process wins and loses them, until dropped.
+    /// Nothing begins before `loaded`.
+    pub(crate) async fn follow(
+        &self,
+        mut held: watch::Receiver<Held>,
+        sources: &[Arc<SourceState>],
+        loaded: oneshot::Receiver<()>,
+    ) {
+        // Its other end is kept until the kinds are read, or everything ends.
+        let _ = loaded.await;
+        loop {
+            let now = held.borrow_and_update().clone();
+            self.keep_only(&now);
+            let live = self.live();
+            let taken_up = |post: &Arc<Post>| live[post.shard].is_some();
+            let waiting = now.iter().flatten().filter(|post| !taken_up(post));
+            let waiting: Vec<_> = waiting.cloned().collect();
+            let environment = &self.setting.environment;
+            tokio::select! {
+                biased;
+                changed = held.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                () = self.take_up(&waiting, sources), if !waiting.is_empty() => {}
+                () = environment.sleep(HEALTH_CHECK), if live.iter().any(Option::is_some) => {
+                    if self.is_kind_unreadable(true) {
+                        self.set_live(vec![None; live.len()].into());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Leaves the posts that are not held any more.
+    fn keep_only(&self, held: &Held) {
+        let live = self.live();
+        let kept = live.iter().zip(held.iter()).map(|(live, held)| {
+            let same =
+                |live: &&Arc<Post>| held.as_ref().is_some_and(|held| Arc::ptr_eq(live, held));
+            live.as_ref().filter(same).cloned()
+        });
+        self.set_live(kept.collect());
+    }
+
+    fn set_live(&self, live: Held) {
+        let gate = if live.iter().any(Option::is_some) {
+            Gate::Open
+        } else {
+            Gate::Closed
+        };
+        let old = {
+            let mut place = self.live.write().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *place, live)
+        };
+        drop(old);
+        self.gate.send_if_modified(|old| {
+            let changes = *old != Gate::Over && *old != gate;
+            if changes {
+                *old = gate;
+            }
+            changes
+        });
+    }
+
+    /// Waits until some of `waiting` may be worked under, and begins with them.
+    async fn take_up(&self, waiting: &[Arc<Post>], sources: &[Arc<SourceState>]) {
+        let environment = &self.setting.environment;
+        let mut moved = self.reader.moved();
+        let patience = environment.sleep(CATCH_UP);
+        tokio::pin!(patience);
+        let mut asked = false;
+        loop {
+            moved.borrow_and_update();
+            let reached = |post: &&Arc<Post>| self.lags_behind(post).next().is_none();
+            let ready: Vec<_> = waiting.iter().filter(reached).cloned().collect();
+            if !ready.is_empty() {
+                if self.is_kind_unreadable(false) {
+                    environment.sleep(HEALTH_CHECK).await;
+                    continue;
+                }
+                let mut live = self.live().to_vec();
+                for post in &ready {
+                    live[post.shard] = Some(post.clone());
+                }
+                self.set_live(live.into());
+                self.resync(&ready);
+                return;
+            }
+            tokio::select! {
+                biased;
+                changed = moved.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                () = &mut patience, if !asked => {
+                    asked = true;
+                    // A claim is outside of what is watched, so nothing may tell that nothing
+                    // changed. What was never read is being read.
+                    let known = self.reader.sources();
+                    for source in waiting.iter().flat_map(|post| self.lags_behind(post)) {
+                        if known[source].is_some() {
+                            sources[source].read_again();
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// The needed sources that do not show what the post's claim was won at.
+    fn lags_behind(&self, post: &Post) -> impl Iterator<Item = usize> {
+        let epoch = post.fence.as_ref().map_or(Revision::ZERO, Fence::epoch);
+        let known = self.reader.sources();
+        let lags = move |source: &usize| known[*source].is_none_or(|at| at < epoch);
+        self.needs.iter().copied().filter(lags)
+    }
+
+    /// A kind of this controller cannot be read as a whole, so that no plan may count on it. With
+    /// `suspected`, only if something was found that cannot be read.
+    fn is_kind_unreadable(&self, suspected: bool) -> bool {
+        let view = self.reader.view();
+        let found = if suspected && !view.has_unreadable() {
+            None
+        } else {
+            let mut checks = self.controller.checks.iter();
+            checks.find_map(|check| check(&view))
+        };
+        let mut unreadable = self
+            .unreadable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if *unreadable != found {
+            if let Some(found) = &found {
+                tracing::error!(controller = self.name(), "nothing runs: {found}");
+            }
+            unreadable.clone_from(&found);
+        }
+        found.is_some()
     }
 
     pub(crate) fn reached(&self, revisions: &[Revision]) {
@@ -179,29 +365,44 @@ impl Engine {
         self.queue.run_timers().await;
     }
 
-    /// Runs keys until `stop`; a run that has begun is finished.
-    pub(crate) async fn work(&self, fence: Option<&Fence>, stop: &CancellationToken) {
+    /// Lets no run begin any more; workers end when they have done theirs.
+    pub(crate) fn retire(&self) {
+        self.gate.send_replace(Gate::Over);
+    }
+
+    /// Runs keys until retired.
+    pub(crate) async fn work(&self) {
+        let mut gate = self.gate.subscribe();
         loop {
+            let open = match *gate.borrow_and_update() {
+                Gate::Over => return,
+                Gate::Open => true,
+                Gate::Closed => false,
+            };
             let job = tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
-                job = self.queue.next() => job,
+                changed = gate.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                job = self.queue.next(), if open => job,
             };
-            self.run(job, fence, stop).await;
+            self.run(job).await;
         }
     }
 
-    async fn run(
-        &self,
-        job: Job<Arc<ObjectKey>, Cause>,
-        fence: Option<&Fence>,
-        stop: &CancellationToken,
-    ) {
+    async fn run(&self, job: Job<Arc<ObjectKey>, Cause>) {
         let taken = Taken {
             engine: self,
             key: job.key.clone(),
             failures: job.failures,
             back: false,
+        };
+        let Some(duty) = posts::enter(&self.live(), &job.key) else {
+            taken.done(Done::ok());
+            return;
         };
         let environment = &self.setting.environment;
         let view = self.reader.view();
@@ -227,7 +428,7 @@ impl Engine {
             causes: job.causes,
             attempt: job.failures,
             id,
-            fence: fence.cloned(),
+            post: duty.post().clone(),
         };
         let context = Context::new(self.setting.clone(), begin, own);
         let run = context.clone();
@@ -240,13 +441,14 @@ impl Engine {
                     Err(panic) => Ended::Panicked(panic_text(&*panic)),
                 },
                 () = environment.sleep(self.controller.timeout) => Ended::TimedOut,
+                () = duty.cut() => Ended::Cut,
             }
         }
         .instrument(span.clone())
         .await;
         let notes = context.take_notes();
         let own_writes = notes.wrote.iter().map(|(_, revision)| *revision).collect();
-        let must_see = self.must_see(&context, &notes, stop).await;
+        let must_see = self.must_see(&context, &notes, &duty).await;
         let done =
             span.in_scope(|| self.judge(&job.key, ended, &notes, job.failures, job.conflicts));
         span.record("outcome", done.1);
@@ -255,171 +457,6 @@ impl Engine {
             own_writes,
             ..done.0
         });
-    }
-
-    /// Decides when the key runs again, and says how the run ended in one word.
-    fn judge(
-        &self,
-        key: &Arc<ObjectKey>,
-        ended: Ended,
-        notes: &Notes,
-        failures: u32,
-        conflicts: u32,
-    ) -> (Done<Cause>, &'static str) {
-        let environment = &self.setting.environment;
-        let now = environment.monotonic();
-        Counters::add(&self.counters.runs);
-        let (counter, word, error, wait) = match ended {
-            Ended::Returned(Ok(action)) => {
-                self.failing().remove(key);
-                let next = action
-                    .after()
-                    .map(|after| Next::at(now + after, Priority::Sync, Cause::Requeued));
-                tracing::debug!(?action, "done");
-                return (Done { next, ..Done::ok() }, "done");
-            }
-            Ended::Returned(Err(error)) => {
-                if notes.conflict || error.class() == ErrorClass::Conflict {
-                    Counters::add(&self.counters.conflicts);
-                    tracing::debug!(%error, "repeated on a newer view");
-                    let conflicts = conflicts.saturating_add(1);
-                    let next = if conflicts > QUICK_CONFLICTS {
-                        let delay = Backoff::KEY.delay(conflicts - QUICK_CONFLICTS, environment);
-                        Next::backoff(now + delay, Cause::Conflict)
-                    } else {
-                        Next::now(Priority::Retry, Cause::Conflict)
-                    };
-                    let done = Done {
-                        next: Some(next),
-                        failures,
-                        conflicts,
-                        ..Done::ok()
-                    };
-                    return (done, "conflict");
-                }
-                let wait = match error.class() {
-                    ErrorClass::Terminal => None,
-                    ErrorClass::RetryAfter(after) => Some(after),
-                    _ if error.is_store_away() => {
-                        Some(Backoff::SOURCE.delay(failures.saturating_add(1), environment))
-                    }
-                    _ => Some(Backoff::KEY.delay(failures.saturating_add(1), environment)),
-                };
-                (&self.counters.errors, "error", error.to_string(), wait)
-            }
-            Ended::Panicked(text) => {
-                let wait = Backoff::KEY.delay(failures.saturating_add(1), environment);
-                let text = format!("the reconcile panicked: {text}");
-                (&self.counters.panics, "panic", text, Some(wait))
-            }
-            Ended::TimedOut => {
-                let wait = Backoff::KEY.delay(failures.saturating_add(1), environment);
-                let text = format!(
-                    "the reconcile did not return within {:?}",
-                    self.controller.timeout
-                );
-                (&self.counters.timeouts, "timeout", text, Some(wait))
-            }
-        };
-        Counters::add(counter);
-        let failures = failures.saturating_add(1);
-        tracing::warn!(failures, retry_after = ?wait, "{error}");
-        let failing = Failing { failures, error };
-        self.failing().insert(key.clone(), failing);
-        let next = wait.map(|wait| Next::backoff(now + wait, Cause::Failed));
-        let done = Done {
-            next,
-            failures,
-            ..Done::ok()
-        };
-        (done, word)
-    }
-
-    /// What each source has to show before the key may run again: what the run wrote, and what
-    /// it was wrong or unsure about, read afresh.
-    async fn must_see(
-        &self,
-        context: &Context,
-        notes: &Notes,
-        stop: &CancellationToken,
-    ) -> Vec<(usize, Revision)> {
-        let view = context.view();
-        let mut must_see = BTreeMap::<usize, Revision>::new();
-        let mut see = |key: &Key, revision: Revision| {
-            for source in view.sources_of(key) {
-                let at = must_see.entry(source).or_insert(revision);
-                *at = revision.max(*at);
-            }
-        };
-        for (keys, revision) in &notes.wrote {
-            for key in keys {
-                see(key, *revision);
-            }
-        }
-        if !notes.unsure.is_empty() {
-            let (mut keys, mut prefixes) = (Vec::new(), Vec::new());
-            for subject in notes.unsure.iter().filter_map(subject) {
-                match subject {
-                    Ok(key) if !keys.contains(key) => keys.push(key.clone()),
-                    Err(prefix) if !prefixes.contains(prefix) => prefixes.push(prefix.clone()),
-                    _ => {}
-                }
-            }
-            let mut failures = 0;
-            loop {
-                match self.read_afresh(&keys, &prefixes, &mut see).await {
-                    Ok(()) => break,
-                    Err(error) => {
-                        failures += 1;
-                        tracing::debug!(key = %context.key(), %error, "cannot find out what happened");
-                        let delay = Backoff::SOURCE.delay(failures, &self.setting.environment);
-                        tokio::select! {
-                            biased;
-                            () = stop.cancelled() => break,
-                            () = self.setting.environment.sleep(delay) => {}
-                        }
-                    }
-                }
-            }
-        }
-        must_see.into_iter().collect()
-    }
-
-    /// Reads what may be different from what the view shows.
-    async fn read_afresh(
-        &self,
-        keys: &[Key],
-        prefixes: &[Prefix],
-        see: &mut impl FnMut(&Key, Revision),
-    ) -> Result<(), StoreError> {
-        let store = &self.setting.store;
-        let most = store.capabilities().limits.max_operations.max(1);
-        let view = self.reader.view();
-        for keys in keys.chunks(most) {
-            let snapshot = store.get(keys).await?;
-            for (key, record) in keys.iter().zip(snapshot.records) {
-                match record {
-                    Some(record) => see(key, record.modified),
-                    // Deleted, and the view does not know it yet.
-                    None if view.shows(key) => see(key, snapshot.revision),
-                    None => {}
-                }
-            }
-        }
-        for prefix in prefixes {
-            let mut request = ListRequest::new(prefix.clone());
-            loop {
-                let page = store.list(&request).await?;
-                for record in &page.records {
-                    see(&record.key, record.modified);
-                }
-                request.after = page.records.last().map(|record| record.key.clone());
-                if !page.more || request.after.is_none() {
-                    break;
-                }
-            }
-        }
-        Ok(())
     }
 
     /// The key that waits longest for the view, with the index of the source that lags.
@@ -437,8 +474,13 @@ impl Engine {
 
     pub(crate) fn status(&self, prefixes: &[Prefix]) -> ControllerStatus {
         let sizes = self.queue.sizes();
+        let known = self.reader.sources();
+        let unread = self.needs.iter().filter(|&&source| known[source].is_none());
+        let unreadable = self.unreadable.lock();
         let mut status = ControllerStatus {
             name: self.name().to_owned(),
+            waits_for: unread.map(|&source| prefixes[source].clone()).collect(),
+            unreadable: unreadable.unwrap_or_else(PoisonError::into_inner).clone(),
             ready: sizes.ready,
             waiting: sizes.waiting,
             parked: sizes.parked,
@@ -459,14 +501,4 @@ impl Engine {
             .collect();
         status
     }
-
-    /// How long the longest run may still take is not known; whether any runs is.
-    pub(crate) fn running(&self) -> usize {
-        self.queue.sizes().running
-    }
 }
-
-/// How often parked keys are looked at.
-pub(crate) const PARKED_CHECK: Duration = Duration::from_secs(2);
-/// A key that waits longer than this for the view is reported, and its source read afresh.
-pub(crate) const PARKED_TOO_LONG: Duration = Duration::from_secs(10);

@@ -72,14 +72,21 @@
 //!   take too long are errors of their object alone.
 
 mod action;
+mod assign;
 mod builder;
 mod claim;
 mod context;
 mod engine;
 mod error;
 mod event;
+mod lead;
+mod outcome;
+mod posts;
 mod reaper;
+mod running;
 mod runtime;
+mod settle;
+mod sharding;
 mod status;
 
 pub use action::Action;
@@ -89,4 +96,4 @@ pub use context::{Cause, Changes, Claimed, Context};
 pub use error::{CommitError, ErrorClass, ReconcileError};
 pub use event::EventRecorder;
 pub use runtime::{RunError, Runtime, RuntimeHandle};
-pub use status::{ControllerStatus, FailingKey, ParkedKey, RuntimeStatus};
+pub use status::{ControllerStatus, FailingKey, ParkedKey, RuntimeStatus, ShardStatus};

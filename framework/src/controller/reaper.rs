@@ -17,6 +17,9 @@ use crate::store::{Compare, Write};
 /// The name of the reaper among the controllers of a runtime.
 pub(crate) const NAME: &str = "reaper";
 
+/// When to look again at an object of a kind that is not read yet.
+const UNREAD: Duration = Duration::from_secs(1);
+
 pub(crate) fn register() -> Registered {
     Registered {
         name: Arc::from(NAME),
@@ -24,6 +27,7 @@ pub(crate) fn register() -> Registered {
         kind: String::new(),
         group_plural: GroupPlural::new("", ""),
         kinds: Kinds::new(),
+        checks: Vec::new(),
         maps: vec![Box::new(|change, _, emit| {
             if let Some(entry) = change.after.as_ref().filter(|entry| entry.deleted) {
                 emit(entry.key.clone());
@@ -40,6 +44,10 @@ async fn reap(context: Context) -> Outcome {
     let joined = context.joined();
     if !joined.is_finished() {
         return Ok(Action::await_change());
+    }
+    if !context.view().is_read(context.key().kind()) {
+        // Somebody may report who was not heard yet.
+        return Ok(Action::requeue_after(UNREAD));
     }
     let mut batch = Batch::new();
     batch.remove(&joined)?;

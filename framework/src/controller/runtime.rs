@@ -1,32 +1,32 @@
-//! The runtime: a view of the store, controllers on it, and at most one process that leads.
+//! The runtime: a view of the store, controllers on it, and how many processes share the work.
 
-use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::builder::{Controller, Registered};
-use super::claim::{Campaign, Fence, Held, TTL};
-use super::context::Setting;
-use super::engine::{Engine, PARKED_CHECK, PARKED_TOO_LONG};
+use super::claim::TTL;
 use super::event::EventRecorder;
+use super::lead::{Division, Lead};
 use super::reaper;
+use super::running::{Running, mirror, must_not_end, watch_parked};
+use super::sharding::Sharding;
 use super::status::RuntimeStatus;
-use crate::cache::{Feed, Reader, Source, SourceState, View, Writer, cache, feed};
+use crate::cache::{Reader, Source, SourceState, View, cache, feed};
 use crate::environment::Environment;
 use crate::model::{InvalidName, Kinds, Resource};
-use crate::store::{Pipeline, Prefix, Revision, Store};
+use crate::store::{Pipeline, Prefix, Store};
 
 /// Messages from sources that may wait.
 const FEED_BACKLOG: usize = 64;
-/// After winning a claim, the view gets this long to show the revision it was won at by itself.
-const CATCH_UP: Duration = Duration::from_millis(300);
+/// How long the last events are waited for.
+const FLUSH: Duration = Duration::from_secs(2);
 
 /// Why a runtime cannot run, or does not any more.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,33 @@ pub enum RunError {
         /// The name.
         name: String,
     },
+    /// There is no such controller.
+    #[error("no controller is named `{name}`")]
+    NoController {
+        /// The name.
+        name: String,
+    },
+    /// None of the prefixes that the runtime watches can hold objects of a kind.
+    #[error(
+        "the controller `{controller}` works with {kind}, of which no watched prefix tells: add one with `Runtime::watch`, or none at all to watch everything"
+    )]
+    NotWatched {
+        /// The controller.
+        controller: String,
+        /// The kind.
+        kind: String,
+    },
+    /// The work cannot be divided like that.
+    #[error("{count} shards: there must be at least 1, and at most {most}")]
+    Shards {
+        /// The number asked for.
+        count: usize,
+        /// The most there can be.
+        most: usize,
+    },
+    /// The runtime does not run, so nothing can be added to it or removed.
+    #[error("the runtime does not run: add controllers and kinds to it before it does")]
+    NotRunning,
     /// A name cannot be part of a key.
     #[error(transparent)]
     Name(#[from] InvalidName),
@@ -62,7 +89,7 @@ pub struct Runtime {
     prefixes: Vec<Prefix>,
     kinds: Kinds,
     controllers: Vec<Registered>,
-    claim: Option<(String, Duration)>,
+    division: Division,
     shutdown: Option<BoxFuture<'static, ()>>,
     grace: Duration,
     running: Slot,
@@ -79,14 +106,23 @@ impl fmt::Debug for Runtime {
     }
 }
 
-/// Where a runtime that runs is found.
-type Slot = Arc<Mutex<Option<Arc<Running>>>>;
+/// Where a runtime that runs is found, and how it is told.
+type Slot = Arc<Mutex<Option<(Arc<Running>, mpsc::UnboundedSender<Order>)>>>;
 
-fn set(slot: &Slot, running: Option<Arc<Running>>) {
+/// What a handle asks of a runtime that runs.
+enum Order {
+    Add(Box<Registered>, oneshot::Sender<Result<(), RunError>>),
+    Remove(String, oneshot::Sender<Result<(), RunError>>),
+}
+
+fn set(slot: &Slot, running: Option<(Arc<Running>, mpsc::UnboundedSender<Order>)>) {
     let old = std::mem::replace(
         &mut *slot.lock().unwrap_or_else(PoisonError::into_inner),
         running,
     );
+    if let Some((running, _)) = &old {
+        running.end();
+    }
     drop(old);
 }
 
@@ -99,16 +135,7 @@ impl Drop for InSlot {
     }
 }
 
-struct Running {
-    reader: Reader,
-    environment: Environment,
-    prefixes: Vec<Prefix>,
-    sources: Vec<Arc<SourceState>>,
-    engines: Vec<Arc<Engine>>,
-    fence: Option<tokio::sync::watch::Sender<Option<Fence>>>,
-}
-
-/// Looks into a runtime, also while it runs. Cheap to clone.
+/// Looks into a runtime and changes it, also while it runs. Cheap to clone.
 #[derive(Clone)]
 pub struct RuntimeHandle {
     running: Slot,
@@ -124,49 +151,86 @@ impl fmt::Debug for RuntimeHandle {
 impl RuntimeHandle {
     fn running(&self) -> Option<Arc<Running>> {
         let running = self.running.lock();
-        running.unwrap_or_else(PoisonError::into_inner).clone()
+        let running = running.unwrap_or_else(PoisonError::into_inner);
+        running.as_ref().map(|(running, _)| running.clone())
     }
 
     /// What the runtime does; None while it does not run.
     #[must_use]
     pub fn status(&self) -> Option<RuntimeStatus> {
-        let running = self.running()?;
-        let now = running.environment.monotonic();
-        let synced = running.reader.sources().iter().all(Option::is_some);
-        let view = synced.then(|| running.reader.view());
-        Some(RuntimeStatus {
-            sources: running
-                .sources
-                .iter()
-                .map(|source| source.status(now))
-                .collect(),
-            freshness: view.as_ref().map(View::freshness),
-            leads: running
-                .fence
-                .as_ref()
-                .map(|fence| fence.borrow().as_ref().is_some_and(Fence::is_held)),
-            controllers: running
-                .engines
-                .iter()
-                .map(|engine| engine.status(&running.prefixes))
-                .collect(),
-            set_aside: view.map_or(0, |view| view.set_aside().len()),
-        })
+        Some(self.running()?.status())
     }
 
     /// Everything the runtime mirrors; None before every source was read once, and while it does
     /// not run.
     #[must_use]
     pub fn view(&self) -> Option<View> {
-        let reader = self.reader()?;
-        let synced = reader.sources().iter().all(Option::is_some);
-        synced.then(|| reader.view())
+        let running = self.running()?;
+        running.is_synced().then(|| running.reader.view())
     }
 
     /// Reads the runtime's view; None while it does not run.
     #[must_use]
     pub fn reader(&self) -> Option<Reader> {
         Some(self.running()?.reader.clone())
+    }
+
+    async fn order<T>(
+        &self,
+        order: impl FnOnce(oneshot::Sender<Result<T, RunError>>) -> Order,
+    ) -> Result<T, RunError> {
+        let (done, answer) = oneshot::channel();
+        {
+            let running = self.running.lock();
+            let running = running.unwrap_or_else(PoisonError::into_inner);
+            let (_, orders) = running.as_ref().ok_or(RunError::NotRunning)?;
+            orders.send(order(done)).map_err(|_| RunError::NotRunning)?;
+        }
+        answer.await.map_err(|_| RunError::NotRunning)?
+    }
+
+    /// Adds a controller to a runtime that runs. It begins, without holding up any other, once
+    /// the kinds that it names are read.
+    ///
+    /// # Errors
+    /// A name that is taken; a kind of which no watched prefix tells; the runtime does not run.
+    pub async fn add_controller<K: Resource>(
+        &self,
+        controller: Controller<K>,
+    ) -> Result<(), RunError> {
+        let registered = Box::new(controller.register());
+        self.order(|done| Order::Add(registered, done)).await
+    }
+
+    /// Removes a controller in order, and returns when none of its runs goes on. What it wrote
+    /// stays. Kinds that nobody names any more are not mirrored any longer.
+    ///
+    /// # Errors
+    /// There is no such controller; the runtime does not run.
+    pub async fn remove_controller(&self, name: &str) -> Result<(), RunError> {
+        let name = name.to_owned();
+        self.order(|done| Order::Remove(name, done)).await
+    }
+
+    /// Mirrors objects of the kind `K` too, and returns when they are read.
+    ///
+    /// # Errors
+    /// The runtime does not run.
+    pub async fn add_kind<K: Resource>(&self) -> Result<(), RunError> {
+        let running = self.running().ok_or(RunError::NotRunning)?;
+        let loaded = running.mirror_also(&Kinds::new().with::<K>());
+        drop(running);
+        loaded.await.map_err(|_| RunError::NotRunning)
+    }
+
+    /// Does not mirror objects of the kind `K` any more, unless a controller names it.
+    ///
+    /// # Errors
+    /// The runtime does not run.
+    pub fn remove_kind<K: Resource>(&self) -> Result<(), RunError> {
+        let running = self.running().ok_or(RunError::NotRunning)?;
+        running.forget(&K::group_plural());
+        Ok(())
     }
 
     /// Stops the runtime in order: no new runs, those that have begun are finished within the
@@ -187,7 +251,7 @@ impl Runtime {
             prefixes: Vec::new(),
             kinds: Kinds::new(),
             controllers: Vec::new(),
-            claim: None,
+            division: Division::Alone,
             shutdown: None,
             grace: Duration::from_secs(30),
             running: Arc::default(),
@@ -196,23 +260,27 @@ impl Runtime {
     }
 
     /// Names this program: its ring of events is `x/event/<name>/`, where the credential must be
-    /// allowed to write. `controllers` unless set.
+    /// allowed to write, and processes of one name share [shards](Self::shards). `controllers`
+    /// unless set.
     #[must_use]
     pub fn name(mut self, name: &str) -> Self {
         self.name = name.to_owned();
         self
     }
 
-    /// Mirrors this prefix instead of all objects (`o/`); may be repeated. Each prefix needs its
-    /// own anchor: see [`write_prefix_anchor`](crate::cache::write_prefix_anchor). With several, a
-    /// view is [`Bounded`](crate::cache::Freshness::Bounded) and no longer exact.
+    /// Mirrors this prefix instead of all objects (`o/`), or [one key alone](Prefix::only); may be
+    /// repeated. Each prefix but a single key needs its own anchor: see
+    /// [`write_prefix_anchor`](crate::cache::write_prefix_anchor). With several, a view is
+    /// [`Bounded`](crate::cache::Freshness::Bounded) and no longer exact, and a prefix that cannot
+    /// be read holds only the controllers that work with kinds it tells of.
     #[must_use]
     pub fn watch(mut self, prefix: Prefix) -> Self {
         self.prefixes.push(prefix);
         self
     }
 
-    /// Mirrors objects of the kind `K` too. Kinds that controllers name are known without it.
+    /// Mirrors objects of the kind `K` too, for every controller to read. Kinds that a controller
+    /// names are known without it, to that controller.
     #[must_use]
     pub fn kind<K: Resource>(mut self) -> Self {
         self.kinds = self.kinds.with::<K>();
@@ -238,7 +306,19 @@ impl Runtime {
     /// in each commit. Without it, only one process may run them.
     #[must_use]
     pub fn elect_leader(mut self, name: &str) -> Self {
-        self.claim = Some((name.to_owned(), TTL));
+        let claim = name.to_owned();
+        self.division = Division::Leader { claim };
+        self
+    }
+
+    /// Shares the work among all processes that run a runtime of this [name](Self::name): the
+    /// keys are spread over `count` shards, each process holds the claims of about equally many,
+    /// and each commit compares the claim of its key's shard. Take a few times as many shards as
+    /// there will be processes, at most 256; processes that go by another number wait until all
+    /// others have ended.
+    #[must_use]
+    pub fn shards(mut self, count: usize) -> Self {
+        self.division = Division::Shards { count };
         self
     }
 
@@ -268,23 +348,18 @@ impl Runtime {
     /// Runs until stopped. The store need not be there yet: reads are repeated until it answers.
     ///
     /// # Errors
-    /// A name that is used twice or cannot be used; nothing that a store or a controller does.
+    /// A name that is used twice or cannot be used, and other things that are wrong with how the
+    /// runtime was put together; nothing that a store or a controller does.
     pub async fn run(mut self) -> Result<(), RunError> {
-        let mut names = HashSet::new();
-        for controller in &self.controllers {
-            if !names.insert(controller.name.clone()) {
-                let name = controller.name.to_string();
-                return Err(RunError::DuplicateController { name });
-            }
-            for kind in controller.kinds.iter() {
-                self.kinds.define(kind.definition.clone());
-            }
-        }
         self.store = Pipeline::where_it_helps(self.store);
         if self.prefixes.is_empty() {
             self.prefixes
                 .push(Prefix::new("o/").expect("a constant that is a valid prefix"));
         }
+        let sharding = match &self.division {
+            Division::Shards { count } => Some(Sharding::new(&self.name, *count)?),
+            _ => None,
+        };
         let recorder = EventRecorder::new(
             self.store.clone(),
             &self.name,
@@ -292,13 +367,37 @@ impl Runtime {
             self.environment.clone(),
         )?;
         let (writer, reader) = cache(Arc::new(self.kinds.clone()), self.prefixes.clone());
+        let states = self.prefixes.iter().cloned().map(SourceState::new);
+        let states: Vec<_> = states.map(Arc::new).collect();
+        let (mirror_in, mirror_out) = mpsc::unbounded_channel();
+        let (failed_in, mut failed) = mpsc::unbounded_channel();
+        let running = Arc::new(Running::new(
+            self.store.clone(),
+            self.environment.clone(),
+            reader,
+            self.prefixes.clone(),
+            states.clone(),
+            self.division.shards(),
+            matches!(self.division, Division::Leader { .. }),
+            sharding,
+            recorder.clone(),
+            self.grace,
+            self.kinds.clone(),
+            mirror_in,
+            failed_in.clone(),
+        ));
+        let (orders_in, mut orders) = mpsc::unbounded_channel();
+        set(&self.running, Some((running.clone(), orders_in)));
+        let _in_slot = InSlot(self.running.clone());
+        for controller in std::mem::take(&mut self.controllers) {
+            running.add(controller)?;
+        }
         // Dropped with the future, and everything in it ends.
         let mut tasks = JoinSet::new();
         let (feed_in, feed_out) = mpsc::channel(FEED_BACKLOG);
-        let mut sources = Vec::new();
-        for (index, prefix) in self.prefixes.iter().enumerate() {
-            let state = Arc::new(SourceState::new(prefix.clone()));
-            sources.push(state.clone());
+        let mirror = mirror(writer, running.clone(), feed_out, mirror_out);
+        tasks.spawn(must_not_end("mirror", failed_in.clone(), mirror));
+        for (index, state) in states.into_iter().enumerate() {
             let source = Source {
                 index,
                 store: self.store.clone(),
@@ -306,54 +405,11 @@ impl Runtime {
                 state,
                 feed: feed_in.clone(),
             };
-            tasks.spawn(async move {
-                feed(source).await;
-                "source"
-            });
+            tasks.spawn(must_not_end("source", failed_in.clone(), feed(source)));
         }
         drop(feed_in);
-        let mut engines = Vec::new();
-        for controller in std::mem::take(&mut self.controllers) {
-            let setting = Arc::new(Setting {
-                controller: controller.name.clone(),
-                api_version: controller.api_version.clone(),
-                kind: controller.kind.clone(),
-                store: self.store.clone(),
-                environment: self.environment.clone(),
-                recorder: recorder.with_source(&controller.name),
-            });
-            let engine = Engine::new(controller, setting, reader.clone(), self.prefixes.len());
-            engines.push(engine.clone());
-            tasks.spawn(async move {
-                engine.run_timers().await;
-                "timer"
-            });
-        }
-        let mirror = mirror(writer, reader.clone(), engines.clone(), feed_out);
-        tasks.spawn(async move {
-            mirror.await;
-            "mirror"
-        });
-        let fence = self
-            .claim
-            .is_some()
-            .then(|| tokio::sync::watch::Sender::new(None));
-        let running = Arc::new(Running {
-            reader,
-            environment: self.environment.clone(),
-            prefixes: self.prefixes.clone(),
-            sources,
-            engines,
-            fence,
-        });
-        set(&self.running, Some(running.clone()));
-        let _in_slot = InSlot(self.running.clone());
-        tasks.spawn(watch_parked(
-            running.sources.clone(),
-            running.engines.clone(),
-            running.prefixes.clone(),
-            self.environment.clone(),
-        ));
+        let parked = watch_parked(running.clone());
+        tasks.spawn(must_not_end("watch of parked keys", failed_in, parked));
         let shutdown = self.shutdown.take();
         let stop = self.stop.clone();
         let stopped = async move {
@@ -367,220 +423,51 @@ impl Runtime {
             }
         };
         let stop = self.stop.clone();
-        let terms = Terms {
+        let lead = Lead {
             store: self.store.clone(),
             environment: self.environment.clone(),
             name: self.name.clone(),
-            claim: self.claim.clone(),
+            ttl: TTL,
             grace: self.grace,
+            posts: running.posts.clone(),
+            recorder: recorder.clone(),
         };
-        let lead = terms.lead(&running, &recorder, &stop);
-        tokio::pin!(lead);
-        let outcome = tokio::select! {
-            biased;
-            outcome = &mut lead => outcome,
-            () = stopped => {
-                stop.cancel();
-                lead.await
+        let lead = lead.work(&self.division, running.sharding.as_ref(), &stop);
+        tokio::pin!(lead, stopped);
+        let mut is_stopped = false;
+        let outcome = loop {
+            tokio::select! {
+                biased;
+                outcome = &mut lead => break outcome,
+                () = &mut stopped, if !is_stopped => {
+                    is_stopped = true;
+                    stop.cancel();
+                }
+                Some(error) = failed.recv() => break Err(error),
+                Some(order) = orders.recv() => match order {
+                    Order::Add(controller, done) => {
+                        // Who asked may be gone.
+                        let _ = done.send(running.add(*controller));
+                    }
+                    Order::Remove(name, done) => match running.remove(&name) {
+                        Ok(removed) => {
+                            tasks.spawn(async move {
+                                removed.await;
+                                let _ = done.send(Ok(()));
+                            });
+                        }
+                        Err(error) => {
+                            let _ = done.send(Err(error));
+                        }
+                    },
+                },
             }
-            Some(ended) = tasks.join_next() => Err(match ended {
-                Ok(task) => RunError::Internal { task, reason: "it returned".to_owned() },
-                Err(error) => RunError::Internal { task: "task", reason: error.to_string() },
-            }),
         };
-        let flush = recorder.flush();
         tokio::select! {
             biased;
-            () = flush => {}
-            () = self.environment.sleep(Duration::from_secs(2)) => {}
+            () = recorder.flush() => {}
+            () = self.environment.sleep(FLUSH) => {}
         }
         outcome
-    }
-}
-
-/// The times in which this process works.
-struct Terms {
-    store: Arc<dyn Store>,
-    environment: Environment,
-    name: String,
-    claim: Option<(String, Duration)>,
-    grace: Duration,
-}
-
-impl Terms {
-    /// Works while the claim is held, or always without one.
-    async fn lead(
-        &self,
-        running: &Running,
-        recorder: &EventRecorder,
-        stop: &CancellationToken,
-    ) -> Result<(), RunError> {
-        let mut terms = 0_u64;
-        loop {
-            let held = match &self.claim {
-                None => None,
-                Some((name, ttl)) => {
-                    let campaign = Campaign {
-                        store: self.store.clone(),
-                        environment: self.environment.clone(),
-                        name: name.clone(),
-                        holder: format!("{}-{}", self.name, self.environment.process()),
-                        ttl: *ttl,
-                    };
-                    tokio::select! {
-                        biased;
-                        () = stop.cancelled() => return Ok(()),
-                        held = campaign.win() => Some(held?),
-                    }
-                }
-            };
-            let fence = held.as_ref().map(Held::fence).cloned();
-            if let (Some(sender), Some(fence)) = (&running.fence, &fence) {
-                tracing::info!(claim = fence.name(), epoch = %fence.epoch(), "this process leads");
-                sender.send_replace(Some(fence.clone()));
-                recorder.reload();
-            }
-            let lost = async {
-                match &fence {
-                    Some(fence) => fence.lost().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::pin!(lost);
-            let ready = tokio::select! {
-                biased;
-                () = stop.cancelled() => false,
-                () = &mut lost => false,
-                () = caught_up(running, fence.as_ref(), &self.environment) => true,
-            };
-            if ready {
-                if terms > 0 {
-                    running.engines.iter().for_each(|engine| engine.resync());
-                }
-                terms += 1;
-                let mut workers = JoinSet::new();
-                let no_more = CancellationToken::new();
-                for engine in &running.engines {
-                    for _ in 0..engine.concurrency() {
-                        let (engine, fence) = (engine.clone(), fence.clone());
-                        let no_more = no_more.clone();
-                        workers.spawn(async move { engine.work(fence.as_ref(), &no_more).await });
-                    }
-                }
-                let grace = tokio::select! {
-                    biased;
-                    () = stop.cancelled() => self.grace,
-                    // Nothing they commit is taken any more.
-                    () = &mut lost => self.grace.min(Duration::from_secs(5)),
-                };
-                no_more.cancel();
-                self.finish(workers, grace, &running.engines).await;
-            }
-            if let (Some(sender), Some(fence)) = (&running.fence, &fence) {
-                tracing::info!(claim = fence.name(), "this process does not lead any more");
-                sender.send_replace(None);
-            }
-            if let Some(held) = held {
-                held.release().await;
-            }
-            if stop.is_cancelled() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Lets runs that have begun finish, for as long as `grace`.
-    async fn finish(&self, mut workers: JoinSet<()>, grace: Duration, engines: &[Arc<Engine>]) {
-        let all = async { while workers.join_next().await.is_some() {} };
-        tokio::select! {
-            biased;
-            () = all => return,
-            () = self.environment.sleep(grace) => {}
-        }
-        let running: usize = engines.iter().map(|engine| engine.running()).sum();
-        tracing::warn!(running, ?grace, "runs were ended where they waited");
-        workers.shutdown().await;
-    }
-}
-
-/// Waits until the view may be decided on.
-async fn caught_up(running: &Running, fence: Option<&Fence>, environment: &Environment) {
-    running.reader.synced().await;
-    let Some(fence) = fence else {
-        return;
-    };
-    tokio::select! {
-        biased;
-        () = running.reader.reached(fence.epoch()) => return,
-        () = environment.sleep(CATCH_UP) => {}
-    }
-    // The claim is outside of what is watched, so nothing may tell that nothing changed.
-    for source in &running.sources {
-        source.read_again();
-    }
-    running.reader.reached(fence.epoch()).await;
-}
-
-/// Keeps the cache up to date and tells the controllers.
-async fn mirror(
-    mut writer: Writer,
-    reader: Reader,
-    engines: Vec<Arc<Engine>>,
-    mut feed: mpsc::Receiver<Feed>,
-) {
-    while let Some(told) = feed.recv().await {
-        let (changes, initial) = match told {
-            Feed::List(source, records, revision) => {
-                let initial = reader.sources()[source].is_none();
-                (writer.replace(source, records, revision), initial)
-            }
-            Feed::Changes(source, changes, revision) => {
-                (writer.apply(source, changes, revision), false)
-            }
-            Feed::Progress(source, revision) => {
-                writer.progress(source, revision);
-                (Vec::new(), false)
-            }
-        };
-        let view = reader.view();
-        let reached: Vec<Revision> = view.reached();
-        for engine in &engines {
-            engine.offer(&changes, &view, initial);
-            engine.reached(&reached);
-        }
-    }
-}
-
-/// Reports keys that wait too long for the view, and has their source read afresh.
-async fn watch_parked(
-    sources: Vec<Arc<SourceState>>,
-    engines: Vec<Arc<Engine>>,
-    prefixes: Vec<Prefix>,
-    environment: Environment,
-) -> &'static str {
-    let mut last_read = environment.monotonic();
-    loop {
-        environment.sleep(PARKED_CHECK).await;
-        for engine in &engines {
-            let Some((source, parked)) = engine.longest_parked(&prefixes) else {
-                continue;
-            };
-            if parked.waited <= PARKED_TOO_LONG {
-                continue;
-            }
-            tracing::warn!(
-                controller = engine.name(),
-                key = %parked.key,
-                source = %parked.source,
-                revision = %parked.revision,
-                waited = ?parked.waited,
-                "the view does not show what was written"
-            );
-            let now = environment.monotonic();
-            if now.saturating_sub(last_read) > PARKED_TOO_LONG {
-                last_read = now;
-                sources[source].read_again();
-            }
-        }
     }
 }

@@ -17,10 +17,28 @@ pub struct RuntimeStatus {
     pub freshness: Option<Freshness>,
     /// Whether it holds its claim; None without leader election.
     pub leads: Option<bool>,
+    /// Its part in the work; None unless it is shared by shards.
+    pub shards: Option<ShardStatus>,
     /// Its controllers.
     pub controllers: Vec<ControllerStatus>,
     /// Records that cannot be read.
     pub set_aside: usize,
+}
+
+/// A process's part in work that is shared by shards.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ShardStatus {
+    /// How many shards there are.
+    pub count: usize,
+    /// Those that this process holds.
+    pub held: Vec<usize>,
+    /// The processes that take part, as far as is known.
+    pub members: usize,
+    /// What this process is called among them; None while it does not take part.
+    pub member: Option<String>,
+    /// It waits for processes that go by another number of shards to end.
+    pub waits_for_others: bool,
 }
 
 /// What a controller does at the moment, and how often it did what.
@@ -29,6 +47,10 @@ pub struct RuntimeStatus {
 pub struct ControllerStatus {
     /// Its name.
     pub name: String,
+    /// Sources that it works with and that were not read yet: nothing runs before they are.
+    pub waits_for: Vec<Prefix>,
+    /// A kind that it works with and that cannot be read as a whole: nothing runs meanwhile.
+    pub unreadable: Option<String>,
     /// Keys that could run now.
     pub ready: usize,
     /// Keys that wait for their time.

@@ -76,6 +76,15 @@ pub enum Tree {
 }
 
 impl Tree {
+    /// All trees.
+    pub(crate) const ALL: [Self; 5] = [
+        Self::Intent,
+        Self::Reality,
+        Self::Part,
+        Self::Grant,
+        Self::Ledger,
+    ];
+
     /// The tree's segment in keys.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -137,6 +137,17 @@ impl Kinds {
         });
     }
 
+    /// Adds the definitions of all of `others`.
+    pub(crate) fn define_all(&mut self, others: &Self) {
+        for known in others.iter() {
+            self.define(known.definition.clone());
+        }
+    }
+
+    pub(crate) fn remove(&mut self, kind: &GroupPlural) {
+        self.by_key.remove(kind);
+    }
+
     /// All kinds.
     pub fn iter(&self) -> impl Iterator<Item = &KnownKind> {
         self.by_key.values()

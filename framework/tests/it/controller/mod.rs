@@ -3,6 +3,7 @@
 mod claims;
 mod end;
 mod life;
+mod shards;
 mod trouble;
 
 use std::future::Future;

@@ -1,0 +1,123 @@
+//! How a run ended, and when its key runs again.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use super::action::Action;
+use super::context::{Cause, Notes};
+use super::engine::Engine;
+use super::error::{ErrorClass, ReconcileError};
+use super::status::Counters;
+use crate::backoff::Backoff;
+use crate::model::ObjectKey;
+use crate::queue::{Done, Next, Priority};
+
+/// Conflicts in a row that are repeated at once; further ones wait as failures do.
+const QUICK_CONFLICTS: u32 = 3;
+
+/// A key whose last run failed.
+#[derive(Debug)]
+pub(super) struct Failing {
+    pub(super) failures: u32,
+    pub(super) error: String,
+}
+
+/// How a run ended.
+pub(super) enum Ended {
+    Returned(Result<Action, ReconcileError>),
+    Panicked(String),
+    TimedOut,
+    /// Its post was left before it returned.
+    Cut,
+}
+
+/// What a panic said.
+pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a text".to_owned())
+}
+
+impl Engine {
+    /// Decides when the key runs again, and says how the run ended in one word.
+    pub(super) fn judge(
+        &self,
+        key: &Arc<ObjectKey>,
+        ended: Ended,
+        notes: &Notes,
+        failures: u32,
+        conflicts: u32,
+    ) -> (Done<Cause>, &'static str) {
+        let environment = &self.setting.environment;
+        let now = environment.monotonic();
+        if !matches!(ended, Ended::Cut) {
+            Counters::add(&self.counters.runs);
+        }
+        let (counter, word, error, wait) = match ended {
+            Ended::Returned(Ok(action)) => {
+                self.failing().remove(key);
+                let next = action
+                    .after()
+                    .map(|after| Next::at(now + after, Priority::Sync, Cause::Requeued));
+                tracing::debug!(?action, "done");
+                return (Done { next, ..Done::ok() }, "done");
+            }
+            Ended::Returned(Err(error)) => {
+                if notes.conflict || error.class() == ErrorClass::Conflict {
+                    Counters::add(&self.counters.conflicts);
+                    tracing::debug!(%error, "repeated on a newer view");
+                    let conflicts = conflicts.saturating_add(1);
+                    let next = if conflicts > QUICK_CONFLICTS {
+                        let delay = Backoff::KEY.delay(conflicts - QUICK_CONFLICTS, environment);
+                        Next::backoff(now + delay, Cause::Conflict)
+                    } else {
+                        Next::now(Priority::Retry, Cause::Conflict)
+                    };
+                    let done = Done {
+                        next: Some(next),
+                        failures,
+                        conflicts,
+                        ..Done::ok()
+                    };
+                    return (done, "conflict");
+                }
+                let wait = match error.class() {
+                    ErrorClass::Terminal => None,
+                    ErrorClass::RetryAfter(after) => Some(after),
+                    _ if error.is_store_away() => {
+                        Some(Backoff::SOURCE.delay(failures.saturating_add(1), environment))
+                    }
+                    _ => Some(Backoff::KEY.delay(failures.saturating_add(1), environment)),
+                };
+                (&self.counters.errors, "error", error.to_string(), wait)
+            }
+            // Nobody waits for it any more, and whoever comes next looks at everything.
+            Ended::Cut => return (Done::ok(), "cut"),
+            Ended::Panicked(text) => {
+                let wait = Backoff::KEY.delay(failures.saturating_add(1), environment);
+                let text = format!("the reconcile panicked: {text}");
+                (&self.counters.panics, "panic", text, Some(wait))
+            }
+            Ended::TimedOut => {
+                let wait = Backoff::KEY.delay(failures.saturating_add(1), environment);
+                let text = format!(
+                    "the reconcile did not return within {:?}",
+                    self.controller.timeout
+                );
+                (&self.counters.timeouts, "timeout", text, Some(wait))
+            }
+        };
+        Counters::add(counter);
+        let failures = failures.saturating_add(1);
+        tracing::warn!(failures, retry_after = ?wait, "{error}");
+        let failing = Failing { failures, error };
+        self.failing().insert(key.clone(), failing);
+        let next = wait.map(|wait| Next::backoff(now + wait, Cause::Failed));
+        let done = Done {
+            next,
+            failures,
+            ..Done::ok()
+        };
+        (done, word)
+    }
+}
