@@ -2,15 +2,12 @@
 
 use serde_json::{Map, Value};
 
-use super::{Client, ClientError, Outcome, Result};
+use super::{ATTEMPTS, Client, ClientError, Outcome, Result};
 use crate::model::{KindChecks, ObjectKey, RawObject};
 
 /// The annotation that keeps the manifest as it was last applied, so that a field removed from
 /// the manifest is told from one that somebody else set.
 pub const LAST_APPLIED: &str = "platctrl.dev/last-applied";
-
-/// How often an apply that met a change by somebody else begins again.
-const ATTEMPTS: usize = 5;
 
 /// Merges `new` into `live`: fields of `new` are set, fields that were in `last` and are not in
 /// `new` are removed, all others stay. Lists are taken whole.
@@ -72,6 +69,14 @@ pub fn first_applied(mut manifested: RawObject) -> Result<RawObject> {
 /// When one of them cannot be written as JSON.
 pub fn applied(live: &RawObject, manifested: &RawObject) -> Result<RawObject> {
     let new = manifest(manifested)?;
+    let text = new.to_string();
+    // A manifest that has no more labels at all says nothing of those that others set.
+    let mut new = new;
+    for field in ["labels", "annotations"] {
+        if let Value::Object(fields) = &mut new {
+            fields.entry(field).or_insert_with(|| Map::new().into());
+        }
+    }
     let last = live
         .metadata
         .annotations
@@ -88,7 +93,7 @@ pub fn applied(live: &RawObject, manifested: &RawObject) -> Result<RawObject> {
     next.metadata.labels = serde_json::from_value(take("labels"))?;
     next.metadata.annotations = serde_json::from_value(take("annotations"))?;
     let annotations = &mut next.metadata.annotations;
-    annotations.insert(LAST_APPLIED.to_owned(), new.to_string());
+    annotations.insert(LAST_APPLIED.to_owned(), text);
     Ok(next)
 }
 

@@ -140,6 +140,17 @@ impl Batch {
         });
     }
 
+    /// Compares everything that was read of an object.
+    pub(super) fn require_read(&mut self, joined: &Joined) {
+        self.require_intent(joined);
+        self.require_reality(joined);
+        for (writer, part) in &joined.parts {
+            if let Ok(key) = joined.key.part(writer) {
+                self.require(Compare::Revision(key, part.modified));
+            }
+        }
+    }
+
     /// Creates an object. It gets a uid, its first generation and a creation time; a status it
     /// may have is left out. Nothing of its name may exist, neither intent nor reality.
     ///

@@ -40,6 +40,24 @@ pub enum ClientError {
         /// Everything that is wrong with it.
         errors: Vec<FieldError>,
     },
+    /// The patch cannot be applied to the object.
+    #[error("{key} was not changed: {error}")]
+    Patch {
+        /// Which.
+        key: ObjectKey,
+        /// Why not.
+        #[source]
+        error: Box<super::PatchError>,
+    },
+    /// The store is not one that can be used, or not the one that was read before.
+    #[error(transparent)]
+    Identity(#[from] crate::model::identity::IdentityError),
+    /// Another store or another history answers; nothing is taken from it.
+    #[error("{reason}: nothing is taken from it until a person has looked")]
+    OtherHistory {
+        /// What is different.
+        reason: String,
+    },
     /// The name cannot be part of a key.
     #[error(transparent)]
     Name(#[from] InvalidName),

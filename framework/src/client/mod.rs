@@ -1,25 +1,40 @@
 //! Reading and writing objects, with the rules that keep them safe.
 //!
-//! A [`Client`] works without any controller: it reads and writes the store directly. The rules
-//! are in [`Batch`], which turns intentions about objects (create, update, report, delete,
+//! A [`Client`] works without any controller: it reads and writes the store directly. Programs
+//! that know a kind's types use [`Client::fresh`], which asks the store, or [`Client::cached`],
+//! which asks a mirror; those that serve kinds they do not know use the client's own methods and
+//! [`RawObject`]. The rules are in [`Batch`], which turns intentions about objects (create, update, report, delete,
 //! remove) into one store transaction with the compares that make it safe; controllers use it
 //! for commits over several objects.
 
 mod apply;
 mod batch;
+mod entry;
 mod error;
+mod objects;
+mod patch;
 mod read;
+mod transaction;
+mod watch;
 
 use std::sync::Arc;
 
 pub use apply::{LAST_APPLIED, applied, first_applied, three_way_merge};
 pub use batch::{Batch, DeleteOptions, Outcome};
+pub use entry::Entry;
 pub use error::{ClientError, Result};
+pub use objects::{Cached, Fresh, ObjectList};
+pub use patch::{Patch, PatchError, merge};
 pub use read::List;
+pub use transaction::ObjectTransaction;
+pub use watch::{ObjectEvent, ObjectStream};
 
 use crate::environment::Environment;
 use crate::model::{Joined, KindChecks, Object, ObjectKey, RawObject, Resource};
 use crate::store::{Revision, Store, StoreError};
+
+/// How often a change that met one by somebody else begins again.
+const ATTEMPTS: usize = 5;
 
 /// Reads and writes objects of a store. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -154,15 +169,7 @@ impl Client {
         object: &RawObject,
     ) -> Result<RawObject> {
         let joined = self.joined(key).await?;
-        let seen = object.metadata.resource_version;
-        if let (Some(seen), Some(reality)) = (seen, &joined.reality)
-            && reality.modified > seen
-        {
-            return Err(ClientError::conflict(
-                key,
-                "its status has changed since it was read",
-            ));
-        }
+        objects::check_seen(&joined, &object.metadata)?;
         let mut batch = Batch::new();
         batch.report(&joined, object.status.clone())?;
         self.commit_read(batch, key).await?;
@@ -207,13 +214,15 @@ impl Client {
         self.get(&key).await
     }
 
-    /// Replaces an object's status. What its types do not know stays as stored.
+    /// Replaces an object's status. What its types do not know stays as stored. With the object's
+    /// `resourceVersion` the status, with its uid the object must be what it was.
     ///
     /// # Errors
     /// See [`Client::update_status_raw`].
     pub async fn update_status<K: Resource>(&self, object: &Object<K>) -> Result<Object<K>> {
         let key = object.key()?;
         let joined = self.joined(&key).await?;
+        objects::check_seen(&joined, &object.metadata)?;
         let mut batch = Batch::new();
         batch.report_typed::<K>(&joined, &object.status)?;
         self.commit_read(batch, &key).await?;

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{Client, ClientError, Result};
+use super::objects::Selection;
+use super::{Client, Result};
 use crate::model::{
-    Intent, Joined, KindDefinition, ObjectKey, RawObject, Reality, RecordError, Tree, Versioned,
+    GroupPlural, Intent, Joined, KindDefinition, ObjectKey, RawObject, Reality, RecordError,
+    Resource, Scope, Tree, Versioned, check_name,
 };
 use crate::store::{ListRequest, Prefix, Record, Revision};
 
@@ -25,6 +27,33 @@ impl List {
     pub fn shown(&self) -> impl Iterator<Item = RawObject> + '_ {
         self.objects.iter().filter_map(Joined::object)
     }
+}
+
+/// The range of a kind's records in one tree, on a node or in a namespace if these are given and
+/// keys begin with them.
+pub(super) fn range_of(
+    kind: &GroupPlural,
+    scope: Scope,
+    (node, namespace): (Option<&str>, Option<&str>),
+    tree: Tree,
+) -> Result<Prefix> {
+    let mut prefix = kind.prefix(tree).as_str().to_owned();
+    let begins_with = match scope {
+        Scope::Cluster => vec![],
+        Scope::Namespaced => vec![("namespace", namespace)],
+        Scope::Node => vec![("node name", node), ("namespace", namespace)],
+    };
+    // A namespace behind any node is no range.
+    for (what, name) in begins_with {
+        let Some(name) = name else { break };
+        check_name(what, name)?;
+        prefix.push_str(name);
+        prefix.push('/');
+    }
+    let prefix = Prefix::new(prefix).map_err(|error| crate::store::StoreError::Invalid {
+        reason: error.to_string(),
+    })?;
+    Ok(prefix)
 }
 
 impl Client {
@@ -67,27 +96,32 @@ impl Client {
     /// # Errors
     /// The store's. Records that cannot be read are in [`List::set_aside`].
     pub async fn list(&self, kind: &KindDefinition, namespace: Option<&str>) -> Result<List> {
-        let group_plural = kind.group_plural();
-        let range = |tree| match namespace {
-            Some(namespace) if kind.scope == crate::model::Scope::Namespaced => {
-                let prefix = format!("{}{namespace}/", group_plural.prefix(tree));
-                Prefix::new(prefix).map_err(|_| ClientError::Invalid {
-                    key: group_plural.to_string(),
-                    errors: vec![crate::model::FieldError::new(
-                        "metadata.namespace",
-                        "is not a valid name",
-                    )],
-                })
-            }
-            _ => Ok(group_plural.prefix(tree)),
-        };
+        let place = (None, namespace);
+        self.list_ranges(&kind.group_plural(), kind.scope, place)
+            .await
+    }
+
+    /// As [`Client::list`], for a kind known by its types.
+    pub(super) async fn list_selected<K: Resource>(&self, selection: &Selection) -> Result<List> {
+        let place = (selection.node.as_deref(), selection.namespace.as_deref());
+        self.list_ranges(&K::group_plural(), K::SCOPE, place).await
+    }
+
+    async fn list_ranges(
+        &self,
+        kind: &GroupPlural,
+        scope: Scope,
+        place: (Option<&str>, Option<&str>),
+    ) -> Result<List> {
+        let range = |tree| range_of(kind, scope, place, tree);
+        let namespace = place.1.filter(|_| scope != Scope::Cluster);
         let (intents, revision) = self.all(&range(Tree::Intent)?, None).await?;
         let (realities, _) = self.all(&range(Tree::Reality)?, Some(revision)).await?;
         let (parts, _) = self.all(&range(Tree::Part)?, Some(revision)).await?;
         let mut objects: BTreeMap<ObjectKey, Joined> = BTreeMap::new();
         let mut set_aside = Vec::new();
         for record in intents.into_iter().chain(realities).chain(parts) {
-            let Some((tree, key, writer)) = ObjectKey::parse(&record.key, |_, _| Some(kind.scope))
+            let Some((tree, key, writer)) = ObjectKey::parse(&record.key, |_, _| Some(scope))
             else {
                 continue;
             };
@@ -119,7 +153,11 @@ impl Client {
     }
 
     /// All records of a range, and the revision of the read.
-    async fn all(&self, prefix: &Prefix, at: Option<Revision>) -> Result<(Vec<Record>, Revision)> {
+    pub(super) async fn all(
+        &self,
+        prefix: &Prefix,
+        at: Option<Revision>,
+    ) -> Result<(Vec<Record>, Revision)> {
         let mut request = ListRequest::new(prefix.clone());
         request.at = at.filter(|_| self.store.capabilities().pinned_reads);
         let mut records = Vec::new();

@@ -1,6 +1,9 @@
 //! Kinds: what objects there are and what their specs look like.
 
+use std::any::TypeId;
+use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
@@ -256,6 +259,14 @@ impl KindDefinition {
             columns: K::COLUMNS.to_vec(),
             schema,
         }
+    }
+
+    /// The same, made once for each kind of a program.
+    pub(crate) fn shared<K: Resource>() -> Arc<Self> {
+        static ALL: Mutex<BTreeMap<TypeId, Arc<KindDefinition>>> = Mutex::new(BTreeMap::new());
+        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = all.entry(TypeId::of::<K>());
+        known.or_insert_with(|| Arc::new(Self::of::<K>())).clone()
     }
 
     /// `group/version`.

@@ -1,10 +1,13 @@
 //! Reading and writing objects through the client.
 
+mod typed;
+mod watch;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use platctrl_framework::client::{
-    Batch, Client, ClientError, DeleteOptions, LAST_APPLIED, Outcome,
+    Batch, Client, ClientError, DeleteOptions, LAST_APPLIED, ObjectList, Outcome,
 };
 use platctrl_framework::environment::Environment;
 use platctrl_framework::model::{
@@ -20,6 +23,7 @@ use serde_json::{Map, Value, json};
 #[derive(Resource, Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[resource(group = "example.dev", version = "v1", kind = "Garden", status = GardenStatus, validate_update = fixed_place)]
 pub(crate) struct GardenSpec {
+    #[schemars(range(max = 1000))]
     trees: u32,
     place: String,
 }
