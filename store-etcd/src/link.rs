@@ -1,0 +1,655 @@
+//! Connections to the members of a cluster: one at a time for each link, the next member when one
+//! fails, logged in and looked over before it is used.
+
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use http::HeaderValue;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use platctrl_framework::model::identity::{Anchor, anchor_key};
+use platctrl_framework::store::Revision;
+use rand::RngExt;
+use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Refusal, Verdict, judge};
+use crate::grpc::{CallError, Head, Method, Outgoing, Status, chain, frame, unary};
+use crate::keys::Keys;
+use crate::location::{Endpoint, Location};
+use crate::options::Options;
+use crate::tls::{Files, server_name};
+use crate::version::{Version, warnings};
+use crate::wire;
+
+/// A round over all members that failed is not repeated sooner.
+const PAUSE_BETWEEN_ROUNDS: Duration = Duration::from_millis(100);
+/// An epoch that no server has told yet.
+const NO_EPOCH: u32 = u32::MAX;
+
+/// What all links of a store share.
+pub(crate) struct Shared {
+    pub(crate) location: Location,
+    pub(crate) options: Options,
+    pub(crate) keys: Keys,
+    pub(crate) closed: CancellationToken,
+    /// The newest revision that any answer has told, for watchers that lag.
+    newest: AtomicI64,
+    /// Notified when `newest` grows while somebody sleeps on it.
+    pub(crate) grown: Notify,
+    pub(crate) sleeping: std::sync::atomic::AtomicBool,
+    epoch: AtomicU32,
+    tls: Mutex<Option<(Files, Arc<ClientConfig>)>>,
+    login: Login,
+    server: Mutex<Option<Server>>,
+    numbers: AtomicU64,
+}
+
+/// What the store's server said of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Server {
+    /// Its version; None where this credential may not know it.
+    pub version: Option<String>,
+    /// What an operator should know about this version.
+    pub warnings: Vec<String>,
+}
+
+/// The token of a logged-in user.
+#[derive(Clone, Debug)]
+pub(crate) struct Token {
+    pub(crate) value: HeaderValue,
+    number: u64,
+}
+
+#[derive(Default)]
+struct Login {
+    token: Mutex<Option<Token>>,
+    busy: tokio::sync::Mutex<()>,
+}
+
+/// Why no member could be used, one line for each.
+#[derive(Clone, Debug)]
+pub(crate) struct Unreachable {
+    pub(crate) kind: Trouble,
+    pub(crate) reason: String,
+}
+
+/// What could help against it, from the least to the most that a person must do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Trouble {
+    Time,
+    Configuration,
+    Rights,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(crate) fn new(location: Location, options: Options) -> Result<Self, String> {
+        let tls = match &options.tls {
+            None => None,
+            Some(tls) => {
+                let files = Files::read(tls)?;
+                let config = files.config(tls)?;
+                for endpoint in location.endpoints() {
+                    server_name(tls, &endpoint.host)?;
+                }
+                Some((files, config))
+            }
+        };
+        Ok(Self {
+            keys: Keys::new(location.root()),
+            location,
+            options,
+            closed: CancellationToken::new(),
+            newest: AtomicI64::new(0),
+            grown: Notify::new(),
+            sleeping: std::sync::atomic::AtomicBool::new(false),
+            epoch: AtomicU32::new(NO_EPOCH),
+            tls: Mutex::new(tls),
+            login: Login::default(),
+            server: Mutex::new(None),
+            numbers: AtomicU64::new(1),
+        })
+    }
+
+    pub(crate) fn server(&self) -> Option<Server> {
+        lock(&self.server).clone()
+    }
+
+    /// Whether a requested progress comes in order. A server that hides its version is newer than
+    /// the repair.
+    pub(crate) fn trusts_progress(&self) -> bool {
+        match &*lock(&self.server) {
+            None => false,
+            Some(server) => server.version.as_deref().is_none_or(|text| {
+                Version::parse(text).is_some_and(Version::answers_progress_in_order)
+            }),
+        }
+    }
+
+    /// The epoch, once a server has told it.
+    pub(crate) fn epoch(&self) -> Option<u16> {
+        u16::try_from(self.epoch.load(Ordering::Acquire)).ok()
+    }
+
+    pub(crate) fn revision(&self, counter: i64) -> Revision {
+        let counter = u64::try_from(counter).unwrap_or_default();
+        Revision::new(self.epoch().unwrap_or_default(), counter)
+    }
+
+    pub(crate) fn newest(&self) -> i64 {
+        self.newest.load(Ordering::Acquire)
+    }
+
+    /// Notes a revision that an answer told.
+    pub(crate) fn saw(&self, revision: i64) {
+        let before = self.newest.fetch_max(revision, Ordering::AcqRel);
+        if before < revision && self.sleeping.swap(false, Ordering::AcqRel) {
+            self.grown.notify_one();
+        }
+    }
+
+    pub(crate) fn is_secure(&self) -> bool {
+        self.options.tls.is_some()
+    }
+
+    /// Reads the files of TLS again; true when they differ and are usable.
+    pub(crate) fn reload(&self) -> Result<bool, String> {
+        let Some(tls) = &self.options.tls else {
+            return Ok(false);
+        };
+        let files = Files::read(tls)?;
+        if lock(&self.tls)
+            .as_ref()
+            .is_some_and(|(old, _)| *old == files)
+        {
+            return Ok(false);
+        }
+        let config = files.config(tls)?;
+        *lock(&self.tls) = Some((files, config));
+        Ok(true)
+    }
+
+    /// The token to use, after logging in when there is none.
+    pub(crate) async fn token(&self, connection: &Connection) -> Result<Option<Token>, CallError> {
+        let Some(credentials) = &self.options.credentials else {
+            return Ok(None);
+        };
+        if let Some(token) = lock(&self.login.token).clone() {
+            return Ok(Some(token));
+        }
+        let _busy = self.login.busy.lock().await;
+        if let Some(token) = lock(&self.login.token).clone() {
+            return Ok(Some(token));
+        }
+        let request = wire::AuthenticateRequest {
+            name: credentials.user.clone(),
+            password: credentials.password.clone(),
+        };
+        let answer = connection
+            .ask::<wire::AuthenticateResponse>(methods::AUTHENTICATE, frame(&request), None)
+            .await;
+        let answer = match answer {
+            // A server without access control lets everybody in.
+            Err(CallError::Status(status)) if status.message.contains("not enabled") => {
+                return Ok(None);
+            }
+            Err(CallError::Status(status)) => {
+                return Err(CallError::Status(Status {
+                    message: format!("user `{}`: {}", credentials.user, status.message),
+                    ..status
+                }));
+            }
+            answer => answer?,
+        };
+        let mut value = HeaderValue::from_str(&answer.token)
+            .map_err(|_| CallError::Broken("a token that cannot be sent".to_owned()))?;
+        value.set_sensitive(true);
+        let token = Token {
+            value,
+            number: self.numbers.fetch_add(1, Ordering::Relaxed),
+        };
+        *lock(&self.login.token) = Some(token.clone());
+        Ok(Some(token))
+    }
+
+    /// Forgets a token that is no longer good.
+    pub(crate) fn forget(&self, token: Option<&Token>) {
+        let mut current = lock(&self.login.token);
+        if let (Some(stale), Some(held)) = (token, current.as_ref())
+            && stale.number == held.number
+        {
+            *current = None;
+        }
+    }
+}
+
+/// The methods of the API that are used.
+pub(crate) mod methods {
+    use crate::grpc::Method;
+
+    pub(crate) const RANGE: Method = "/etcdserverpb.KV/Range";
+    pub(crate) const TXN: Method = "/etcdserverpb.KV/Txn";
+    pub(crate) const WATCH: Method = "/etcdserverpb.Watch/Watch";
+    pub(crate) const GRANT: Method = "/etcdserverpb.Lease/LeaseGrant";
+    pub(crate) const REVOKE: Method = "/etcdserverpb.Lease/LeaseRevoke";
+    pub(crate) const KEEP_ALIVE: Method = "/etcdserverpb.Lease/LeaseKeepAlive";
+    pub(crate) const TIME_TO_LIVE: Method = "/etcdserverpb.Lease/LeaseTimeToLive";
+    pub(crate) const STATUS: Method = "/etcdserverpb.Maintenance/Status";
+    pub(crate) const AUTHENTICATE: Method = "/etcdserverpb.Auth/Authenticate";
+}
+
+/// A connection to one member.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    number: u64,
+    member: usize,
+    /// The member as people write it.
+    pub(crate) name: String,
+    authority: String,
+    sender: SendRequest<Outgoing>,
+    /// Why it ended.
+    end: Arc<OnceLock<String>>,
+}
+
+impl Connection {
+    /// One question, one answer.
+    pub(crate) async fn ask<M: prost::Message + Default>(
+        &self,
+        method: Method,
+        message: bytes::Bytes,
+        token: Option<&Token>,
+    ) -> Result<M, CallError> {
+        let answer = unary(&self.sender, self.head(method, token), message).await;
+        answer.map_err(|error| self.explain(error))
+    }
+
+    /// Opens a stream of questions and answers.
+    pub(crate) fn converse<M: prost::Message + Default>(
+        &self,
+        method: Method,
+        questions: tokio::sync::mpsc::UnboundedReceiver<bytes::Bytes>,
+        token: Option<&Token>,
+    ) -> crate::grpc::Messages<M> {
+        let head = self.head(method, token);
+        crate::grpc::start(&self.sender, head, Outgoing::Stream(questions))
+    }
+
+    fn head<'a>(&'a self, method: Method, token: Option<&'a Token>) -> Head<'a> {
+        Head {
+            authority: &self.authority,
+            method,
+            token: token.map(|token| &token.value),
+        }
+    }
+
+    /// Adds why the connection ended, which the call itself often does not know.
+    pub(crate) fn explain(&self, error: CallError) -> CallError {
+        let with_end = |why: String| match self.end.get() {
+            Some(end) if !why.contains(end.as_str()) => format!("{why}: {end}"),
+            _ => why,
+        };
+        match error {
+            CallError::NotSent(why) => CallError::NotSent(with_end(why)),
+            CallError::Broken(why) => CallError::Broken(with_end(why)),
+            error => error,
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+}
+
+/// One connection at a time, to whichever member works.
+pub(crate) struct Link {
+    pub(crate) shared: Arc<Shared>,
+    current: Mutex<Option<Arc<Connection>>>,
+    connecting: tokio::sync::Mutex<Option<(Instant, Unreachable)>>,
+    /// The member to try first.
+    preferred: AtomicUsize,
+}
+
+impl Link {
+    pub(crate) fn new(shared: Arc<Shared>, preferred: usize) -> Self {
+        Self {
+            shared,
+            current: Mutex::new(None),
+            connecting: tokio::sync::Mutex::new(None),
+            preferred: AtomicUsize::new(preferred),
+        }
+    }
+
+    fn usable(&self) -> Option<Arc<Connection>> {
+        let current = lock(&self.current);
+        current.as_ref().filter(|held| !held.is_closed()).cloned()
+    }
+
+    /// The connection, made when there is none. Asks every member once.
+    pub(crate) async fn connection(&self) -> Result<Arc<Connection>, Unreachable> {
+        if let Some(connection) = self.usable() {
+            return Ok(connection);
+        }
+        let mut last = self.connecting.lock().await;
+        if let Some(connection) = self.usable() {
+            return Ok(connection);
+        }
+        if let Some((when, unreachable)) = &*last
+            && when.elapsed() < PAUSE_BETWEEN_ROUNDS
+        {
+            return Err(unreachable.clone());
+        }
+        match self.round().await {
+            Ok(connection) => {
+                *last = None;
+                *lock(&self.current) = Some(Arc::clone(&connection));
+                Ok(connection)
+            }
+            Err(unreachable) => {
+                *last = Some((Instant::now(), unreachable.clone()));
+                Err(unreachable)
+            }
+        }
+    }
+
+    /// Makes another connection and uses it from then on; the one before ends with its calls.
+    /// Keeps the one before when none can be made.
+    pub(crate) async fn renew(&self) -> Result<(), Unreachable> {
+        let _alone = self.connecting.lock().await;
+        let connection = self.round().await?;
+        *lock(&self.current) = Some(connection);
+        Ok(())
+    }
+
+    /// Uses another connection, to another member where there is one, from now on.
+    pub(crate) fn give_up(&self, connection: &Connection) {
+        let mut current = lock(&self.current);
+        if current
+            .as_ref()
+            .is_some_and(|held| held.number == connection.number)
+        {
+            *current = None;
+            let next = (connection.member + 1) % self.shared.location.endpoints().len();
+            self.preferred.store(next, Ordering::Relaxed);
+        }
+    }
+
+    async fn round(&self) -> Result<Arc<Connection>, Unreachable> {
+        let endpoints = self.shared.location.endpoints();
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut kind = Trouble::Time;
+        let mut reasons = Vec::new();
+        for offset in 0..endpoints.len() {
+            let member = (first + offset) % endpoints.len();
+            match connect(&self.shared, member).await {
+                Ok(connection) => {
+                    self.preferred.store(member, Ordering::Relaxed);
+                    return Ok(Arc::new(connection));
+                }
+                Err(unreachable) => {
+                    kind = kind.max(unreachable.kind);
+                    reasons.push(unreachable.reason);
+                }
+            }
+        }
+        let reason = reasons.join("; ");
+        Err(Unreachable { kind, reason })
+    }
+}
+
+/// Which member a new link tries first, so that clients spread over the members.
+pub(crate) fn any_member(location: &Location) -> usize {
+    rand::rng().random_range(0..location.endpoints().len())
+}
+
+async fn connect(shared: &Arc<Shared>, member: usize) -> Result<Connection, Unreachable> {
+    let endpoint = &shared.location.endpoints()[member];
+    let scheme = if shared.is_secure() { "https" } else { "http" };
+    let name = format!("{scheme}://{endpoint}");
+    let trouble = |kind, reason: String| Unreachable {
+        kind,
+        reason: format!("{name}: {reason}"),
+    };
+    let patience = shared.options.connect_timeout;
+    let late = |what: &str| trouble(Trouble::Time, format!("{what} within {patience:?}"));
+    let opening = open(shared, endpoint, member, &name);
+    let connection = match timeout(patience, opening).await {
+        Err(_) => return Err(late("no connection")),
+        Ok(Err((kind, reason))) => return Err(trouble(kind, reason)),
+        Ok(Ok(connection)) => connection,
+    };
+    match timeout(patience, greet(shared, &connection)).await {
+        Err(_) => Err(late("no answer")),
+        Ok(Err((kind, reason))) => Err(trouble(kind, reason)),
+        Ok(Ok(())) => Ok(connection),
+    }
+}
+
+async fn open(
+    shared: &Arc<Shared>,
+    endpoint: &Endpoint,
+    member: usize,
+    name: &str,
+) -> Result<Connection, (Trouble, String)> {
+    let stream = TcpStream::connect((endpoint.host.as_str(), endpoint.port)).await;
+    let stream = stream.map_err(|error| (Trouble::Time, error.to_string()))?;
+    // Small requests wait for nothing; without it they are only slower.
+    let _ = stream.set_nodelay(true);
+    let config = lock(&shared.tls)
+        .as_ref()
+        .map(|(_, config)| Arc::clone(config));
+    let (Some(tls), Some(config)) = (&shared.options.tls, config) else {
+        return handshake(shared, endpoint, member, name, stream).await;
+    };
+    let server = server_name(tls, &endpoint.host).map_err(|why| (Trouble::Configuration, why))?;
+    let stream = tokio_rustls::TlsConnector::from(config)
+        .connect(server, stream)
+        .await
+        .map_err(|error| explain_tls(&error))?;
+    if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+        let reason = "it speaks TLS, but not HTTP/2: is this the port of an etcd?";
+        return Err((Trouble::Configuration, reason.to_owned()));
+    }
+    handshake(shared, endpoint, member, name, stream).await
+}
+
+fn explain_tls(error: &std::io::Error) -> (Trouble, String) {
+    let why = chain(error);
+    let source = error.get_ref();
+    match source.and_then(|source| source.downcast_ref::<rustls::Error>()) {
+        None => (Trouble::Time, format!("TLS: {why}")),
+        Some(rustls::Error::InvalidMessage(_)) => (
+            Trouble::Configuration,
+            format!("{why}: the port seems not to speak TLS"),
+        ),
+        Some(_) => (Trouble::Configuration, format!("TLS: {why}")),
+    }
+}
+
+async fn handshake<S>(
+    shared: &Arc<Shared>,
+    endpoint: &Endpoint,
+    member: usize,
+    name: &str,
+    stream: S,
+) -> Result<Connection, (Trouble, String)>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let keep_alive = shared.options.keep_alive;
+    let (sender, driver) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(4 << 20)
+        .initial_connection_window_size(16 << 20)
+        .keep_alive_interval(keep_alive)
+        .keep_alive_timeout(keep_alive)
+        .keep_alive_while_idle(true)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| (Trouble::Time, chain(&error)))?;
+    let end = Arc::new(OnceLock::new());
+    let ended = Arc::clone(&end);
+    let closed = shared.closed.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            outcome = driver => if let Err(error) = outcome {
+                let _ = ended.set(chain(&error));
+            },
+            () = closed.cancelled() => {}
+        }
+    });
+    Ok(Connection {
+        number: shared.numbers.fetch_add(1, Ordering::Relaxed),
+        member,
+        name: name.to_owned(),
+        authority: endpoint.to_string(),
+        sender,
+        end,
+    })
+}
+
+/// Logs in, asks for the version, and reads the anchor, which shows that the member answers reads
+/// and in which epoch the store is.
+async fn greet(shared: &Shared, connection: &Connection) -> Result<(), (Trouble, String)> {
+    let mut again = true;
+    loop {
+        let outcome = introduce(shared, connection).await;
+        match outcome {
+            Ok(()) => return Ok(()),
+            Err((token, CallError::Status(status)))
+                if again && judge(&status) == Verdict::Login =>
+            {
+                shared.forget(token.as_ref());
+                again = false;
+            }
+            Err((_, error)) => return Err(trouble_of(shared, connection, &error).await),
+        }
+    }
+}
+
+async fn trouble_of(
+    shared: &Shared,
+    connection: &Connection,
+    error: &CallError,
+) -> (Trouble, String) {
+    let kind = match error {
+        CallError::Status(status) => match judge(status) {
+            Verdict::Login | Verdict::Refused(Refusal::Denied) => Trouble::Rights,
+            Verdict::Refused(_) => Trouble::Configuration,
+            Verdict::Again | Verdict::Unclear => Trouble::Time,
+        },
+        CallError::TooLong(_) => Trouble::Configuration,
+        CallError::NotSent(_) | CallError::Broken(_) => {
+            // The driver tells why a moment later than the call.
+            for _ in 0..50 {
+                if connection.end.get().is_some() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            return broken(shared, connection, error);
+        }
+    };
+    let hint = match error {
+        CallError::Status(status) if status.message.contains("user name is empty") => {
+            ": it asks for a user, and neither a password nor a certificate was shown"
+        }
+        _ => "",
+    };
+    (kind, format!("{error}{hint}"))
+}
+
+/// A connection that broke at the first question.
+fn broken(shared: &Shared, connection: &Connection, error: &CallError) -> (Trouble, String) {
+    let why = connection.explain(error.clone()).to_string();
+    let alert = why.contains("alert") || why.contains("ertificate");
+    if shared.is_secure() && alert {
+        return (
+            Trouble::Configuration,
+            format!("the server refuses this process's certificate, or asks for one: {why}"),
+        );
+    }
+    let foreign = ["frame", "HTTP status", "protocol", "unreadable"];
+    if foreign.iter().any(|word| why.contains(word)) {
+        return (
+            Trouble::Configuration,
+            format!("not an etcd, or one that expects TLS: {why}"),
+        );
+    }
+    if !shared.is_secure() {
+        return (
+            Trouble::Time,
+            format!("the connection was closed at the first request (does it expect TLS?): {why}"),
+        );
+    }
+    (Trouble::Time, why)
+}
+
+async fn introduce(
+    shared: &Shared,
+    connection: &Connection,
+) -> Result<(), (Option<Token>, CallError)> {
+    let token = shared.token(connection).await.map_err(|why| (None, why))?;
+    let failed = |error| (token.clone(), error);
+    let status = connection
+        .ask::<wire::StatusResponse>(
+            methods::STATUS,
+            frame(&wire::StatusRequest {}),
+            token.as_ref(),
+        )
+        .await;
+    let version = match status {
+        Ok(status) => Some(status.version),
+        Err(CallError::Status(status))
+            if judge(&status) == Verdict::Refused(Refusal::Denied)
+                && !status.message.contains("user name is empty") =>
+        {
+            None
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    note_server(shared, connection, version);
+    let request = wire::RangeRequest {
+        key: shared.keys.key(&anchor_key()),
+        ..wire::RangeRequest::default()
+    };
+    let anchor = connection
+        .ask::<wire::RangeResponse>(methods::RANGE, frame(&request), token.as_ref())
+        .await;
+    let epoch = match anchor {
+        Ok(answer) => answer.kvs.first().map_or(0, |kv| epoch_of(&kv.value)),
+        Err(CallError::Status(status)) if status.message.contains("permission denied") => {
+            shared.epoch().unwrap_or_default()
+        }
+        Err(error) => return Err(failed(error)),
+    };
+    shared.epoch.store(u32::from(epoch), Ordering::Release);
+    Ok(())
+}
+
+/// The epoch that an anchor tells; whoever opens the root says when it is not readable.
+fn epoch_of(value: &[u8]) -> u16 {
+    serde_json::from_slice::<Anchor>(value).map_or(0, |anchor| anchor.epoch)
+}
+
+fn note_server(shared: &Shared, connection: &Connection, version: Option<String>) {
+    let warnings = version.as_deref().map(warnings).unwrap_or_default();
+    let server = Server { version, warnings };
+    let mut known = lock(&shared.server);
+    if known.as_ref() == Some(&server) {
+        return;
+    }
+    for warning in &server.warnings {
+        tracing::warn!(server = %connection.name, "{warning}");
+    }
+    *known = Some(server);
+}

@@ -1,0 +1,685 @@
+//! The task that owns the stream of watches.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use platctrl_framework::store::{Prefix, Revision, StoreError, WatchStream};
+use rand::RngExt;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::{Instant, sleep_until};
+
+use super::feed::{Feed, Reader};
+use super::session::{Session, refused};
+use super::watcher::{Live, Outcome, Stage, Watcher};
+use crate::error::{About, Failure, Refusal, Verdict, judge};
+use crate::grpc::CallError;
+use crate::link::{Link, Shared, Trouble, Unreachable};
+use crate::wire::{Header, WatchResponse};
+
+/// How soon watchers that lag behind what this process knows are brought up.
+const QUICK: Duration = Duration::from_millis(30);
+/// Per watcher, so that many of them are not told all the time.
+const QUICK_EACH: Duration = Duration::from_micros(100);
+/// Checks of quiet prefixes under way at once.
+const PROBES: usize = 16;
+/// The pause between one lot of checks and the next.
+const PROBE_PAUSE: Duration = Duration::from_millis(5);
+/// Changes that a check finds and the stream does not bring by then are lost to the stream.
+const LOST_AFTER: Duration = Duration::from_secs(15);
+/// The pauses between attempts to open a stream.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// A stream that lasted so long was not refused.
+const LASTED: Duration = Duration::from_secs(1);
+
+/// What the hub is asked.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Join {
+        id: u64,
+        prefix: Prefix,
+        after: Revision,
+        feed: Arc<Feed>,
+    },
+    Leave(u64),
+    /// The reader of a paused watch has taken all.
+    CaughtUp(u64),
+    /// Open the stream anew.
+    Reopen,
+}
+
+/// What watches are asked for with.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    commands: UnboundedSender<Command>,
+    next: std::sync::atomic::AtomicU64,
+    buffer: usize,
+}
+
+impl Handle {
+    pub(crate) fn watch(&self, prefix: Prefix, after: Revision) -> WatchStream {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let feed = Arc::new(Feed::new(self.buffer));
+        let reader = Reader {
+            feed: Arc::clone(&feed),
+            hub: self.commands.clone(),
+            id,
+        };
+        let join = Command::Join {
+            id,
+            prefix,
+            after,
+            feed: Arc::clone(&feed),
+        };
+        if self.commands.send(join).is_err() {
+            feed.end(Err(closed()));
+        }
+        reader.boxed()
+    }
+
+    /// Opens the stream anew when it is called.
+    pub(crate) fn reopener(&self) -> impl Fn() + Send + use<> {
+        let commands = self.commands.clone();
+        move || {
+            let _ = commands.send(Command::Reopen);
+        }
+    }
+}
+
+fn closed() -> StoreError {
+    StoreError::unavailable("the store was closed")
+}
+
+/// Starts the hub on the current runtime. `link` carries the stream, `reads` everything else, so
+/// that large answers do not hold events up.
+pub(crate) fn start(link: Arc<Link>, reads: Arc<Link>) -> Handle {
+    let (sender, commands) = unbounded_channel();
+    let buffer = link.shared.options.watch_buffer;
+    let hub = Hub {
+        shared: Arc::clone(&link.shared),
+        link,
+        reads,
+        commands,
+        watchers: HashMap::new(),
+        checks: FuturesUnordered::new(),
+        cluster: 0,
+        epoch: 0,
+        next_tick: Instant::now(),
+        failures: 0,
+    };
+    tokio::spawn(hub.run());
+    Handle {
+        commands: sender,
+        next: std::sync::atomic::AtomicU64::new(1),
+        buffer,
+    }
+}
+
+/// Something that was found out about a watch beside the stream.
+enum Checked {
+    /// The store's newest revision, for a watch that begins behind what its member knows.
+    Newest(Result<i64, Failure>),
+    /// Whether its prefix may be read, for a watch that was denied.
+    Readable(Result<i64, Failure>),
+    /// Whether its prefix is as it was at a revision, and as of which.
+    Quiet(i64, Result<(bool, i64), Failure>),
+}
+
+type Check = BoxFuture<'static, (u64, Option<i64>, Checked)>;
+
+struct Hub {
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    reads: Arc<Link>,
+    commands: UnboundedReceiver<Command>,
+    watchers: HashMap<u64, Watcher>,
+    checks: FuturesUnordered<Check>,
+    /// The cluster's id, which another one does not share.
+    cluster: u64,
+    epoch: u16,
+    next_tick: Instant,
+    /// Streams in a row that failed.
+    failures: u32,
+}
+
+/// Why a stream is left.
+enum Left {
+    /// The store is closed.
+    Closed,
+    /// Another one is wanted at once.
+    Reopen,
+    /// It broke or was refused.
+    Broken(Unreachable),
+    /// Nobody watches.
+    Unused,
+}
+
+impl Hub {
+    async fn run(mut self) {
+        let closed_by = self.shared.closed.clone();
+        loop {
+            let left = tokio::select! {
+                () = closed_by.cancelled() => Left::Closed,
+                left = self.serve() => left,
+            };
+            match left {
+                Left::Closed => {
+                    self.commands.close();
+                    while let Ok(command) = self.commands.try_recv() {
+                        self.register(command);
+                    }
+                    for watcher in self.watchers.values() {
+                        watcher.fail(closed());
+                    }
+                    return;
+                }
+                Left::Reopen => self.failures = 0,
+                Left::Unused => {}
+                Left::Broken(why) => self.endure(&why, &closed_by).await,
+            }
+        }
+    }
+
+    /// Waits for a watcher, opens a stream and works on it.
+    async fn serve(&mut self) -> Left {
+        while self.watchers.is_empty() {
+            match self.commands.recv().await {
+                None => return Left::Closed,
+                Some(command) => self.register(command),
+            }
+        }
+        let opening = Session::open(Arc::clone(&self.link));
+        tokio::pin!(opening);
+        let opened = loop {
+            tokio::select! {
+                opened = &mut opening => break opened,
+                command = self.commands.recv() => match command {
+                    None => return Left::Closed,
+                    Some(command) => self.register(command),
+                },
+            }
+        };
+        let mut session = match opened {
+            Ok(session) => session,
+            Err(why) => return Left::Broken(why),
+        };
+        self.checks.clear();
+        self.begin(&mut session);
+        let left = self.work(&mut session).await;
+        for watcher in self.watchers.values_mut() {
+            watcher.probed = false;
+            if watcher.stage != Stage::Paused {
+                watcher.park(Stage::Idle);
+            }
+        }
+        if session.opened.elapsed() > LASTED {
+            self.failures = 0;
+        }
+        left
+    }
+
+    /// Tells those who cannot be served, or have waited long enough, and waits a little.
+    async fn endure(&mut self, why: &Unreachable, closed_by: &tokio_util::sync::CancellationToken) {
+        tracing::debug!(reason = %why.reason, "the stream of watches broke");
+        let patience = self.shared.options.watch_patience;
+        let error = |watcher: &Watcher| {
+            let what = format!("watch {}/{}", self.shared.location.root(), watcher.prefix);
+            if why.kind == Trouble::Rights {
+                return Some(StoreError::Denied {
+                    what: format!("{what} ({})", why.reason),
+                });
+            }
+            let late = watcher.waiting.elapsed() > patience;
+            late.then(|| StoreError::unavailable(format!("{what}: {}", why.reason)))
+        };
+        self.watchers.retain(|_, watcher| match error(watcher) {
+            Some(error) => {
+                watcher.fail(error);
+                false
+            }
+            None => true,
+        });
+        let pause = FIRST_PAUSE * 2u32.saturating_pow(self.failures.min(10));
+        let pause = pause.min(LONGEST_PAUSE);
+        self.failures += 1;
+        let jitter = rand::rng().random_range(0.5..1.0);
+        let until = Instant::now() + pause.mul_f64(jitter);
+        loop {
+            tokio::select! {
+                () = sleep_until(until) => return,
+                () = closed_by.cancelled() => return,
+                command = self.commands.recv() => match command {
+                    None => return,
+                    Some(command) => self.register(command),
+                },
+            }
+        }
+    }
+
+    /// Takes a command while there is no stream.
+    fn register(&mut self, command: Command) {
+        match command {
+            Command::Join {
+                id,
+                prefix,
+                after,
+                feed,
+            } => {
+                self.watchers.insert(id, Watcher::new(prefix, after, feed));
+            }
+            Command::Leave(id) => {
+                self.watchers.remove(&id);
+            }
+            Command::CaughtUp(id) => {
+                if let Some(watcher) = self.watchers.get_mut(&id) {
+                    watcher.park(Stage::Idle);
+                }
+            }
+            Command::Reopen => {}
+        }
+    }
+
+    /// Asks for all watches on a new stream.
+    fn begin(&mut self, session: &mut Session) {
+        let epoch = self.shared.epoch().unwrap_or_default();
+        if epoch != self.epoch {
+            self.epoch = epoch;
+            self.reset_all(&format!("the store's epoch is {epoch} now"));
+        }
+        let ids: Vec<u64> = self.watchers.keys().copied().collect();
+        for id in ids {
+            self.ask(session, id);
+        }
+        self.next_tick = Instant::now() + self.quick();
+    }
+
+    fn reset_all(&mut self, reason: &str) {
+        self.watchers.retain(|_, watcher| {
+            if watcher.is_resolved() {
+                watcher.reset(reason);
+            }
+            !watcher.is_resolved()
+        });
+    }
+
+    /// Asks for a watch, from where it is.
+    fn ask(&mut self, session: &mut Session, id: u64) {
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return;
+        };
+        if watcher.stage != Stage::Idle {
+            return;
+        }
+        if !watcher.is_resolved() {
+            if watcher.after.epoch() != self.epoch {
+                watcher.reset(format!(
+                    "revision {} is of another epoch than the store's {}",
+                    watcher.after, self.epoch
+                ));
+                self.watchers.remove(&id);
+                return;
+            }
+            watcher.resolve();
+        }
+        let (key, range_end) = self.shared.keys.range(&watcher.prefix);
+        let start = watcher.reached.saturating_add(1);
+        watcher.stage = Stage::Asked(session.create(id, key, range_end, start));
+    }
+
+    async fn work(&mut self, session: &mut Session) -> Left {
+        loop {
+            let shared = Arc::clone(&self.shared);
+            let left = tokio::select! {
+                command = self.commands.recv() => match command {
+                    None => Some(Left::Closed),
+                    Some(command) => self.command(session, command),
+                },
+                answer = session.answers.next() => match answer {
+                    Ok(Some(answer)) => self.answer(session, answer),
+                    Ok(None) => Some(self.broken(session, &CallError::Broken(
+                        "the server ended the stream".to_owned(),
+                    ))),
+                    Err(error) => Some(self.broken(session, &error)),
+                },
+                Some((id, wire, checked)) = self.checks.next(), if !self.checks.is_empty() => {
+                    self.checked(session, id, wire, checked)
+                }
+                () = shared.grown.notified() => {
+                    self.next_tick = self.next_tick.min(Instant::now() + self.quick());
+                    None
+                }
+                () = sleep_until(self.next_tick) => {
+                    self.tick(session);
+                    None
+                }
+            };
+            if let Some(left) = left {
+                return left;
+            }
+        }
+    }
+
+    fn broken(&self, session: &Session, error: &CallError) -> Left {
+        self.link.give_up(&session.connection);
+        if let CallError::Status(status) = error
+            && judge(status) == Verdict::Login
+        {
+            self.shared.forget(session.token.as_ref());
+        }
+        Left::Broken(refused(&session.connection, error))
+    }
+
+    fn command(&mut self, session: &mut Session, command: Command) -> Option<Left> {
+        match command {
+            Command::Join { id, .. } | Command::CaughtUp(id) => {
+                self.register(command);
+                self.ask(session, id);
+                self.next_tick = self.next_tick.min(Instant::now() + self.quick());
+            }
+            Command::Leave(id) => {
+                self.withdraw(session, id);
+                self.watchers.remove(&id);
+                if self.watchers.is_empty() {
+                    return Some(Left::Unused);
+                }
+            }
+            Command::Reopen => return Some(Left::Reopen),
+        }
+        None
+    }
+
+    /// Ends a watch at the server.
+    fn withdraw(&mut self, session: &mut Session, id: u64) {
+        match self.watchers.get(&id).map(|watcher| watcher.stage) {
+            Some(Stage::Asked(wire) | Stage::Live(Live { wire, .. })) => session.cancel(wire),
+            _ => {}
+        }
+    }
+
+    fn end_with_reset(&mut self, session: &mut Session, id: u64, reason: &str) {
+        self.withdraw(session, id);
+        if let Some(watcher) = self.watchers.remove(&id) {
+            watcher.reset(reason);
+        }
+    }
+
+    fn answer(&mut self, session: &mut Session, answer: WatchResponse) -> Option<Left> {
+        let header = answer.header.unwrap_or_default();
+        if let Some(left) = self.same_cluster(&header) {
+            return Some(left);
+        }
+        self.shared.saw(header.revision);
+        if answer.created {
+            let live = session.confirm(&answer)?;
+            let id = *session.watches.get(&live.wire)?;
+            if answer.canceled {
+                session.watches.remove(&live.wire);
+                return self.canceled(session, id, &answer);
+            }
+            self.confirmed(id, live);
+            return None;
+        }
+        let Some(id) = session.watches.get(&answer.watch_id).copied() else {
+            if answer.watch_id < 0 && answer.events.is_empty() && !answer.canceled {
+                self.progress(session, header.revision);
+            }
+            return None;
+        };
+        if answer.canceled {
+            session.watches.remove(&answer.watch_id);
+            return self.canceled(session, id, &answer);
+        }
+        let watcher = self.watchers.get_mut(&id)?;
+        match watcher.take(&self.shared, answer.events, answer.fragment) {
+            Outcome::Fine => {}
+            Outcome::Full => {
+                watcher.park(Stage::Paused);
+                session.cancel(answer.watch_id);
+            }
+            Outcome::Broken(reason) => self.end_with_reset(session, id, &reason),
+        }
+        None
+    }
+
+    /// Another cluster than before has another history.
+    fn same_cluster(&mut self, header: &Header) -> Option<Left> {
+        if self.cluster == 0 {
+            self.cluster = header.cluster_id;
+        }
+        if header.cluster_id == self.cluster || header.cluster_id == 0 {
+            return None;
+        }
+        let (before, now) = (self.cluster, header.cluster_id);
+        self.cluster = now;
+        self.reset_all(&format!(
+            "cluster {now:x} answers, where it was {before:x}: another history"
+        ));
+        Some(Left::Reopen)
+    }
+
+    fn confirmed(&mut self, id: u64, live: Live) {
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return;
+        };
+        watcher.stage = Stage::Live(live);
+        if watcher.reached < self.shared.newest() {
+            self.next_tick = self.next_tick.min(Instant::now() + self.quick());
+        }
+        let Some(watcher) = self.watchers.get(&id) else {
+            return;
+        };
+        if live.at < watcher.reached {
+            // The member lags, or the whole store is at an older revision: then the watch would
+            // be silent for as long as it takes to get there again.
+            let (reads, prefix) = (Arc::clone(&self.reads), watcher.prefix.clone());
+            self.checks.push(Box::pin(async move {
+                let newest = reads.newest_of(&prefix).await;
+                (id, Some(live.wire), Checked::Newest(newest))
+            }));
+        }
+    }
+
+    fn canceled(&mut self, session: &Session, id: u64, answer: &WatchResponse) -> Option<Left> {
+        let compacted = answer.compact_revision;
+        let watcher = self.watchers.get_mut(&id)?;
+        if compacted > 0 {
+            watcher.reset(format!(
+                "the history up to revision {compacted} was compacted, and revision {} was \
+                 asked for",
+                watcher.reached
+            ));
+            self.watchers.remove(&id);
+            return None;
+        }
+        if answer.cancel_reason.contains("permission denied") {
+            // Or the token is not known any more that the stream was opened with.
+            watcher.park(Stage::Idle);
+            let (reads, prefix) = (Arc::clone(&self.reads), watcher.prefix.clone());
+            self.checks.push(Box::pin(async move {
+                let readable = reads.newest_of(&prefix).await;
+                (id, None, Checked::Readable(readable))
+            }));
+            return None;
+        }
+        let reason = match answer.cancel_reason.as_str() {
+            "" => "the server ended a watch",
+            reason => reason,
+        };
+        Some(self.broken(session, &CallError::Broken(reason.to_owned())))
+    }
+
+    fn checked(
+        &mut self,
+        session: &mut Session,
+        id: u64,
+        wire: Option<i64>,
+        checked: Checked,
+    ) -> Option<Left> {
+        let root = self.shared.location.root();
+        let watcher = self.watchers.get_mut(&id)?;
+        let current = watcher.live().map(|live| live.wire);
+        match checked {
+            Checked::Newest(_) | Checked::Quiet(..) if wire != current => None,
+            Checked::Newest(Ok(newest)) => {
+                if newest < watcher.reached {
+                    let reason = format!(
+                        "the store is at revision {newest}, and {} was reached before: another \
+                         history",
+                        watcher.reached
+                    );
+                    self.end_with_reset(session, id, &reason);
+                }
+                None
+            }
+            Checked::Newest(Err(failure)) => {
+                Some(self.broken(session, &CallError::Broken(format!("{failure:?}"))))
+            }
+            Checked::Readable(Err(failure)) if failure.is_refused_as(Refusal::Denied) => {
+                let what = format!("watch {root}/{}", watcher.prefix);
+                watcher.fail(failure.into_store_error(About {
+                    what,
+                    ..About::default()
+                }));
+                self.watchers.remove(&id);
+                None
+            }
+            Checked::Readable(outcome) => {
+                tracing::debug!(
+                    ?outcome,
+                    "denied, but readable: the stream's login has ended"
+                );
+                self.shared.forget(session.token.as_ref());
+                Some(self.broken(
+                    session,
+                    &CallError::Broken("the stream's login has ended".to_owned()),
+                ))
+            }
+            Checked::Quiet(from, outcome) => {
+                watcher.probed = false;
+                self.found(session, id, from, outcome);
+                self.probe_next();
+                None
+            }
+        }
+    }
+
+    /// What a check of a quiet prefix found.
+    fn found(
+        &mut self,
+        session: &mut Session,
+        id: u64,
+        from: i64,
+        outcome: Result<(bool, i64), Failure>,
+    ) {
+        let Some(watcher) = self.watchers.get_mut(&id) else {
+            return;
+        };
+        if watcher.reached != from || !watcher.is_whole() {
+            return;
+        }
+        match outcome {
+            Ok((true, revision)) => watcher.progress(&self.shared, revision),
+            Ok((false, _)) => {
+                let since = *watcher.missing.get_or_insert_with(Instant::now);
+                if since.elapsed() > LOST_AFTER {
+                    let reason = format!(
+                        "the prefix has changed since revision {from}, and the server's watch \
+                         does not tell"
+                    );
+                    self.end_with_reset(session, id, &reason);
+                }
+            }
+            Err(failure) if failure.is_refused_as(Refusal::Compacted) => {
+                let reason = format!("the history behind revision {from} was compacted");
+                self.end_with_reset(session, id, &reason);
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn quick(&self) -> Duration {
+        let watchers = u32::try_from(self.watchers.len()).unwrap_or(u32::MAX);
+        QUICK.max(QUICK_EACH.saturating_mul(watchers))
+    }
+
+    fn lags(&self) -> bool {
+        let newest = self.shared.newest();
+        self.watchers
+            .values()
+            .any(|watcher| watcher.live().is_some() && watcher.reached < newest)
+    }
+
+    /// Finds out how far the store is, for the watchers that do not know.
+    fn tick(&mut self, session: &mut Session) {
+        if self.shared.trusts_progress() {
+            session.ask_progress();
+        } else {
+            self.probe();
+        }
+        let now = Instant::now();
+        self.shared.sleeping.store(true, Ordering::Release);
+        if self.lags() {
+            self.shared.sleeping.store(false, Ordering::Release);
+            self.next_tick = now + self.quick();
+        } else {
+            self.next_tick = now + self.shared.options.progress_interval;
+        }
+    }
+
+    fn progress(&mut self, session: &mut Session, revision: i64) {
+        if !self.shared.trusts_progress() {
+            return;
+        }
+        let is_about = session.progress(revision);
+        for watcher in self.watchers.values_mut() {
+            if watcher.live().is_some_and(&is_about) {
+                watcher.progress(&self.shared, revision);
+            }
+        }
+    }
+
+    /// Goes on with the checks once there is room for as many as are done at once.
+    fn probe_next(&mut self) {
+        if self.checks.is_empty() && self.lags() {
+            self.next_tick = self.next_tick.min(Instant::now() + PROBE_PAUSE);
+        }
+    }
+
+    /// Checks quiet prefixes by reading, where the server's word does not come in order: those
+    /// first that were checked longest ago.
+    fn probe(&mut self) {
+        let newest = self.shared.newest();
+        let interval = self.shared.options.progress_interval;
+        let mut due: Vec<(Option<Instant>, u64)> = self
+            .watchers
+            .iter()
+            .filter(|(_, watcher)| {
+                let rested = |when: Instant| when.elapsed() >= interval;
+                let is_due = watcher.reached < newest || watcher.probed_at.is_none_or(rested);
+                is_due && watcher.live().is_some() && !watcher.probed && watcher.is_whole()
+            })
+            .map(|(id, watcher)| (watcher.probed_at, *id))
+            .collect();
+        due.sort_unstable();
+        due.truncate(PROBES.saturating_sub(self.checks.len()));
+        for (_, id) in due {
+            let Some(watcher) = self.watchers.get_mut(&id) else {
+                continue;
+            };
+            watcher.probed = true;
+            watcher.probed_at = Some(Instant::now());
+            let wire = watcher.live().map(|live| live.wire);
+            let from = watcher.reached;
+            let (reads, prefix) = (Arc::clone(&self.reads), watcher.prefix.clone());
+            self.checks.push(Box::pin(async move {
+                let outcome = reads.is_quiet_since(&prefix, from).await;
+                (id, wire, Checked::Quiet(from, outcome))
+            }));
+        }
+    }
+}
