@@ -296,7 +296,7 @@ fn reads(keys: &Keys, epoch: u16, compares: &[Compare]) -> (Vec<wire::RequestOp>
                 read.limit = 1;
             }
             Compare::Absent(key) | Compare::Revision(key, _) | Compare::ClaimHeld { key, .. } => {
-                read.key = keys.key(key)
+                read.key = keys.key(key);
             }
             // Refused before.
             _ => {}

@@ -45,7 +45,7 @@ impl PageSize {
 }
 
 /// A record that this store's readers can use.
-pub(crate) fn record(shared: &Shared, kv: wire::KeyValue) -> Option<Record> {
+pub(crate) fn record(shared: &Shared, kv: &wire::KeyValue) -> Option<Record> {
     let Some(key) = shared.keys.parse(&kv.key) else {
         let key = kv.key.escape_ascii();
         tracing::warn!(%key, "set aside: no key of this store; somebody else wrote it");
@@ -117,7 +117,7 @@ impl Link {
             }
             for answer in answers {
                 let kv = answer.kvs.into_iter().next();
-                records.push(kv.and_then(|kv| record(&self.shared, kv)));
+                records.push(kv.and_then(|kv| record(&self.shared, &kv)));
             }
         }
         records.truncate(keys.len());
@@ -203,10 +203,7 @@ impl Link {
             let more = answer.more && !behind_all;
             if !behind_all {
                 after = answer.kvs.last().map(|kv| kv.key.clone()).or(after);
-                let usable = answer
-                    .kvs
-                    .into_iter()
-                    .filter_map(|kv| record(&self.shared, kv));
+                let usable = answer.kvs.iter().filter_map(|kv| record(&self.shared, kv));
                 records.extend(usable);
             }
             // A page of foreign keys alone would look like the end.

@@ -395,9 +395,9 @@ impl Hub {
 
     /// Ends a watch at the server.
     fn withdraw(&mut self, session: &mut Session, id: u64) {
-        match self.watchers.get(&id).map(|watcher| watcher.stage) {
-            Some(Stage::Asked(wire) | Stage::Live(Live { wire, .. })) => session.cancel(wire),
-            _ => {}
+        let stage = self.watchers.get(&id).map(|watcher| watcher.stage);
+        if let Some(Stage::Asked(wire) | Stage::Live(Live { wire, .. })) = stage {
+            session.cancel(wire);
         }
     }
 

@@ -150,7 +150,7 @@ impl Watcher {
             }
             self.missing = None;
             let (_, changes) = self.partial.get_or_insert_with(|| (revision, Vec::new()));
-            changes.extend(change(shared, event.kind, kv));
+            changes.extend(change(shared, event.kind, &kv));
         }
         if fragment {
             return Outcome::Fine;
@@ -199,7 +199,7 @@ impl Watcher {
     }
 }
 
-fn change(shared: &Shared, kind: i32, kv: wire::KeyValue) -> Option<Change> {
+fn change(shared: &Shared, kind: i32, kv: &wire::KeyValue) -> Option<Change> {
     match kind {
         0 => record(shared, kv).map(Change::Put),
         1 => Some(Change::Delete {
