@@ -24,6 +24,7 @@ pub mod controller;
 pub mod environment;
 #[macro_use]
 pub mod failpoint;
+pub mod failsafe;
 pub mod model;
 mod queue;
 pub mod root;

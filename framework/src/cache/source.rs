@@ -8,6 +8,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::backoff::Backoff;
 use crate::environment::Environment;
+use crate::failsafe::Safeguards;
 use crate::model::identity::{Anchor, IdentityError, PREFIX_ANCHOR, anchor_key, open};
 use crate::store::{
     Change, Key, ListRequest, Prefix, Record, Revision, Store, StoreError, Transaction, WatchEvent,
@@ -123,6 +124,11 @@ impl SourceState {
         }
     }
 
+    /// What is there now is taken, even if it is older: a person has looked.
+    pub(crate) fn accept_history(&self) {
+        self.known().revision = None;
+    }
+
     /// Asks for a full read, because something waits for what the watch did not tell.
     pub(crate) fn read_again(&self) {
         self.again.notify_one();
@@ -145,6 +151,7 @@ pub(crate) struct Source {
     pub(crate) environment: Environment,
     pub(crate) state: Arc<SourceState>,
     pub(crate) feed: mpsc::Sender<Feed>,
+    pub(crate) guards: Arc<Safeguards>,
 }
 
 /// Writes the anchor that a prefix needs to be read alone.
@@ -187,6 +194,7 @@ pub(crate) async fn feed(source: Source) {
     let mut reading = Reading {
         source,
         store_id: None,
+        turns: 0,
         failures: 0,
         last_failure: Duration::ZERO,
     };
@@ -198,6 +206,8 @@ struct Reading {
     source: Source,
     /// The store that was read first; no other is ever taken for it.
     store_id: Option<String>,
+    /// How often the history turned out to be another one when this source last looked.
+    turns: u64,
     failures: u32,
     last_failure: Duration,
 }
@@ -233,9 +243,13 @@ impl Reading {
             let mut after = revision;
             while let Ended::Broken(error) = self.watch(&mut after, full_diff).await? {
                 self.failed(error).await;
-                if let Err(error) = self.still_the_same(after).await {
-                    self.failed(error).await;
-                    break;
+                match self.still_the_same(after).await {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => {
+                        self.failed(error).await;
+                        break;
+                    }
                 }
             }
             if self.now().saturating_sub(begun) < Backoff::SOURCE.first {
@@ -282,11 +296,13 @@ impl Reading {
         };
         let had = self.source.state.known().revision;
         if let Some(had) = had.filter(|&had| had > revision) {
+            self.source.guards.went_back(had, revision);
             return Err(SourceError::OlderHistory {
                 had,
                 found: revision,
             });
         }
+        self.turns = self.source.guards.verify(&*self.source.store).await?;
         Ok((records, revision))
     }
 
@@ -356,19 +372,25 @@ impl Reading {
     }
 
     /// Before a watch goes on after an interruption: is it still this store, and no older?
-    async fn still_the_same(&mut self, after: Revision) -> Result<(), SourceError> {
+    /// False when everything has to be read again, because the history is another one.
+    async fn still_the_same(&mut self, after: Revision) -> Result<bool, SourceError> {
         let prefix = self.source.state.prefix.clone();
         let snapshot = self.source.store.get(&[self.anchor()]).await?;
         let found = snapshot.records.into_iter().flatten().next();
         self.identify(&found.ok_or(SourceError::NoAnchor { prefix })?)?;
         if snapshot.revision < after {
+            self.source.guards.went_back(after, snapshot.revision);
             return Err(SourceError::OlderHistory {
                 had: after,
                 found: snapshot.revision,
             });
         }
+        let turns = self.source.guards.verify(&*self.source.store).await?;
+        if turns != self.turns {
+            return Ok(false);
+        }
         self.heard(after, |_| {});
-        Ok(())
+        Ok(true)
     }
 
     async fn watch(&mut self, after: &mut Revision, full_diff: Duration) -> Sent<Ended> {

@@ -240,6 +240,12 @@ impl View {
         errors
     }
 
+    /// The keys of all objects of a kind that have any record.
+    pub(crate) fn keys_of(&self, kind: &GroupPlural) -> Vec<Arc<ObjectKey>> {
+        let entries = self.entries(&path_of_kind(kind)).into_iter();
+        entries.map(|entry| entry.key.clone()).collect()
+    }
+
     fn entries(&self, path: &str) -> Vec<&Arc<Entry>> {
         let entries = self.state.objects.range(range(path));
         entries.map(|(_, entry)| entry).collect()

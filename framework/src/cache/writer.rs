@@ -262,6 +262,10 @@ impl Writer {
             let before = state.objects.get(path.as_str()).cloned();
             changes.extend(edit(&mut state, &path, key, before, edits, revision));
         }
+        // A list is never older than what its source told before, unless a person accepted that.
+        let mut sources = state.sources.to_vec();
+        sources[source] = None;
+        state.sources = sources.into();
         self.publish(state, source, revision);
         changes
     }

@@ -41,6 +41,9 @@ pub struct DeleteOptions {
     pub grace_seconds: Option<u32>,
     /// Why, in words.
     pub reason: Option<String>,
+    /// Nobody ordered it: a controller decided it from what it sees. Set by
+    /// [`Changes::delete`](crate::controller::Changes::delete).
+    pub undeclared: bool,
 }
 
 /// Collects changes of several objects into one transaction.
@@ -500,6 +503,7 @@ impl Batch {
             propagation: options.propagation.unwrap_or(options.policy),
             grace_seconds: options.grace_seconds,
             reason: options.reason.clone(),
+            declared: !options.undeclared,
         });
         self.put(key, Tree::Intent, &intent)?;
         Ok(Outcome::Configured)

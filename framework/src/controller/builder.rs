@@ -344,7 +344,10 @@ impl<K: Resource> Controller<K> {
                         return reconcile(object, context);
                     }
                     match &on_delete {
-                        Some(on_delete) => on_delete(object, context),
+                        Some(on_delete) => match context.admit_end() {
+                            Ok(()) => on_delete(object, context),
+                            Err(held) => Box::pin(async move { Err(held.into()) }),
+                        },
                         None => Box::pin(nothing_to_undo(own_name.clone(), context)),
                     }
                 }

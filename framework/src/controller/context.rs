@@ -12,9 +12,10 @@ use super::posts::Post;
 use crate::cache::View;
 use crate::client::{Batch, ClientError, DeleteOptions, Outcome};
 use crate::environment::Environment;
+use crate::failsafe::{Ask, Held, Safeguards};
 use crate::model::{
-    EventType, Intent, Joined, Object, ObjectKey, ObjectReference, Reality, Resource, Status, Tree,
-    Uid, Versioned,
+    EventType, Intent, Joined, Kinds, Object, ObjectKey, ObjectReference, Reality, Resource,
+    Status, Tree, Uid, Versioned,
 };
 use crate::store::{Compare, Key, Prefix, Record, Revision, Store, StoreError, Transaction, Write};
 
@@ -78,6 +79,9 @@ pub(crate) struct Setting {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) environment: Environment,
     pub(crate) recorder: EventRecorder,
+    pub(crate) guards: Arc<Safeguards>,
+    /// The kinds that the controller declared.
+    pub(crate) kinds: Kinds,
 }
 
 /// What a run did to the store, for whoever decides when its key runs again.
@@ -297,7 +301,8 @@ impl Context {
         transaction: Transaction,
     ) -> Result<Revision, CommitError> {
         let _one_at_a_time = self.run.commits.lock().await;
-        self.send(transaction).await
+        self.run.setting.guards.admit_bare().map_err(held)?;
+        self.submit(transaction).await
     }
 
     /// Writes this controller's name into the own reality, where it is not yet.
@@ -328,7 +333,32 @@ impl Context {
         Ok(())
     }
 
-    async fn send(&self, mut transaction: Transaction) -> Result<Revision, CommitError> {
+    /// Whether what was made for an object that has a tombstone may be taken away now.
+    pub(crate) fn admit_end(&self) -> Result<(), CommitError> {
+        let guards = &self.run.setting.guards;
+        guards.admit_end(&self.joined(), self.view()).map_err(held)
+    }
+
+    async fn send(&self, transaction: Transaction) -> Result<Revision, CommitError> {
+        let setting = &self.run.setting;
+        let own = self.joined();
+        let ask = Ask {
+            declared_kinds: &setting.kinds,
+            view: self.view(),
+            own: &own,
+            transaction: &transaction,
+        };
+        let ticket = setting.guards.admit(&ask).map_err(held)?;
+        let outcome = self.submit(transaction).await;
+        let unsure =
+            |error: &CommitError| matches!(error, CommitError::Store(StoreError::Unknown { .. }));
+        if outcome.as_ref().is_err_and(|error| !unsure(error)) {
+            setting.guards.give_back(ticket);
+        }
+        outcome
+    }
+
+    async fn submit(&self, mut transaction: Transaction) -> Result<Revision, CommitError> {
         if self.run.undecided.load(Ordering::Acquire) {
             return Err(CommitError::Undecided);
         }
@@ -455,6 +485,13 @@ impl Context {
     }
 }
 
+fn held(held: Held) -> CommitError {
+    CommitError::Held {
+        why: held.why,
+        retry_after: held.retry_after,
+    }
+}
+
 fn fenced(fence: &Fence) -> CommitError {
     CommitError::Fenced {
         claim: fence.name().to_owned(),
@@ -505,8 +542,11 @@ impl Changes<'_> {
     ) -> Result<Outcome, ClientError> {
         let joined = self.joined(key)?;
         let at = self.context.environment().now();
-        let by = &self.context.run.setting.controller;
-        self.batch.delete(&joined, options, by, at)
+        let setting = &self.context.run.setting;
+        let mut options = options.clone();
+        options.undeclared |= !setting.guards.is_declared(&self.context.joined());
+        self.batch
+            .delete(&joined, &options, &setting.controller, at)
     }
 
     /// Reports the status of the object that is reconciled. Without a difference nothing is

@@ -361,6 +361,17 @@ impl Engine {
         self.queue.reached(revisions);
     }
 
+    /// Another history is taken from here on.
+    pub(crate) fn begin_history(&self) {
+        self.queue.begin_history();
+    }
+
+    /// Looks at everything again, because something that was held back is not any more.
+    pub(crate) fn look_again(&self) {
+        let posts: Vec<_> = self.live().iter().flatten().cloned().collect();
+        self.resync(&posts);
+    }
+
     pub(crate) async fn run_timers(&self) {
         self.queue.run_timers().await;
     }
@@ -393,6 +404,18 @@ impl Engine {
         }
     }
 
+    /// Waits while nothing may run: everything is frozen, say. False when no run may begin here
+    /// any more.
+    async fn may_run(&self, duty: &posts::Duty) -> bool {
+        let mut gate = self.gate.subscribe();
+        tokio::select! {
+            biased;
+            () = self.setting.guards.runs_allowed() => true,
+            () = duty.closed() => false,
+            _ = gate.wait_for(|gate| matches!(gate, Gate::Over)) => false,
+        }
+    }
+
     async fn run(&self, job: Job<Arc<ObjectKey>, Cause>) {
         let taken = Taken {
             engine: self,
@@ -404,6 +427,9 @@ impl Engine {
             taken.done(Done::ok());
             return;
         };
+        if !self.may_run(&duty).await {
+            return;
+        }
         let environment = &self.setting.environment;
         let view = self.reader.view();
         let entry = view.entry(&job.key).map(|entry| entry.joined());

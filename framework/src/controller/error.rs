@@ -77,6 +77,7 @@ fn known(error: &(dyn Error + 'static)) -> Option<Known> {
             CommitError::Conflict { .. } => Some(Known::Conflict),
             CommitError::Undecided => Some(Known::StoreAway(None)),
             CommitError::Fenced { .. } => None,
+            CommitError::Held { retry_after, .. } => Some(Known::Wait(*retry_after)),
             CommitError::Client(error) => known(error),
             CommitError::Store(error) => known(error),
         };
@@ -97,6 +98,7 @@ fn known(error: &(dyn Error + 'static)) -> Option<Known> {
 
 enum Known {
     Conflict,
+    Wait(Duration),
     StoreAway(Option<Duration>),
 }
 
@@ -116,7 +118,9 @@ impl<E: Error + Send + Sync + 'static> From<E> for ReconcileError {
         let known = find(&error);
         let class = match known {
             Some(Known::Conflict) => ErrorClass::Conflict,
-            Some(Known::StoreAway(Some(after))) => ErrorClass::RetryAfter(after),
+            Some(Known::StoreAway(Some(after)) | Known::Wait(after)) => {
+                ErrorClass::RetryAfter(after)
+            }
             Some(Known::StoreAway(None)) | None => ErrorClass::Transient,
         };
         Self {
@@ -166,6 +170,14 @@ pub enum CommitError {
     Fenced {
         /// The claim.
         claim: String,
+    },
+    /// A failsafe holds it back, or everything is frozen. Nothing was written.
+    #[error("{why}")]
+    Held {
+        /// What holds it, with the numbers that decided it.
+        why: String,
+        /// Do not ask again sooner; when the hold ends, the object runs at once.
+        retry_after: Duration,
     },
     /// It is not known whether an earlier commit of this run happened; nothing can be decided
     /// before it is.

@@ -22,8 +22,9 @@ use super::sharding::Sharding;
 use super::status::RuntimeStatus;
 use crate::cache::{Feed, Reader, SourceState, View, Writer};
 use crate::environment::Environment;
+use crate::failsafe::Safeguards;
 use crate::model::{GroupPlural, Kinds, Tree};
-use crate::store::{Prefix, Revision, Store};
+use crate::store::{Compare, Prefix, Revision, Store};
 
 /// How often parked keys are looked at.
 const PARKED_CHECK: Duration = Duration::from_secs(2);
@@ -96,6 +97,7 @@ pub(super) struct Running {
     pub(super) grace: Duration,
     pub(super) mirror: mpsc::UnboundedSender<NewKinds>,
     pub(super) failed: mpsc::UnboundedSender<RunError>,
+    pub(super) guards: Arc<Safeguards>,
     crews: Mutex<Crews>,
 }
 
@@ -131,6 +133,7 @@ impl Running {
         base: Kinds,
         mirror: mpsc::UnboundedSender<NewKinds>,
         failed: mpsc::UnboundedSender<RunError>,
+        guards: Arc<Safeguards>,
     ) -> Self {
         Self {
             store,
@@ -145,6 +148,7 @@ impl Running {
             grace,
             mirror,
             failed,
+            guards,
             crews: Mutex::new(Crews {
                 base,
                 ..Crews::default()
@@ -231,6 +235,8 @@ impl Running {
             store: self.store.clone(),
             environment: self.environment.clone(),
             recorder: self.recorder.with_source(&controller.name),
+            guards: self.guards.clone(),
+            kinds: declared.clone(),
         });
         let engine = Engine::new(
             controller,
@@ -310,6 +316,19 @@ impl Running {
         })
     }
 
+    /// The claim that commits for the whole runtime compare: None while another process speaks
+    /// for it, `Some(None)` where there is no claim.
+    pub(super) fn speaks(&self) -> Option<Option<Compare>> {
+        if !self.elects && self.sharding.is_none() {
+            return Some(None);
+        }
+        // Of several shards, whoever has the first.
+        let held = self.posts.held();
+        let fence = held.first()?.as_ref()?.fence.as_ref();
+        let fence = fence.filter(|fence| fence.is_held())?;
+        Some(Some(fence.compare()))
+    }
+
     pub(super) fn is_synced(&self) -> bool {
         self.reader.sources().iter().all(Option::is_some)
     }
@@ -339,6 +358,7 @@ impl Running {
                 .map(|engine| engine.status(&self.prefixes))
                 .collect(),
             set_aside: view.map_or(0, |view| view.set_aside().len()),
+            failsafe: self.guards.view(),
         }
     }
 }
@@ -381,11 +401,14 @@ pub(super) async fn mirror(
     mut orders: mpsc::UnboundedReceiver<NewKinds>,
 ) {
     let mut loading = Loading::default();
+    let guards = running.guards.clone();
+    let mut synced = false;
     loop {
         let told = tokio::select! {
             biased;
             Some(order) = orders.recv() => {
                 let NewKinds { kinds, wanted, loaded } = order;
+                guards.set_kinds(kinds.clone());
                 for kind in writer.set_kinds(kinds) {
                     let sources = sources_of(&kind, &running.prefixes);
                     // Those that were not read yet will be, with these kinds.
@@ -407,12 +430,23 @@ pub(super) async fn mirror(
         };
         let (changes, initial) = match told {
             Feed::List(source, records, revision) => {
-                let initial = running.reader.sources()[source].is_none();
+                let known = running.reader.sources()[source];
+                let initial = known.is_none();
+                let view = running.reader.view();
+                let records = guards.gate_list(source, initial, records, revision, &view);
                 let changes = writer.replace(source, records, revision);
+                if known.is_some_and(|known| known > revision) {
+                    // A person has accepted it.
+                    running
+                        .engines()
+                        .iter()
+                        .for_each(|engine| engine.begin_history());
+                }
                 loading.read(source);
                 (changes, initial)
             }
             Feed::Changes(source, changes, revision) => {
+                let changes = guards.gate_changes(source, changes, revision, &running.reader);
                 (writer.apply(source, changes, revision), false)
             }
             Feed::Progress(source, revision) => {
@@ -421,11 +455,26 @@ pub(super) async fn mirror(
             }
         };
         let view = running.reader.view();
+        if !synced && running.is_synced() {
+            synced = true;
+            guards.synced(&view);
+        }
         let reached: Vec<Revision> = view.reached();
         for engine in &*running.engines() {
             engine.offer(&changes, &view, initial);
             engine.reached(&reached);
         }
+    }
+}
+
+/// Lets everything be looked at again when something that was held back is not any more.
+pub(super) async fn watch_eased(running: Arc<Running>) {
+    loop {
+        running.guards.eased().await;
+        running
+            .engines()
+            .iter()
+            .for_each(|engine| engine.look_again());
     }
 }
 

@@ -15,11 +15,12 @@ use super::claim::TTL;
 use super::event::EventRecorder;
 use super::lead::{Division, Lead};
 use super::reaper;
-use super::running::{Running, mirror, must_not_end, watch_parked};
+use super::running::{Running, mirror, must_not_end, watch_eased, watch_parked};
 use super::sharding::Sharding;
 use super::status::RuntimeStatus;
 use crate::cache::{Reader, Source, SourceState, View, cache, feed};
 use crate::environment::Environment;
+use crate::failsafe::{Failsafes, Safeguards, Warden};
 use crate::model::{InvalidName, Kinds, Resource};
 use crate::store::{Pipeline, Prefix, Store};
 
@@ -92,6 +93,7 @@ pub struct Runtime {
     division: Division,
     shutdown: Option<BoxFuture<'static, ()>>,
     grace: Duration,
+    failsafes: Failsafes,
     running: Slot,
     stop: CancellationToken,
 }
@@ -254,6 +256,7 @@ impl Runtime {
             division: Division::Alone,
             shutdown: None,
             grace: Duration::from_secs(30),
+            failsafes: Failsafes::new(),
             running: Arc::default(),
             stop: CancellationToken::new(),
         }
@@ -299,6 +302,13 @@ impl Runtime {
     #[must_use]
     pub fn reap(mut self) -> Self {
         self.controllers.push(reaper::register());
+        self
+    }
+
+    /// Sets how the runtime guards itself against records that are wrong.
+    #[must_use]
+    pub fn failsafes(mut self, failsafes: Failsafes) -> Self {
+        self.failsafes = failsafes;
         self
     }
 
@@ -366,6 +376,14 @@ impl Runtime {
             &self.name,
             self.environment.clone(),
         )?;
+        let guards = Safeguards::open(
+            self.failsafes.clone().into_setup(&self.name),
+            self.environment.clone(),
+            self.kinds.clone(),
+            &self.prefixes,
+            recorder.with_source("failsafe"),
+        )
+        .await;
         let (writer, reader) = cache(Arc::new(self.kinds.clone()), self.prefixes.clone());
         let states = self.prefixes.iter().cloned().map(SourceState::new);
         let states: Vec<_> = states.map(Arc::new).collect();
@@ -385,6 +403,7 @@ impl Runtime {
             self.kinds.clone(),
             mirror_in,
             failed_in.clone(),
+            guards.clone(),
         ));
         let (orders_in, mut orders) = mpsc::unbounded_channel();
         set(&self.running, Some((running.clone(), orders_in)));
@@ -404,10 +423,22 @@ impl Runtime {
                 environment: self.environment.clone(),
                 state,
                 feed: feed_in.clone(),
+                guards: guards.clone(),
             };
             tasks.spawn(must_not_end("source", failed_in.clone(), feed(source)));
         }
         drop(feed_in);
+        let speaker = running.clone();
+        let warden = Warden {
+            guards,
+            store: self.store.clone(),
+            sources: running.sources.clone(),
+            reader: running.reader.clone(),
+            speaks: Box::new(move || speaker.speaks()),
+        };
+        tasks.spawn(must_not_end("warden", failed_in.clone(), warden.run()));
+        let eased = watch_eased(running.clone());
+        tasks.spawn(must_not_end("wait for holds", failed_in.clone(), eased));
         let parked = watch_parked(running.clone());
         tasks.spawn(must_not_end("watch of parked keys", failed_in, parked));
         let shutdown = self.shutdown.take();

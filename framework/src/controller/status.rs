@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::cache::{Freshness, SourceStatus};
+use crate::failsafe::FailsafeView;
 use crate::model::ObjectKey;
 use crate::store::{Prefix, Revision};
 
@@ -23,6 +24,8 @@ pub struct RuntimeStatus {
     pub controllers: Vec<ControllerStatus>,
     /// Records that cannot be read.
     pub set_aside: usize,
+    /// What is held back.
+    pub failsafe: FailsafeView,
 }
 
 /// A process's part in work that is shared by shards.

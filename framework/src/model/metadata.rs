@@ -115,6 +115,10 @@ pub struct Deletion {
     /// Why, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// It is a person's order, or follows from one. What a controller decides by itself is
+    /// counted by [failsafes](crate::failsafe).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub declared: bool,
 }
 
 /// What becomes of the objects owned by one that ends.

@@ -406,6 +406,7 @@ mod tests {
             propagation: Propagation::Orphan,
             grace_seconds: None,
             reason: None,
+            declared: true,
         });
     }
 

@@ -102,6 +102,14 @@ where
         self.wake(&mut schedule);
     }
 
+    /// See [`Schedule::begin_history`].
+    pub(crate) fn begin_history(&self) {
+        let now = self.environment.monotonic();
+        let mut schedule = self.lock();
+        schedule.begin_history(now);
+        self.wake(&mut schedule);
+    }
+
     /// Makes keys ready when their time comes. Runs until dropped; a queue without it only
     /// serves what is ready at once.
     pub(crate) async fn run_timers(&self) {

@@ -579,6 +579,17 @@ where
         }
     }
 
+    /// Another history is taken from here on: nobody waits for what the one before would have
+    /// shown.
+    pub(crate) fn begin_history(&mut self, now: Duration) {
+        for entry in self.entries.values_mut() {
+            entry.must_see.clear();
+        }
+        let sources = self.reached.len();
+        self.reached(&vec![Revision::from_u64(u64::MAX); sources], now);
+        self.reached.fill(Revision::ZERO);
+    }
+
     pub(crate) fn sizes(&self, now: Duration) -> Sizes {
         let mut sizes = Sizes::default();
         for entry in self.entries.values() {

@@ -2,6 +2,7 @@
 
 mod claims;
 mod end;
+mod failsafe;
 mod life;
 mod shards;
 mod trouble;

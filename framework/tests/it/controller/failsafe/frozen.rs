@@ -1,0 +1,121 @@
+//! Freeze and thaw.
+
+use platctrl_framework::failsafe::{freeze, thaw};
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn frozen_nothing_is_changed_until_it_is_thawed() {
+    let world = World::new().await;
+    world.site("a", 2).await;
+    let running = world.run(world.runtime().controller(sites()).reap());
+    let pages = || world.count("o/intent/example.dev/pages/");
+    until("it has its pages", || async { pages() == 2 }).await;
+    freeze(&world.store, &world.environment, "ann", Some("an incident"))
+        .await
+        .unwrap();
+    until("it is heard", || async { held(&running).frozen.is_some() }).await;
+    let by = held(&running).frozen.unwrap();
+    assert_eq!(
+        (by.by.as_str(), by.reason.as_deref()),
+        ("ann", Some("an incident"))
+    );
+    world.site("b", 3).await;
+    world.delete(&site_key("a")).await;
+    minutes(60).await;
+    assert_eq!(pages(), 2);
+    assert_eq!(world.count("o/intent/example.dev/sites/"), 2);
+    assert!(world.written().await.frozen);
+    thaw(&world.store, &world.environment, "ann", None)
+        .await
+        .unwrap();
+    until("all is done", || async {
+        pages() == 5 && world.count("o/intent/example.dev/sites/") == 1
+    })
+    .await;
+    assert!(held(&running).frozen.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_that_starts_while_all_is_frozen_changes_nothing() {
+    let world = World::new().await;
+    world.site("a", 2).await;
+    freeze(&world.store, &world.environment, "ann", None)
+        .await
+        .unwrap();
+    let running = world.run(world.runtime().controller(sites()));
+    minutes(60).await;
+    assert!(held(&running).frozen.is_some());
+    assert_eq!(world.count("o/intent/example.dev/pages/"), 0);
+    assert_eq!(world.count("o/reality/example.dev/"), 0);
+    thaw(&world.store, &world.environment, "ann", None)
+        .await
+        .unwrap();
+    until("it works", || async {
+        world.count("o/intent/example.dev/pages/") == 2
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_has_begun_before_a_freeze_commits_nothing_in_it() {
+    let world = World::new().await;
+    world.site("a", 2).await;
+    let begun = Arc::new(tokio::sync::Notify::new());
+    let told = begun.clone();
+    let controller = Controller::<Site>::new("sites", move |site, context| {
+        let told = told.clone();
+        async move {
+            told.notify_one();
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            make_pages(site, context).await
+        }
+    });
+    let running = world.run(world.runtime().controller(controller));
+    begun.notified().await;
+    freeze(&world.store, &world.environment, "ann", None)
+        .await
+        .unwrap();
+    minutes(10).await;
+    assert_eq!(world.count("o/intent/example.dev/pages/"), 0);
+    let status = running.handle.status().unwrap();
+    assert_eq!(status.controllers[0].errors, 1, "it was refused");
+    assert!(
+        status.controllers[0].failing[0]
+            .error
+            .contains("frozen by ann")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runtime_stops_in_order_while_all_is_frozen() {
+    let world = World::new().await;
+    world.site("a", 2).await;
+    freeze(&world.store, &world.environment, "ann", None)
+        .await
+        .unwrap();
+    let running = world.run(world.runtime().controller(sites()));
+    minutes(1).await;
+    let before = world.environment.monotonic();
+    running.stop().await;
+    assert!(world.environment.monotonic() - before < Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_freeze_is_heard_after_the_store_was_away() {
+    let world = World::new().await;
+    world.site("a", 1).await;
+    let running = world.run(world.runtime().controller(sites()));
+    until("it has its page", || async {
+        world.count("o/intent/example.dev/pages/") == 1
+    })
+    .await;
+    let faults = world.store.faults();
+    faults.set_away(true);
+    minutes(5).await;
+    faults.set_away(false);
+    freeze(&world.store, &world.environment, "ann", None)
+        .await
+        .unwrap();
+    until("it is heard", || async { held(&running).frozen.is_some() }).await;
+}
