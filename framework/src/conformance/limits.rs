@@ -188,7 +188,7 @@ pub(super) async fn every_valid_key_is_taken_as_it_is(subject: Subject) -> Check
         "a0/b",
         "a_/b",
         "o/intent/platctrl.dev/pods/web1/default/hello-x7k2",
-        "x/gen/f0/pods-web1",
+        "x/event/web1/007",
         &long_segment,
         &many_segments,
         &long_path,

@@ -253,8 +253,9 @@ pub(super) async fn all_pages_show_one_revision_while_writes_go_on(subject: Subj
             ensure!(page.revision == at, "a page of {} at {at}", page.revision);
         } else {
             ensure!(
-                page.revision >= newest,
-                "a page of {} that shows the newest state must be at {newest} or later",
+                page.revision == at || page.revision >= newest,
+                "a page of {} must be at {at}, which was asked for, or show the newest state, of \
+                 {newest} or later",
                 page.revision
             );
         }

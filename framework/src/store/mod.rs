@@ -139,8 +139,9 @@ pub struct ListRequest {
     pub limit: usize,
     /// Read as of this revision, which must be one that the store has reached and still keeps.
     /// None reads the newest state. A backend without
-    /// [`Capabilities::pinned_reads`] serves the newest state in any case and says so by the
-    /// page's revision.
+    /// [`Capabilities::pinned_reads`] serves the revision if it happens to have it still, as while
+    /// the pages of one list are fetched, else the newest state, and says so by the page's
+    /// revision.
     pub at: Option<Revision>,
 }
 
