@@ -29,3 +29,5 @@ pub mod model;
 mod queue;
 pub mod root;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;

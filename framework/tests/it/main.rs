@@ -7,3 +7,4 @@ mod conformance;
 mod controller;
 mod derive;
 mod root;
+mod simulator;

@@ -249,6 +249,15 @@ impl Data {
         }
     }
 
+    /// Every compare of a transaction holds.
+    #[cfg(feature = "testing")]
+    pub(super) fn admits(&self, transaction: &Transaction) -> bool {
+        transaction
+            .compares
+            .iter()
+            .all(|compare| self.holds(compare))
+    }
+
     /// Judges and applies a transaction that is within the limits.
     pub(super) fn commit(&mut self, transaction: &Transaction) -> Result<Revision> {
         let failed: Vec<usize> = transaction

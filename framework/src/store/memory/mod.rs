@@ -11,6 +11,8 @@
 //! told [`WatchEvent::Reset`](super::WatchEvent::Reset).
 
 mod data;
+#[cfg(feature = "testing")]
+mod direct;
 mod faults;
 mod watch;
 

@@ -1,0 +1,12 @@
+//! The simulator: it is deterministic, finds what is planted, and finds nothing where nothing is.
+
+mod bites;
+mod toys;
+mod world;
+
+use platctrl_framework::testing::Simulation;
+
+/// The simulation that printed tests refer to.
+pub(crate) fn simulation() -> Simulation {
+    toys::sound()
+}

@@ -1,0 +1,69 @@
+//! Runs of a sound controller.
+
+use std::process::Command;
+
+use super::simulation;
+
+const MARK: &str = "=== the trace ===";
+
+/// Not a test by itself: another one runs it in a process of its own.
+#[test]
+#[ignore = "prints a trace for another test"]
+fn prints_its_trace() {
+    println!(
+        "{MARK}\n{}{MARK}",
+        simulation()
+            .replay("seed=7 jitter crash-after@3 hide@8:13")
+            .unwrap()
+            .trace
+    );
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace_byte_for_byte() {
+    let one = simulation().run(7).unwrap();
+    assert_eq!(one.trace, simulation().run(7).unwrap().trace);
+    assert_ne!(one.trace, simulation().run(8).unwrap().trace);
+}
+
+#[test]
+fn the_same_schedule_gives_the_same_trace_in_another_process() {
+    let trace = || {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "simulator::world::prints_its_trace",
+                "--ignored",
+                "--nocapture",
+            ])
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.split(MARK)
+            .nth(1)
+            .expect("a trace is printed")
+            .to_owned()
+    };
+    let one = trace();
+    assert!(one.lines().count() > 50, "{one}");
+    assert_eq!(one, trace());
+}
+
+#[test]
+fn a_sound_controller_passes_everything_that_can_go_wrong_at_each_write() {
+    let explored = simulation().exhaustive().unwrap();
+    assert!(
+        explored.writes >= 20 && explored.runs > 4 * explored.writes,
+        "{explored:?}"
+    );
+    assert_eq!(
+        explored.runs, explored.faults,
+        "everything planned did happen"
+    );
+}
+
+#[test]
+fn a_sound_controller_passes_what_is_drawn() {
+    let explored = simulation().random(0..40).unwrap();
+    assert!(explored.faults > 80, "{explored:?}");
+}
