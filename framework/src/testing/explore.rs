@@ -230,16 +230,7 @@ fn judged(config: &Arc<Config>, schedule: &Schedule, reference: &Reference) -> O
 
 /// What goes wrong with the world itself may make work of its own.
 fn repeats_work(schedule: &Schedule) -> bool {
-    schedule.has(|kind| {
-        kind.is_restore()
-            || matches!(
-                kind,
-                FaultKind::KillProcess
-                    | FaultKind::Unhealthy
-                    | FaultKind::NodeDown
-                    | FaultKind::AgentCrash
-            )
-    })
+    schedule.has(|kind| kind.is_restore() || kind.is_worlds())
 }
 
 /// Everything that can go wrong at the writes of an undisturbed run.
@@ -360,20 +351,14 @@ pub(super) fn exhaustive(config: &Arc<Config>) -> Result<Explored, Box<Failure>>
 /// The schedule that a seed stands for.
 fn drawn(config: &Config, seed: u64, writes: usize) -> Schedule {
     let mut dice = Dice::new(seed);
+    // Half of the runs leave the world itself alone: only they show that no work is done twice.
+    let world = dice.below(2) == 1;
     let kinds: Vec<FaultKind> = FaultKind::ALL
         .into_iter()
         .filter(|kind| !config.without.contains(kind))
         .filter(|kind| *kind != FaultKind::TravelBack)
-        .filter(|kind| {
-            let processes = matches!(
-                kind,
-                FaultKind::KillProcess
-                    | FaultKind::Unhealthy
-                    | FaultKind::NodeDown
-                    | FaultKind::AgentCrash
-            );
-            !processes || !config.workers.is_empty()
-        })
+        .filter(|kind| world || !(kind.is_restore() || kind.is_worlds()))
+        .filter(|kind| !kind.is_worlds() || !config.workers.is_empty())
         .collect();
     let count = 1 + dice.below(MOST_FAULTS);
     let writes = u32::try_from(writes).unwrap_or(u32::MAX);

@@ -107,6 +107,14 @@ impl FaultKind {
         matches!(self, Self::Restore | Self::RestoreAhead)
     }
 
+    /// It happens to processes and machines, and not to the store or the controllers.
+    pub(super) fn is_worlds(self) -> bool {
+        matches!(
+            self,
+            Self::KillProcess | Self::Unhealthy | Self::NodeDown | Self::AgentCrash
+        )
+    }
+
     /// It happens before the write is judged, not after.
     pub(super) fn is_before(self) -> bool {
         matches!(self, Self::LoseWrite | Self::LoseClaim | Self::Storm)
