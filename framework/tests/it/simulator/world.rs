@@ -1,5 +1,6 @@
 //! Runs of a sound controller.
 
+use std::path::Path;
 use std::process::Command;
 
 use super::simulation;
@@ -66,4 +67,27 @@ fn a_sound_controller_passes_everything_that_can_go_wrong_at_each_write() {
 fn a_sound_controller_passes_what_is_drawn() {
     let explored = simulation().random(0..40).unwrap();
     assert!(explored.faults > 80, "{explored:?}");
+}
+
+/// `tokio::select!` takes its branches in random order unless it is told not to.
+#[test]
+fn no_select_in_this_crate_follows_chance() {
+    let mut directories = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    let mut selects = 0;
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            for rest in text.split("tokio::select! {").skip(1) {
+                selects += 1;
+                let line = rest.trim_start().lines().next().unwrap_or_default();
+                assert_eq!(line, "biased;", "{}: {line}", path.display());
+            }
+        }
+    }
+    assert!(selects > 10, "only {selects} were found");
 }
