@@ -41,8 +41,7 @@ struct Plan {
 impl Link {
     pub(crate) async fn commit(&self, transaction: Transaction) -> Result<Revision> {
         LIMITS.check(&transaction)?;
-        let epoch = self.epoch("commit").await?;
-        let plan = plan(&self.shared.keys, epoch, &transaction)?;
+        let plan = plan(&self.shared.keys, &transaction)?;
         let size = prost::Message::encoded_len(&plan.request);
         let about = || About {
             what: describe(&transaction),
@@ -74,7 +73,7 @@ impl Link {
             None => vec![0],
             Some(reads) => {
                 let held: Vec<_> = answer.ranges().collect();
-                failed(&transaction.compares, epoch, |position| {
+                failed(&transaction.compares, |position| {
                     reads.get(position).and_then(|read| held.get(*read))
                 })
             }
@@ -111,30 +110,6 @@ impl Link {
         let answer = self.call::<_, wire::LeaseTtlResponse>(METHOD, &request, Repeat::Freely);
         answer.await.is_ok_and(|answer| answer.ttl > 0)
     }
-
-    /// The epoch, asked for when no server has told it yet.
-    pub(crate) async fn epoch(&self, what: &str) -> Result<u16> {
-        if let Some(epoch) = self.shared.epoch() {
-            return Ok(epoch);
-        }
-        // Any read makes a connection, which tells it.
-        let request = wire::RangeRequest {
-            key: self.shared.keys.key(&anchor_key()),
-            keys_only: true,
-            ..wire::RangeRequest::default()
-        };
-        let answer = self
-            .call::<_, wire::RangeResponse>(methods::RANGE, &request, Repeat::Freely)
-            .await;
-        match (self.shared.epoch(), answer) {
-            (Some(epoch), _) => Ok(epoch),
-            (None, Err(failure)) => Err(failure.into_store_error(About {
-                what: what.to_owned(),
-                ..About::default()
-            })),
-            (None, Ok(_)) => Ok(0),
-        }
-    }
 }
 
 fn describe(transaction: &Transaction) -> String {
@@ -154,25 +129,19 @@ pub(crate) fn lease_number(lease: LeaseId) -> Option<i64> {
     i64::try_from(lease.0).ok().filter(|number| *number != 0)
 }
 
-/// The counter that etcd compares with, for a revision of which the epoch counts too: all of a
-/// later epoch is newer than all of an earlier one.
-fn counter(revision: Revision, epoch: u16) -> std::result::Result<i64, std::cmp::Ordering> {
-    match revision.epoch().cmp(&epoch) {
-        std::cmp::Ordering::Equal => Ok(i64::try_from(revision.counter()).unwrap_or(i64::MAX - 1)),
-        other => Err(other),
-    }
+/// The counter that etcd compares with. Its revisions have no epoch: one with an epoch is newer
+/// than all of them, and no key was ever put at it.
+fn counter(revision: Revision) -> Option<i64> {
+    let counter = i64::try_from(revision.counter()).unwrap_or(i64::MAX - 1);
+    (revision.epoch() == 0).then_some(counter)
 }
 
 /// The newest counter that a range may have to be "not newer" than a revision.
-fn bound(revision: Revision, epoch: u16) -> i64 {
-    match counter(revision, epoch) {
-        Ok(counter) => counter,
-        Err(std::cmp::Ordering::Less) => 0,
-        Err(_) => i64::MAX - 1,
-    }
+fn bound(revision: Revision) -> i64 {
+    counter(revision).unwrap_or(i64::MAX - 1)
 }
 
-fn plan(keys: &Keys, epoch: u16, transaction: &Transaction) -> Result<Plan> {
+fn plan(keys: &Keys, transaction: &Transaction) -> Result<Plan> {
     let mut compare: Vec<wire::Compare> = Vec::new();
     let mut require = |wanted: wire::Compare| {
         // Commits that were put together often compare one claim.
@@ -188,15 +157,13 @@ fn plan(keys: &Keys, epoch: u16, transaction: &Transaction) -> Result<Plan> {
             }
             Compare::Revision(key, revision) => {
                 // A missing key has 0, which is no revision of any key.
-                let counter = counter(*revision, epoch)
-                    .ok()
-                    .filter(|counter| *counter > 0);
+                let counter = counter(*revision).filter(|counter| *counter > 0);
                 let value = Target::Mod(counter.unwrap_or(-1));
                 require(wire::Compare::new(keys.key(key), Relation::Equal, value));
             }
             Compare::RangeNotNewer(prefix, revision) => {
                 let (start, end) = keys.range(prefix);
-                let value = Target::Mod(bound(*revision, epoch) + 1);
+                let value = Target::Mod(bound(*revision) + 1);
                 let mut wanted = wire::Compare::new(start, Relation::Less, value);
                 wanted.range_end = end;
                 require(wanted);
@@ -206,7 +173,7 @@ fn plan(keys: &Keys, epoch: u16, transaction: &Transaction) -> Result<Plan> {
                 epoch: won,
                 lease,
             } => {
-                let created = counter(*won, epoch).ok().filter(|counter| *counter > 0);
+                let created = counter(*won).filter(|counter| *counter > 0);
                 let value = Target::Create(created.unwrap_or(-1));
                 require(wire::Compare::new(keys.key(key), Relation::Equal, value));
                 let value = Target::Lease(lease_number(*lease).unwrap_or(-1));
@@ -245,7 +212,7 @@ fn plan(keys: &Keys, epoch: u16, transaction: &Transaction) -> Result<Plan> {
     let (failure, reads) = match transaction.compares.as_slice() {
         [] | [_] => (Vec::new(), None),
         compares => {
-            let (failure, reads) = reads(keys, epoch, compares);
+            let (failure, reads) = reads(keys, compares);
             (failure, Some(reads))
         }
     };
@@ -280,7 +247,7 @@ fn operation(keys: &Keys, write: &Write) -> Result<wire::RequestOp> {
 }
 
 /// The reads that show which compares failed, and for each compare which one is its.
-fn reads(keys: &Keys, epoch: u16, compares: &[Compare]) -> (Vec<wire::RequestOp>, Vec<usize>) {
+fn reads(keys: &Keys, compares: &[Compare]) -> (Vec<wire::RequestOp>, Vec<usize>) {
     let mut operations: Vec<wire::RequestOp> = Vec::new();
     let mut known: HashMap<(Bytes, i64), usize> = HashMap::new();
     let mut positions = Vec::with_capacity(compares.len());
@@ -292,7 +259,7 @@ fn reads(keys: &Keys, epoch: u16, compares: &[Compare]) -> (Vec<wire::RequestOp>
         match compare {
             Compare::RangeNotNewer(prefix, revision) => {
                 (read.key, read.range_end) = keys.range(prefix);
-                read.min_mod_revision = bound(*revision, epoch) + 1;
+                read.min_mod_revision = bound(*revision) + 1;
                 read.limit = 1;
             }
             Compare::Absent(key) | Compare::Revision(key, _) | Compare::ClaimHeld { key, .. } => {
@@ -316,7 +283,6 @@ fn reads(keys: &Keys, epoch: u16, compares: &[Compare]) -> (Vec<wire::RequestOp>
 /// them if that does not show it.
 fn failed<'a>(
     compares: &[Compare],
-    epoch: u16,
     held: impl Fn(usize) -> Option<&'a wire::RangeResponse>,
 ) -> Vec<usize> {
     let holds = |(position, compare): (usize, &Compare)| {
@@ -325,14 +291,13 @@ fn failed<'a>(
         Some(match compare {
             Compare::Absent(_) => kv.is_none(),
             Compare::Revision(_, revision) => {
-                kv.is_some_and(|kv| counter(*revision, epoch) == Ok(kv.mod_revision))
+                kv.is_some_and(|kv| counter(*revision) == Some(kv.mod_revision))
             }
             Compare::RangeNotNewer(..) => kv.is_none(),
             Compare::ClaimHeld {
                 epoch: won, lease, ..
             } => kv.is_some_and(|kv| {
-                counter(*won, epoch) == Ok(kv.create_revision)
-                    && lease_number(*lease) == Some(kv.lease)
+                counter(*won) == Some(kv.create_revision) && lease_number(*lease) == Some(kv.lease)
             }),
             _ => false,
         })
@@ -364,7 +329,7 @@ mod tests {
             Transaction::new(),
             Transaction::new().require_absent(key("a")),
         ] {
-            let plan = plan(&keys, 0, &transaction).unwrap();
+            let plan = plan(&keys, &transaction).unwrap();
             assert_eq!(plan.request.success.len(), 1);
         }
     }
@@ -381,7 +346,7 @@ mod tests {
         for _ in 0..128 {
             transaction = transaction.require(claim.clone());
         }
-        let plan = plan(&keys, 0, &transaction).unwrap();
+        let plan = plan(&keys, &transaction).unwrap();
         assert_eq!(plan.request.compare.len(), 2);
         assert_eq!(plan.request.failure.len(), 1);
     }
@@ -408,16 +373,15 @@ mod tests {
             transaction = transaction.put_with_lease(key, value, LeaseId(i64::MAX as u64));
         }
         LIMITS.check(&transaction).unwrap();
-        let plan = plan(&keys, 0, &transaction).unwrap();
+        let plan = plan(&keys, &transaction).unwrap();
         let size = prost::Message::encoded_len(&plan.request);
         assert!(size < (3 << 19) - 1024, "{size}");
     }
 
     #[test]
-    fn revisions_of_another_epoch_are_newer_or_older_as_a_whole() {
-        let older = Revision::new(1, 500);
-        assert_eq!(bound(older, 1), 500);
-        assert_eq!(bound(older, 2), 0);
-        assert_eq!(bound(older, 0), i64::MAX - 1);
+    fn a_revision_with_an_epoch_is_newer_than_all_and_no_key_has_it() {
+        assert_eq!(bound(Revision::new(0, 500)), 500);
+        assert_eq!(bound(Revision::new(1, 5)), i64::MAX - 1);
+        assert_eq!(counter(Revision::new(1, 5)), None);
     }
 }

@@ -21,18 +21,25 @@ impl Keys {
         self.below(key.as_str())
     }
 
-    /// The first key of a prefix and the first behind it.
+    /// The first key of a prefix and the first behind it, which is empty for a single key.
     pub(crate) fn range(&self, prefix: &Prefix) -> (Bytes, Bytes) {
         let start = self.below(prefix.as_str());
-        (start.clone(), behind(&start))
+        let end = match prefix.as_key() {
+            Some(_) => Bytes::new(),
+            None => behind(&start),
+        };
+        (start, end)
     }
 
-    /// The part of a prefix's range that comes after a key.
-    pub(crate) fn range_after(&self, prefix: &Prefix, after: &[u8]) -> (Bytes, Bytes) {
+    /// The part of a prefix's range that comes after a key; None when nothing can.
+    pub(crate) fn range_after(&self, prefix: &Prefix, after: &[u8]) -> Option<(Bytes, Bytes)> {
         let (start, end) = self.range(prefix);
+        if &start[..] > after {
+            return Some((start, end));
+        }
         let mut next = after.to_vec();
         next.push(0);
-        (start.max(next.into()), end)
+        (&next[..] < &end[..]).then(|| (next.into(), end))
     }
 
     /// The key of the store; None when no such key can be, because somebody else wrote it.
@@ -75,6 +82,11 @@ mod tests {
         assert!(!within("n/web1") && !within("n/web10/a") && !within("n/web1-/a"));
         let (start, end) = keys.range(&Prefix::all());
         assert_eq!((&start[..], &end[..]), (&b"prod/"[..], &b"prod0"[..]));
+        let a = Key::new("n/a").unwrap();
+        let only = Prefix::only(&a);
+        assert_eq!(keys.range(&only), (keys.key(&a), Bytes::new()));
+        assert_eq!(keys.range_after(&only, b"prod/n/a"), None);
+        assert!(keys.range_after(&only, b"prod/n/").is_some());
         assert_eq!(keys.parse(b"prod/o/a"), Some(Key::new("o/a").unwrap()));
         for foreign in [&b"prod/O A"[..], b"other/a", b"prod/\xff", b"prod/"] {
             assert_eq!(keys.parse(foreign), None);

@@ -130,6 +130,13 @@ impl EtcdStore {
         &self.shared.location
     }
 
+    /// The member that reads and commits go to now, as `HOST:PORT`; None while there is no
+    /// connection.
+    #[must_use]
+    pub fn member(&self) -> Option<String> {
+        self.reads.member()
+    }
+
     /// What the server that answered last said of itself; None before any did.
     #[must_use]
     pub fn server(&self) -> Option<Server> {
@@ -197,6 +204,7 @@ impl Store for EtcdStore {
         capabilities.range_compare = true;
         capabilities.exact_watch = true;
         capabilities.durable = true;
+        capabilities.sharing_helps = true;
         capabilities
     }
 

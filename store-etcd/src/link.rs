@@ -1,14 +1,14 @@
 //! Connections to the members of a cluster: one at a time for each link, the next member when one
 //! fails, logged in and looked over before it is used.
 
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use http::HeaderValue;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use platctrl_framework::model::identity::{Anchor, anchor_key};
+use platctrl_framework::model::identity::anchor_key;
 use platctrl_framework::store::Revision;
 use rand::RngExt;
 use rustls::ClientConfig;
@@ -29,8 +29,6 @@ use crate::wire;
 
 /// A round over all members that failed is not repeated sooner.
 const PAUSE_BETWEEN_ROUNDS: Duration = Duration::from_millis(100);
-/// An epoch that no server has told yet.
-const NO_EPOCH: u32 = u32::MAX;
 
 /// What all links of a store share.
 pub(crate) struct Shared {
@@ -43,7 +41,6 @@ pub(crate) struct Shared {
     /// Notified when `newest` grows while somebody sleeps on it.
     pub(crate) grown: Notify,
     pub(crate) sleeping: std::sync::atomic::AtomicBool,
-    epoch: AtomicU32,
     tls: Mutex<Option<(Files, Arc<ClientConfig>)>>,
     login: Login,
     server: Mutex<Option<Server>>,
@@ -113,7 +110,6 @@ impl Shared {
             newest: AtomicI64::new(0),
             grown: Notify::new(),
             sleeping: std::sync::atomic::AtomicBool::new(false),
-            epoch: AtomicU32::new(NO_EPOCH),
             tls: Mutex::new(tls),
             login: Login::default(),
             server: Mutex::new(None),
@@ -136,14 +132,10 @@ impl Shared {
         }
     }
 
-    /// The epoch, once a server has told it.
-    pub(crate) fn epoch(&self) -> Option<u16> {
-        u16::try_from(self.epoch.load(Ordering::Acquire)).ok()
-    }
-
+    /// etcd's revisions know no epoch.
+    #[expect(clippy::unused_self, reason = "a revision is one of this store")]
     pub(crate) fn revision(&self, counter: i64) -> Revision {
-        let counter = u64::try_from(counter).unwrap_or_default();
-        Revision::new(self.epoch().unwrap_or_default(), counter)
+        Revision::new(0, u64::try_from(counter).unwrap_or_default())
     }
 
     pub(crate) fn newest(&self) -> i64 {
@@ -370,6 +362,12 @@ impl Link {
         Ok(())
     }
 
+    /// The member that is used now.
+    pub(crate) fn member(&self) -> Option<String> {
+        let endpoints = self.shared.location.endpoints();
+        self.usable().map(|held| endpoints[held.member].to_string())
+    }
+
     /// Uses another connection, to another member where there is one, from now on.
     pub(crate) fn give_up(&self, connection: &Connection) {
         let mut current = lock(&self.current);
@@ -466,7 +464,10 @@ fn explain_tls(error: &std::io::Error) -> (Trouble, String) {
     let why = chain(error);
     let source = error.get_ref();
     match source.and_then(|source| source.downcast_ref::<rustls::Error>()) {
-        None => (Trouble::Time, format!("TLS: {why}")),
+        None => (
+            Trouble::Time,
+            format!("TLS: {why}: does the port speak TLS?"),
+        ),
         Some(rustls::Error::InvalidMessage(_)) => (
             Trouble::Configuration,
             format!("{why}: the port seems not to speak TLS"),
@@ -517,8 +518,8 @@ where
     })
 }
 
-/// Logs in, asks for the version, and reads the anchor, which shows that the member answers reads
-/// and in which epoch the store is.
+/// Logs in, asks for the version, and reads a key, which shows that the member can answer for the
+/// cluster.
 async fn greet(shared: &Shared, connection: &Connection) -> Result<(), (Trouble, String)> {
     let mut again = true;
     loop {
@@ -582,13 +583,13 @@ fn broken(shared: &Shared, connection: &Connection, error: &CallError) -> (Troub
     if foreign.iter().any(|word| why.contains(word)) {
         return (
             Trouble::Configuration,
-            format!("not an etcd, or one that expects TLS: {why}"),
+            format!("is it an etcd, or does it expect TLS? ({why})"),
         );
     }
     if !shared.is_secure() {
         return (
             Trouble::Time,
-            format!("the connection was closed at the first request (does it expect TLS?): {why}"),
+            format!("closed at the first request: is it an etcd, or does it expect TLS? ({why})"),
         );
     }
     (Trouble::Time, why)
@@ -620,25 +621,18 @@ async fn introduce(
     note_server(shared, connection, version);
     let request = wire::RangeRequest {
         key: shared.keys.key(&anchor_key()),
+        keys_only: true,
         ..wire::RangeRequest::default()
     };
     let anchor = connection
         .ask::<wire::RangeResponse>(methods::RANGE, frame(&request), token.as_ref())
         .await;
-    let epoch = match anchor {
-        Ok(answer) => answer.kvs.first().map_or(0, |kv| epoch_of(&kv.value)),
-        Err(CallError::Status(status)) if status.message.contains("permission denied") => {
-            shared.epoch().unwrap_or_default()
-        }
-        Err(error) => return Err(failed(error)),
-    };
-    shared.epoch.store(u32::from(epoch), Ordering::Release);
-    Ok(())
-}
-
-/// The epoch that an anchor tells; whoever opens the root says when it is not readable.
-fn epoch_of(value: &[u8]) -> u16 {
-    serde_json::from_slice::<Anchor>(value).map_or(0, |anchor| anchor.epoch)
+    match anchor {
+        Ok(_) => Ok(()),
+        // Whoever needs it is told so when it is read.
+        Err(CallError::Status(status)) if status.message.contains("permission denied") => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 fn note_server(shared: &Shared, connection: &Connection, version: Option<String>) {

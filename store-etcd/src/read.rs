@@ -68,6 +68,23 @@ fn lease(number: i64) -> Option<LeaseId> {
         .map(LeaseId)
 }
 
+/// etcd's counter of the revision to read at; 0 is the newest.
+fn pinned(request: &ListRequest, what: &str) -> Result<i64> {
+    let Some(at) = request.at else { return Ok(0) };
+    if at.epoch() > 0 {
+        let reason =
+            format!("{what}: revision {at} is ahead of the store: it is of another history");
+        return Err(StoreError::Invalid { reason });
+    }
+    if at == Revision::ZERO {
+        return Err(StoreError::Compacted {
+            requested: at,
+            oldest: Revision::new(0, 1),
+        });
+    }
+    Ok(i64::try_from(at.counter()).unwrap_or(i64::MAX))
+}
+
 fn header_revision(header: Option<&wire::Header>) -> i64 {
     header.map_or(0, |header| header.revision)
 }
@@ -166,27 +183,25 @@ impl Link {
                 reason: format!("{what}: a page of no records"),
             });
         }
-        let mut at = self.pinned(request, &what).await?;
+        let mut at = pinned(request, &what)?;
         let mut after = request.after.as_ref().map(|key| self.shared.keys.key(key));
         let mut records = Vec::new();
         loop {
-            let (start, end) = match &after {
-                None => self.shared.keys.range(&request.prefix),
+            let rest = match &after {
+                None => Some(self.shared.keys.range(&request.prefix)),
                 Some(key) => self.shared.keys.range_after(&request.prefix, key),
             };
-            let behind_all = start >= end;
+            let behind_all = rest.is_none();
             let mut range = wire::RangeRequest {
                 limit: 1,
                 revision: at,
                 ..wire::RangeRequest::default()
             };
-            if behind_all {
+            (range.key, range.range_end) = rest.unwrap_or_else(|| {
                 // Nothing can follow; only the revision is asked for.
-                (range.key, range.range_end) = self.shared.keys.range(&request.prefix);
                 range.keys_only = true;
-            } else {
-                (range.key, range.range_end) = (start, end);
-            }
+                self.shared.keys.range(&request.prefix)
+            });
             let answer = if behind_all {
                 self.call::<_, wire::RangeResponse>(methods::RANGE, &range, Repeat::Freely)
                     .await
@@ -215,28 +230,6 @@ impl Link {
                 });
             }
         }
-    }
-
-    /// etcd's counter of the revision to read at; 0 is the newest.
-    async fn pinned(&self, request: &ListRequest, what: &str) -> Result<i64> {
-        let Some(at) = request.at else {
-            // Records are told with the epoch.
-            self.epoch(what).await?;
-            return Ok(0);
-        };
-        let epoch = self.epoch(what).await?;
-        if at.epoch() > epoch {
-            let reason =
-                format!("{what}: revision {at} is ahead of the store: it is of another history");
-            return Err(StoreError::Invalid { reason });
-        }
-        if at.epoch() < epoch || at.counter() == 0 {
-            return Err(StoreError::Compacted {
-                requested: at,
-                oldest: Revision::new(epoch, 1),
-            });
-        }
-        Ok(i64::try_from(at.counter()).unwrap_or(i64::MAX))
     }
 
     /// One page; fewer records at once when their answer is too large.

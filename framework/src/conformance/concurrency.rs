@@ -366,6 +366,7 @@ async fn record_and_explain(subject: &Subject, load: Load, lose: Option<Hook<(),
                 random: StdRng::seed_from_u64(round * 1000 + client as u64),
                 next_value: (client as u64 + 1) * 1_000_000,
                 lose: lose.clone(),
+                tolerant: false,
             };
             recorder.run(load)
         })
@@ -393,6 +394,8 @@ struct Recorder {
     random: StdRng,
     next_value: u64,
     lose: Option<Hook<(), ()>>,
+    /// A read may be refused as well.
+    tolerant: bool,
 }
 
 impl Recorder {
@@ -444,7 +447,12 @@ impl Recorder {
         match call {
             Call::Get(keys) => {
                 let names: Vec<Key> = keys.iter().map(|key| self.keys[*key].clone()).collect();
-                let snapshot = self.store.get(&names).await?;
+                let snapshot = match self.store.get(&names).await {
+                    Err(StoreError::Unavailable { .. }) if self.tolerant => {
+                        return Ok(Answer::Refused);
+                    }
+                    outcome => outcome?,
+                };
                 let held: Vec<Held> = snapshot
                     .records
                     .iter()
@@ -489,4 +497,72 @@ impl Recorder {
             }
         }
     }
+}
+
+/// What clients were told while something else went on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recorded {
+    /// Calls that were answered.
+    pub answered: usize,
+    /// Calls that were refused because the store was unavailable.
+    pub unavailable: usize,
+    /// Commits of which it is not known whether they happened.
+    pub unknown: usize,
+}
+
+/// Calls a store from several clients at once, below `o/record/`, for as long as `going_on` says,
+/// and checks every few calls that there is an order that explains the answers. For tests that
+/// break the store's surroundings meanwhile: calls may be refused as unavailable or end unknown.
+///
+/// # Errors
+/// The calls that no order explains, or an error that tells of something else than that the
+/// store is unavailable.
+pub async fn record_while(
+    store: &Arc<dyn Store>,
+    going_on: impl Fn() -> bool,
+) -> Result<Recorded, String> {
+    const LOAD: Load = Load {
+        keys: 3,
+        keys_per_call: 2,
+        calls: 4,
+        rounds: u64::MAX,
+    };
+    let told = |stop: Stop| match stop {
+        Stop::Failed { what, .. } | Stop::DoesNotApply(what) => what,
+    };
+    let shared = store.capabilities().shared_revisions;
+    let mut recorded = Recorded::default();
+    let mut round: u64 = 0;
+    while going_on() {
+        round += 1;
+        let names = (0..LOAD.keys).map(|n| key(format!("o/record/{round}/{n}")));
+        let keys: Vec<Key> = names
+            .collect::<Result<_, _>>()
+            .map_err(|error| error.to_string())?;
+        let clock = Arc::new(AtomicU64::new(0));
+        let histories = clients(CLIENTS, |client| {
+            let recorder = Recorder {
+                store: Arc::clone(store),
+                clock: Arc::clone(&clock),
+                keys: keys.clone(),
+                seen: vec![None; LOAD.keys],
+                random: StdRng::seed_from_u64(round * 1000 + client as u64),
+                next_value: (client as u64 + 1) * 1_000_000,
+                lose: None,
+                tolerant: true,
+            };
+            recorder.run(LOAD)
+        });
+        let history = histories.await.map_err(told)?.concat();
+        for operation in &history {
+            *match operation.answer {
+                Answer::Refused => &mut recorded.unavailable,
+                Answer::Unknown => &mut recorded.unknown,
+                _ => &mut recorded.answered,
+            } += 1;
+        }
+        explain(&history, LOAD.keys, shared).map_err(|why| format!("round {round}: {why}"))?;
+    }
+    Ok(recorded)
 }

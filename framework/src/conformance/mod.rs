@@ -51,6 +51,7 @@ use std::fmt;
 use futures::future::LocalBoxFuture;
 
 pub use crate::conformance_tests;
+pub use concurrency::{Recorded, record_while};
 pub use kit::Subject;
 use kit::{Check, Stop};
 

@@ -108,7 +108,6 @@ pub(crate) fn start(link: Arc<Link>, reads: Arc<Link>) -> Handle {
         watchers: HashMap::new(),
         checks: FuturesUnordered::new(),
         cluster: 0,
-        epoch: 0,
         next_tick: Instant::now(),
         failures: 0,
     };
@@ -141,7 +140,6 @@ struct Hub {
     checks: FuturesUnordered<Check>,
     /// The cluster's id, which another one does not share.
     cluster: u64,
-    epoch: u16,
     next_tick: Instant,
     /// Streams in a row that failed.
     failures: u32,
@@ -286,11 +284,6 @@ impl Hub {
 
     /// Asks for all watches on a new stream.
     fn begin(&mut self, session: &mut Session) {
-        let epoch = self.shared.epoch().unwrap_or_default();
-        if epoch != self.epoch {
-            self.epoch = epoch;
-            self.reset_all(&format!("the store's epoch is {epoch} now"));
-        }
         let ids: Vec<u64> = self.watchers.keys().copied().collect();
         for id in ids {
             self.ask(session, id);
@@ -316,10 +309,10 @@ impl Hub {
             return;
         }
         if !watcher.is_resolved() {
-            if watcher.after.epoch() != self.epoch {
+            if watcher.after.epoch() != 0 {
                 watcher.reset(format!(
-                    "revision {} is of another epoch than the store's {}",
-                    watcher.after, self.epoch
+                    "revision {} is none of etcd's: it is of another history",
+                    watcher.after
                 ));
                 self.watchers.remove(&id);
                 return;

@@ -48,7 +48,7 @@ pub(crate) enum Outcome {
 #[derive(Debug)]
 pub(crate) struct Watcher {
     pub(crate) prefix: Prefix,
-    /// Asked for from here; resolved once the epoch is known.
+    /// Asked for from here.
     pub(crate) after: Revision,
     pub(crate) feed: Arc<Feed>,
     pub(crate) stage: Stage,
@@ -85,12 +85,12 @@ impl Watcher {
         }
     }
 
-    /// Whether it is known, in etcd's numbers, where it stands.
+    /// Whether it was asked for before.
     pub(crate) fn is_resolved(&self) -> bool {
         self.reached >= 0
     }
 
-    /// Sets where it stands, now that the epoch is known to be its own.
+    /// Sets where it stands, in etcd's numbers.
     pub(crate) fn resolve(&mut self) {
         let counter = i64::try_from(self.after.counter()).unwrap_or(i64::MAX - 1);
         self.told = counter;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use platctrl_framework::conformance::{Case, Subject, Verdict, cases};
-use platctrl_framework::store::Store;
+use platctrl_framework::store::{Pipeline, Store};
 use platctrl_store_etcd::EtcdStore;
 
 use crate::proxy::Proxy;
@@ -99,6 +99,10 @@ fn subject(store: Arc<dyn Store>) -> Subject {
 }
 
 fn run(plan: Plan) {
+    run_wrapped(plan, |store| store);
+}
+
+fn run_wrapped(plan: Plan, wrap: fn(Arc<dyn Store>) -> Arc<dyn Store>) {
     // A short election makes for short leases and quick restarts.
     let plan = plan.with_arguments(&["--heartbeat-interval=50", "--election-timeout=250"]);
     let only = std::env::var("PLATCTRL_CASE").ok();
@@ -111,7 +115,8 @@ fn run(plan: Plan) {
     together.sort_by_key(|case| !case.name().contains("lease"));
     let failures = Mutex::new(Vec::new());
     let check = |cluster: &Shared, case: &Case| {
-        let verdict = case.check(|| fresh(Arc::clone(cluster), case.name()));
+        let verdict =
+            case.check(|| async { fresh(Arc::clone(cluster), case.name()).await.wrap(wrap) });
         let without = WITHOUT.contains(&case.name());
         match verdict {
             Verdict::Passed if !without => {}
@@ -163,4 +168,11 @@ fn conformance_on_etcd_3_5_with_tls_and_users() {
 #[test]
 fn conformance_on_etcd_3_4_with_tls_and_users() {
     run(Plan::one(Release::V3_4).with_tls().with_auth());
+}
+
+#[test]
+fn conformance_on_etcd_3_5_behind_the_pipeline() {
+    run_wrapped(Plan::one(Release::V3_5), |store| {
+        Arc::new(Pipeline::new(store))
+    });
 }

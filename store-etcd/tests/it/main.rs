@@ -1,11 +1,13 @@
 //! The store on real servers.
 
-// A helper that fails ends its test.
-#![allow(clippy::unwrap_used)]
-// Helpers of tests to come.
-#![allow(dead_code)]
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
 mod certificates;
 mod conformance;
+mod faults;
+mod network;
 mod proxy;
+mod refusals;
+mod restores;
 mod server;
+mod workload;

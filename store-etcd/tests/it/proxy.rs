@@ -17,6 +17,8 @@ struct Orders {
     lost: AtomicUsize,
     /// Nothing is let through, either way.
     holding: AtomicBool,
+    /// How many connections were made.
+    accepted: AtomicUsize,
 }
 
 /// A proxy on the current runtime.
@@ -43,6 +45,7 @@ impl Proxy {
             let mut running = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
                 let (to, orders) = (to.clone(), Arc::clone(&followed));
+                orders.accepted.fetch_add(1, Ordering::SeqCst);
                 running.spawn(async move {
                     let Ok(server) = TcpStream::connect(to).await else {
                         return;
@@ -65,6 +68,10 @@ impl Proxy {
 
     pub(crate) fn lost(&self) -> usize {
         self.orders.lost.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn accepted(&self) -> usize {
+        self.orders.accepted.load(Ordering::SeqCst)
     }
 
     /// Lets nothing through, and connections stay open, until it is told otherwise.

@@ -85,6 +85,8 @@ pub(crate) struct Cluster {
     pub(crate) plan: Plan,
     pub(crate) members: Vec<Member>,
     pub(crate) authority: Authority,
+    /// The token that the cluster was made with.
+    pub(crate) token: String,
     dir: tempfile::TempDir,
 }
 
@@ -120,6 +122,7 @@ impl Member {
         command
             .args(&self.arguments)
             .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
@@ -207,10 +210,11 @@ pub(crate) fn directory() -> tempfile::TempDir {
 impl Cluster {
     pub(crate) fn start(plan: Plan) -> Self {
         let addresses: Vec<String> = (0..plan.members).map(|_| address()).collect();
-        Self::start_at(plan, addresses)
+        Self::start_at(plan, addresses, &[])
     }
 
-    pub(crate) fn start_at(plan: Plan, addresses: Vec<String>) -> Self {
+    /// Starts each member at an address, and in a network namespace where there are any.
+    pub(crate) fn start_at(plan: Plan, addresses: Vec<String>, namespaces: &[String]) -> Self {
         let dir = directory();
         let authority = Authority::new("the cluster's authority");
         let scheme = if plan.tls { "https" } else { "http" };
@@ -258,11 +262,17 @@ impl Cluster {
                 arguments.push(format!("--trusted-ca-file={}", ca.display()));
                 arguments.push("--client-cert-auth".to_owned());
             }
+            let mut program = plan.release.programs().join("etcd");
+            if let Some(namespace) = namespaces.get(n) {
+                let etcd = std::mem::replace(&mut program, PathBuf::from("ip"));
+                let words = ["netns", "exec", namespace, etcd.to_str().unwrap()];
+                arguments.splice(0..0, words.map(str::to_owned));
+            }
             members.push(Member {
                 name,
                 address,
                 arguments,
-                program: plan.release.programs().join("etcd"),
+                program,
                 process: None,
                 log: own.join("log"),
             });
@@ -274,6 +284,7 @@ impl Cluster {
             plan,
             members,
             authority,
+            token,
             dir,
         };
         cluster.wait_until_ready();
@@ -387,22 +398,23 @@ impl Cluster {
             .unwrap()
     }
 
+    /// Whether a member says that it leads.
+    pub(crate) fn leads(&self, member: usize) -> bool {
+        let member = &self.members[member];
+        let ask = ["endpoint", "status", "--write-out=json"];
+        member.process.is_some()
+            && self
+                .try_ctl_at(&member.endpoint(), &ask)
+                .is_ok_and(|status| {
+                    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+                    let status = &status[0]["Status"];
+                    status["leader"] == status["header"]["member_id"]
+                })
+    }
+
     /// The position of the leader.
     pub(crate) fn leader(&self) -> Option<usize> {
-        let is_leader = |member: &Member| {
-            member.process.is_some()
-                && self
-                    .try_ctl_at(
-                        &member.endpoint(),
-                        &["endpoint", "status", "--write-out=json"],
-                    )
-                    .is_ok_and(|status| {
-                        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
-                        let status = &status[0]["Status"];
-                        status["leader"] == status["header"]["member_id"]
-                    })
-        };
-        self.members.iter().position(is_leader)
+        (0..self.members.len()).find(|member| self.leads(*member))
     }
 
     pub(crate) fn logs(&self) -> String {
