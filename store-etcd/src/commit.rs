@@ -12,7 +12,7 @@ use crate::call::Repeat;
 use crate::error::{About, Failure, Refusal};
 use crate::grpc::Method;
 use crate::keys::Keys;
-use crate::link::{Link, methods};
+use crate::link::{Link, methods, revision};
 use crate::wire::{self, Relation, Target};
 
 /// What etcd takes in one transaction, of compares and of operations each.
@@ -67,7 +67,7 @@ impl Link {
         };
         if answer.succeeded {
             let counter = answer.header.as_ref().map_or(0, |header| header.revision);
-            return Ok(self.shared.revision(counter));
+            return Ok(revision(counter));
         }
         let failed = match plan.reads {
             None => vec![0],

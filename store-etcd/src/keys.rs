@@ -39,7 +39,7 @@ impl Keys {
         }
         let mut next = after.to_vec();
         next.push(0);
-        (&next[..] < &end[..]).then(|| (next.into(), end))
+        (next[..] < end[..]).then(|| (next.into(), end))
     }
 
     /// The key of the store; None when no such key can be, because somebody else wrote it.

@@ -30,6 +30,11 @@ use crate::wire;
 /// A round over all members that failed is not repeated sooner.
 const PAUSE_BETWEEN_ROUNDS: Duration = Duration::from_millis(100);
 
+/// A revision of etcd, which knows no epochs.
+pub(crate) fn revision(counter: i64) -> Revision {
+    Revision::new(0, u64::try_from(counter).unwrap_or_default())
+}
+
 /// What all links of a store share.
 pub(crate) struct Shared {
     pub(crate) location: Location,
@@ -130,12 +135,6 @@ impl Shared {
                 Version::parse(text).is_some_and(Version::answers_progress_in_order)
             }),
         }
-    }
-
-    /// etcd's revisions know no epoch.
-    #[expect(clippy::unused_self, reason = "a revision is one of this store")]
-    pub(crate) fn revision(&self, counter: i64) -> Revision {
-        Revision::new(0, u64::try_from(counter).unwrap_or_default())
     }
 
     pub(crate) fn newest(&self) -> i64 {

@@ -11,7 +11,7 @@ use platctrl_framework::store::{
 use crate::call::Repeat;
 use crate::commit::LIMITS;
 use crate::error::{About, Failure, Refusal};
-use crate::link::{Link, Shared, methods};
+use crate::link::{Link, Shared, methods, revision};
 use crate::wire;
 
 /// Keys in one transaction.
@@ -55,8 +55,8 @@ pub(crate) fn record(shared: &Shared, kv: &wire::KeyValue) -> Option<Record> {
         key,
         // The value is a part of a large answer, which would live as long as it.
         value: Bytes::copy_from_slice(&kv.value),
-        created: shared.revision(kv.create_revision),
-        modified: shared.revision(kv.mod_revision),
+        created: revision(kv.create_revision),
+        modified: revision(kv.mod_revision),
         lease: lease(kv.lease),
     })
 }
@@ -140,7 +140,7 @@ impl Link {
         records.truncate(keys.len());
         Ok(Snapshot {
             records,
-            revision: self.shared.revision(at),
+            revision: revision(at),
         })
     }
 
@@ -225,7 +225,7 @@ impl Link {
             if !records.is_empty() || !more {
                 return Ok(Page {
                     records,
-                    revision: self.shared.revision(at),
+                    revision: revision(at),
                     more,
                 });
             }
@@ -269,11 +269,11 @@ impl Link {
             ..About::default()
         };
         if failure.is_refused_as(Refusal::Compacted) {
-            let requested = self.shared.revision(at);
+            let requested = revision(at);
             let oldest = self.oldest(&request.prefix).await;
             // Unless the server tells, it is known to be newer than what was asked for.
             let oldest = oldest.unwrap_or(at + 1).max(at + 1);
-            about.history = Some((requested, self.shared.revision(oldest)));
+            about.history = Some((requested, revision(oldest)));
         }
         failure.into_store_error(about)
     }

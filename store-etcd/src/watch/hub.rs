@@ -576,7 +576,7 @@ impl Hub {
             return;
         }
         match outcome {
-            Ok((true, revision)) => watcher.progress(&self.shared, revision),
+            Ok((true, revision)) => watcher.progress(revision),
             Ok((false, _)) => {
                 let since = *watcher.missing.get_or_insert_with(Instant::now);
                 if since.elapsed() > LOST_AFTER {
@@ -631,7 +631,7 @@ impl Hub {
         let is_about = session.progress(revision);
         for watcher in self.watchers.values_mut() {
             if watcher.live().is_some_and(&is_about) {
-                watcher.progress(&self.shared, revision);
+                watcher.progress(revision);
             }
         }
     }

@@ -6,7 +6,7 @@ use platctrl_framework::store::{Change, Prefix, Result, Revision, StoreError, Wa
 use tokio::time::Instant;
 
 use super::feed::Feed;
-use crate::link::Shared;
+use crate::link::{Shared, revision};
 use crate::read::record;
 use crate::wire;
 
@@ -127,39 +127,43 @@ impl Watcher {
     ) -> Outcome {
         for event in events {
             let Some(kv) = event.kv else { continue };
-            let revision = kv.mod_revision;
-            if revision <= self.told {
+            let at = kv.mod_revision;
+            if at <= self.told {
                 // Old, from a member that had not reached where this watch began; or twice.
                 continue;
             }
-            if revision <= self.reached {
+            if at <= self.reached {
                 return Outcome::Broken(format!(
-                    "revision {revision} was told after the store had said that everything up \
+                    "revision {at} was told after the store had said that everything up \
                      to {} was",
                     self.reached
                 ));
             }
-            if self.partial.as_ref().is_some_and(|(at, _)| *at != revision) {
-                match self.finish(shared) {
+            if self
+                .partial
+                .as_ref()
+                .is_some_and(|(coming, _)| *coming != at)
+            {
+                match self.finish() {
                     Outcome::Fine => {}
                     other => return other,
                 }
-                if revision <= self.told {
+                if at <= self.told {
                     continue;
                 }
             }
             self.missing = None;
-            let (_, changes) = self.partial.get_or_insert_with(|| (revision, Vec::new()));
+            let (_, changes) = self.partial.get_or_insert_with(|| (at, Vec::new()));
             changes.extend(change(shared, event.kind, &kv));
         }
         if fragment {
             return Outcome::Fine;
         }
-        self.finish(shared)
+        self.finish()
     }
 
     /// Tells the transaction that has come whole.
-    fn finish(&mut self, shared: &Shared) -> Outcome {
+    fn finish(&mut self) -> Outcome {
         let Some((at, mut changes)) = self.partial.take() else {
             return Outcome::Fine;
         };
@@ -167,11 +171,11 @@ impl Watcher {
         self.reached = at;
         if changes.is_empty() {
             // Foreign keys alone.
-            self.feed.progress(shared.revision(at));
+            self.feed.progress(revision(at));
             return Outcome::Fine;
         }
         changes.sort_by(|one, other| one.key().cmp(other.key()));
-        if self.feed.changes(shared.revision(at), changes) {
+        if self.feed.changes(revision(at), changes) {
             Outcome::Fine
         } else {
             Outcome::Full
@@ -179,11 +183,11 @@ impl Watcher {
     }
 
     /// Nothing under its prefix changed up to here.
-    pub(crate) fn progress(&mut self, shared: &Shared, revision: i64) {
+    pub(crate) fn progress(&mut self, at: i64) {
         self.missing = None;
-        if revision > self.reached && self.is_whole() {
-            self.reached = revision;
-            self.feed.progress(shared.revision(revision));
+        if at > self.reached && self.is_whole() {
+            self.reached = at;
+            self.feed.progress(revision(at));
         }
     }
 
@@ -204,7 +208,7 @@ fn change(shared: &Shared, kind: i32, kv: &wire::KeyValue) -> Option<Change> {
         0 => record(shared, kv).map(Change::Put),
         1 => Some(Change::Delete {
             key: shared.keys.parse(&kv.key)?,
-            revision: shared.revision(kv.mod_revision),
+            revision: revision(kv.mod_revision),
         }),
         // Neither a put nor a delete is known today.
         _ => None,
@@ -298,7 +302,7 @@ mod tests {
     #[test]
     fn an_event_that_a_progress_had_denied_breaks_the_watch() {
         let mut bench = Bench::new(10, 1 << 20);
-        bench.watcher.progress(&bench.shared, 15);
+        bench.watcher.progress(15);
         let outcome = bench.take(&[(13, "o/a")], false);
         assert!(matches!(outcome, Outcome::Broken(_)), "{outcome:?}");
     }
@@ -329,7 +333,7 @@ mod tests {
     fn progress_that_was_not_read_is_told_once() {
         let mut bench = Bench::new(0, 1000);
         for revision in [3, 5, 4, 9] {
-            bench.watcher.progress(&bench.shared, revision);
+            bench.watcher.progress(revision);
         }
         assert_eq!(bench.told(), ["9"]);
     }
