@@ -22,9 +22,17 @@ struct Written {
     node: Option<Path>,
     #[darling(multiple, rename = "column")]
     columns: Vec<WrittenColumn>,
+    #[darling(multiple, rename = "also")]
+    other_versions: Vec<WrittenVersion>,
     validate: Option<Path>,
     validate_update: Option<Path>,
     deletion_policy: Option<Path>,
+}
+
+#[derive(FromMeta)]
+struct WrittenVersion {
+    version: Option<LitStr>,
+    spec: Option<Type>,
 }
 
 #[derive(FromMeta)]
@@ -49,6 +57,7 @@ pub(crate) struct Kind {
     pub(crate) short_names: Vec<String>,
     pub(crate) scope: Scope,
     pub(crate) columns: Vec<Column>,
+    pub(crate) other_versions: Vec<(String, Type)>,
     pub(crate) validate: Option<Path>,
     pub(crate) validate_update: Option<Path>,
     pub(crate) deletion_policy: Option<Path>,
@@ -131,6 +140,8 @@ impl Kind {
 
         let scope = errors.handle(scope(spec, written.scope.as_ref(), written.node));
         let columns = columns(&mut errors, spec, written.columns);
+        let own = version.as_ref().map(LitStr::value);
+        let other_versions = other_versions(&mut errors, spec, own, written.other_versions);
         errors.finish()?;
 
         // Whatever is None below was pushed as an error, with which `finish` returned.
@@ -154,6 +165,7 @@ impl Kind {
             short_names,
             scope: scope.ok_or_else(missing)?,
             columns,
+            other_versions,
             validate: written.validate,
             validate_update: written.validate_update,
             deletion_policy: written.deletion_policy,
@@ -192,8 +204,8 @@ fn say_what_is_known(errors: Error) -> Error {
         }
         let text = format!(
             "{text}. `resource` takes group, version, kind, status, plural, singular, short, scope, \
-             node, column, validate, validate_update and deletion_policy; `column` takes name, \
-             path and wide"
+             node, column, also, validate, validate_update and deletion_policy; `column` takes name, \
+             path and wide; `also` takes version and spec"
         );
         Error::custom(text).with_span(&error.span())
     };
@@ -300,4 +312,38 @@ fn columns(
         });
     }
     columns
+}
+
+/// The versions that are understood beside the kind's own.
+fn other_versions(
+    errors: &mut darling::error::Accumulator,
+    spec: &Ident,
+    own: Option<String>,
+    written: Vec<WrittenVersion>,
+) -> Vec<(String, Type)> {
+    let mut known: Vec<String> = own.into_iter().collect();
+    let mut others = Vec::new();
+    for other in written {
+        let (Some(version), Some(other_spec)) = (&other.version, other.spec) else {
+            let span = other
+                .version
+                .as_ref()
+                .map_or_else(|| spec.span(), LitStr::span);
+            let text = format!(
+                "another version has a name and the type of its spec: \
+                 write `also(version = \"v1beta1\", spec = Old{spec})`"
+            );
+            errors.push(Error::custom(text).with_span(&span));
+            continue;
+        };
+        check(errors, "version", Some(version), names::check_version);
+        let text = version.value();
+        if known.contains(&text) {
+            let text = format!("`{text}` is a version of this kind already: each is written once");
+            errors.push(Error::custom(text).with_span(version));
+        }
+        known.push(text.clone());
+        others.push((text, other_spec));
+    }
+    others
 }

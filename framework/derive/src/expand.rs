@@ -2,6 +2,7 @@
 
 use proc_macro2::TokenStream;
 use quote::{quote, quote_spanned};
+use syn::spanned::Spanned as _;
 
 use crate::attributes::{Kind, Scope};
 
@@ -107,5 +108,16 @@ fn functions(kind: &Kind, model: &TokenStream) -> TokenStream {
             }
         }
     });
-    quote!(#node #validate #validate_update #deletion_policy)
+    let other_versions = (!kind.other_versions.is_empty()).then(|| {
+        // Written at the other spec's place, so that a missing conversion is reported there.
+        let versions = kind.other_versions.iter().map(|(version, other)| {
+            quote_spanned!(other.span()=> #model::OtherVersion::of::<Self, #other>(#version))
+        });
+        quote! {
+            fn other_versions() -> ::std::vec::Vec<#model::OtherVersion> {
+                ::std::vec![#(#versions),*]
+            }
+        }
+    });
+    quote!(#node #validate #validate_update #deletion_policy #other_versions)
 }

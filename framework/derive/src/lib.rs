@@ -28,6 +28,7 @@ use proc_macro::TokenStream;
 /// | `scope = "Namespaced"` | `"Cluster"`, `"Namespaced"` or `"Node"` | `"Namespaced"` |
 /// | `node = path` | `fn(&Spec) -> Option<&str>`: the node that works on the object; with the scope `"Node"` and only with it | |
 /// | `column(name = "…", path = ".status.…", wide)` | a column of the kind's table, repeated; `wide`: only of wide tables | none |
+/// | `also(version = "v1beta1", spec = OldSiteSpec)` | a version that is understood beside this one, which is stored; repeated; `From` both ways between the specs converts | none |
 /// | `validate = path` | `fn(&Spec, &mut Vec<FieldError>)` | everything is valid |
 /// | `validate_update = path` | `fn(&Spec, &Spec, &mut Vec<FieldError>)`, old and new | every change is valid |
 /// | `deletion_policy = path` | `fn(&Spec) -> Propagation` | `Orphan` |

@@ -115,8 +115,9 @@ struct OwnerHeader {
 }
 
 #[derive(Deserialize)]
-#[serde(bound = "S: DeserializeOwned")]
+#[serde(bound = "S: DeserializeOwned", rename_all = "camelCase")]
 struct TypedIntent<S> {
+    api_version: String,
     metadata: Metadata,
     spec: S,
 }
@@ -315,8 +316,16 @@ impl Entry {
             return None;
         }
         let intent = self.stored(&Slot::Intent)?;
-        let TypedIntent { mut metadata, spec } =
-            serde_json::from_slice::<TypedIntent<K::Spec>>(&intent.value).ok()?;
+        let TypedIntent {
+            api_version,
+            mut metadata,
+            spec,
+        } = serde_json::from_slice::<TypedIntent<K::Spec>>(&intent.value).ok()?;
+        // One that is written in another version has to be converted.
+        let (group, version) = api_version.split_once('/')?;
+        if group != K::GROUP || version != K::VERSION {
+            return None;
+        }
         metadata.resource_version = Some(self.revision());
         let mut status = Status::default();
         if let Some(reality) = self.stored(&Slot::Reality) {

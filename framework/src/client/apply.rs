@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{ATTEMPTS, Client, ClientError, Outcome, Result};
+use super::{ATTEMPTS, Client, ClientError, Outcome, Result, objects};
 use crate::model::{KindChecks, ObjectKey, RawObject};
 
 /// The annotation that keeps the manifest as it was last applied, so that a field removed from
@@ -122,6 +122,7 @@ impl Client {
             if live.metadata.is_deleted() {
                 return Err(ClientError::exists(&joined));
             }
+            let live = objects::in_stored_version(key, live, kind)?;
             let next = applied(&live, &object)?;
             match self.update_raw(key, next, kind).await {
                 Err(error) if error.is_conflict() => {}

@@ -7,7 +7,7 @@ use crate::environment::Environment;
 use crate::model::{
     Deletion, FieldError, Intent, Joined, KindChecks, Metadata, Object, ObjectKey, Phase,
     Propagation, RawObject, Reality, RealityMetadata, Resource, Status, Tree, Uid,
-    preserve_unknown,
+    in_stored_version, preserve_unknown,
 };
 use crate::store::{Capabilities, Compare, Transaction, Write};
 
@@ -253,12 +253,23 @@ impl Batch {
                 "it was deleted and created again since it was read",
             ));
         }
+        let mut object = object;
+        // A spec that is stored in another of the kind's versions is compared in the form of now,
+        // and stays in its own if nothing else about it changes.
+        let old_spec = match kind.filter(|_| object.api_version != old.api_version) {
+            Some(kind) => kind.in_stored_version(&old.api_version, &old.spec).ok(),
+            None => None,
+        };
+        if old_spec.as_ref() == Some(&object.spec) {
+            object.spec.clone_from(&old.spec);
+            object.api_version.clone_from(&old.api_version);
+        }
         let spec_changed = object.spec != old.spec;
         if spec_changed && old.metadata.is_deleted() {
             return Err(ClientError::conflict(key, "it is being deleted"));
         }
         if let Some(kind) = kind.filter(|_| spec_changed) {
-            let errors = kind.validate_update(&old.spec, &object.spec);
+            let errors = kind.validate_update(old_spec.as_ref().unwrap_or(&old.spec), &object.spec);
             if !errors.is_empty() {
                 return Err(ClientError::Invalid {
                     key: key.to_string(),
@@ -308,7 +319,15 @@ impl Batch {
             .typed::<K>()
             .map_err(|error| ClientError::unreadable(&joined.key, &error))?;
         let mut raw = object.to_raw()?;
-        raw.spec = preserve_unknown(&stored.spec, &serde_json::to_value(&known.spec)?, &raw.spec);
+        let before = serde_json::to_value(&known.spec)?;
+        if before == raw.spec {
+            // Only another reason to write makes a spec anew in another version.
+            raw.api_version.clone_from(&stored.api_version);
+            raw.spec.clone_from(&stored.spec);
+        } else {
+            let spec = in_stored_version::<K>(&stored.api_version, &stored.spec)?;
+            raw.spec = preserve_unknown(&spec, &before, &raw.spec);
+        }
         self.update(joined, raw, None)
     }
 

@@ -14,6 +14,7 @@ mod error;
 mod objects;
 mod patch;
 mod read;
+mod register;
 mod transaction;
 mod watch;
 
@@ -26,6 +27,7 @@ pub use error::{ClientError, Result};
 pub use objects::{Cached, Fresh, ObjectList};
 pub use patch::{Patch, PatchError, merge};
 pub use read::List;
+pub use register::{RegisterError, Registered, incompatibilities, register_kind, registered_kinds};
 pub use transaction::ObjectTransaction;
 pub use watch::{ObjectEvent, ObjectStream};
 

@@ -8,7 +8,7 @@ use super::{Batch, Client, ClientError, DeleteOptions, Outcome, Result};
 use crate::cache::{Query, Reader, View};
 use crate::model::{
     FieldError, Joined, KindChecks, KindDefinition, Object, ObjectKey, RawObject, RecordError,
-    Resource, Scope, Selector, schema,
+    Resource, Scope, Selector, Tree, schema,
 };
 use crate::store::{Revision, StoreError};
 
@@ -275,11 +275,24 @@ impl<K: Resource> Fresh<K> {
     /// uid, or others keep changing the object; the store's.
     pub async fn patch(&self, name: &str, patch: &Patch) -> Result<Object<K>> {
         let key = self.key(name)?;
-        let checked = |joined: &Joined, raw: &RawObject| {
-            let object = super::typed::<K>(&key, raw)?;
-            check_change(joined, &object)
+        let kind = KindChecks::of::<K>();
+        let definition = KindDefinition::shared::<K>();
+        let spec_schema = definition.schema.pointer("/properties/spec");
+        let unknown = |raw: &RawObject| {
+            let unknown = |schema| schema::unknown_fields(&raw.spec, schema, "spec");
+            spec_schema.map_or_else(Vec::new, unknown)
         };
-        let (raw, _) = self.client.patch_checked(&key, patch, checked).await?;
+        let checked = |joined: &Joined, before: &RawObject, raw: &RawObject| {
+            // Whoever wrote what these types do not know keeps it; this patch adds no such thing.
+            let known = unknown(before);
+            let mut added = unknown(raw);
+            added.retain(|path| !known.contains(path));
+            let error = |path| FieldError::new(path, "unknown field");
+            refuse(&key, added.into_iter().map(error).collect())?;
+            check_change(joined, &super::typed::<K>(&key, raw)?)
+        };
+        let patched = self.client.patch_checked(&key, patch, Some(&kind), checked);
+        let (raw, _) = patched.await?;
         super::typed(&key, &raw)
     }
 
@@ -404,7 +417,7 @@ pub(super) fn typed_object<K: Resource>(
     Some(first.or_else(|error| {
         raw.status = crate::model::Status::default();
         raw.typed::<K>().map_err(|_| RecordError {
-            key: joined.key.store_key(crate::model::Tree::Intent).to_string(),
+            key: joined.key.store_key(Tree::Intent).to_string(),
             revision: joined.resource_version(),
             reason: error.to_string(),
         })
@@ -461,24 +474,24 @@ impl Client {
         &self,
         key: &ObjectKey,
         patch: &Patch,
-        check: impl Fn(&Joined, &RawObject) -> Result<()>,
+        kind: Option<&KindChecks>,
+        check: impl Fn(&Joined, &RawObject, &RawObject) -> Result<()>,
     ) -> Result<(RawObject, Outcome)> {
         for _ in 0..super::ATTEMPTS {
             let joined = self.joined(key).await?;
-            let (before, outcome) = {
-                let object = joined.object().ok_or_else(|| ClientError::not_found(key))?;
-                let wanted = patched(key, &object, patch)?;
-                check(&joined, &wanted)?;
-                let mut batch = Batch::new();
-                let outcome = batch.update(&joined, wanted, None)?;
-                match self.commit(batch).await {
-                    Ok(_) => (object, outcome),
-                    Err(ClientError::Store(StoreError::Conflict { .. })) => continue,
-                    Err(error) => return Err(error),
-                }
-            };
+            let object = joined.object().ok_or_else(|| ClientError::not_found(key))?;
+            let object = in_stored_version(key, object, kind)?;
+            let wanted = patched(key, &object, patch)?;
+            check(&joined, &object, &wanted)?;
+            let mut batch = Batch::new();
+            let outcome = batch.update(&joined, wanted, kind)?;
+            match self.commit(batch).await {
+                Ok(_) => {}
+                Err(ClientError::Store(StoreError::Conflict { .. })) => continue,
+                Err(error) => return Err(error),
+            }
             let now = self.joined(key).await?.object();
-            return Ok((now.unwrap_or(before), outcome));
+            return Ok((now.unwrap_or(object), outcome));
         }
         Err(ClientError::conflict(key, "others kept changing it"))
     }
@@ -495,21 +508,16 @@ impl Client {
         patch: &Patch,
         kind: Option<&KindChecks>,
     ) -> Result<(RawObject, Outcome)> {
-        let checked = |joined: &Joined, raw: &RawObject| {
-            let stored = joined.intent.as_ref().map(|intent| &intent.value.spec);
-            let (Some(kind), Some(stored)) = (kind, stored) else {
+        let checked = |_: &Joined, before: &RawObject, raw: &RawObject| {
+            let Some(kind) = kind.filter(|_| raw.spec != before.spec) else {
                 return Ok(());
             };
-            if raw.spec == *stored {
-                return Ok(());
-            }
-            let mut errors = kind.validate_update(stored, &raw.spec);
-            let known = kind.validate(stored);
-            let new = kind.validate(&raw.spec).into_iter();
-            errors.extend(new.filter(|error| !known.contains(error)));
+            let known = kind.validate(&before.spec);
+            let mut errors = kind.validate(&raw.spec);
+            errors.retain(|error| !known.contains(error));
             refuse(key, errors)
         };
-        self.patch_checked(key, patch, checked).await
+        self.patch_checked(key, patch, kind, checked).await
     }
 
     /// Changes the status of an object by a patch of its JSON, of which only `status` counts.
@@ -540,6 +548,25 @@ impl Client {
         }
         Err(ClientError::conflict(key, "others kept changing it"))
     }
+}
+
+/// An object with its spec in the version that the kind stores, whichever it is stored in.
+pub(super) fn in_stored_version(
+    key: &ObjectKey,
+    mut object: RawObject,
+    kind: Option<&KindChecks>,
+) -> Result<RawObject> {
+    if let Some(kind) = kind {
+        let unreadable = |reason| RecordError {
+            key: key.store_key(Tree::Intent).to_string(),
+            revision: object.metadata.resource_version.unwrap_or(Revision::ZERO),
+            reason,
+        };
+        let stored = kind.in_stored_version(&object.api_version, &object.spec);
+        object.spec = stored.map_err(unreadable)?;
+        object.api_version = kind.api_version();
+    }
+    Ok(object)
 }
 
 /// Whether a status was decided on what is stored: the same object, and its newest report.

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{GroupPlural, Propagation, Scope, Status};
+use super::{GroupPlural, OtherVersion, Propagation, Scope, Status, VersionDefinition};
 
 /// A kind of object. Derive it on the spec's type:
 ///
@@ -93,6 +93,14 @@ pub trait Resource: Sized + Send + Sync + 'static {
         Propagation::Orphan
     }
 
+    /// The versions that are understood beside [`VERSION`](Self::VERSION), which is the one that
+    /// is stored. Objects that are stored in one of these are converted when they are read, and
+    /// stored anew in the other when they are next changed.
+    #[must_use]
+    fn other_versions() -> Vec<OtherVersion> {
+        Vec::new()
+    }
+
     /// `group/version`.
     #[must_use]
     fn api_version() -> String {
@@ -129,6 +137,53 @@ pub trait Resource: Sized + Send + Sync + 'static {
 ///         errors.push(FieldError::new("spec.domain", "it has no dot: write it in full"));
 ///     }
 /// }
+/// ```
+///
+/// A kind whose spec had another form before names that form with `also`. Objects that are stored
+/// in it are read as the new one, and the form stays there to be asked for:
+///
+/// ```
+/// # use platctrl_framework::model::{RawObject, Resource};
+/// # use schemars::JsonSchema;
+/// # use serde::{Deserialize, Serialize};
+/// /// A web site.
+/// #[derive(Resource, Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+/// #[resource(
+///     group = "example.dev",
+///     version = "v1",
+///     kind = "Site",
+///     also(version = "v1beta1", spec = OldSiteSpec)
+/// )]
+/// pub struct SiteSpec {
+///     domains: Vec<String>,
+/// }
+///
+/// #[derive(Serialize, Deserialize, JsonSchema)]
+/// pub struct OldSiteSpec {
+///     domain: String,
+/// }
+///
+/// impl From<OldSiteSpec> for SiteSpec {
+///     fn from(old: OldSiteSpec) -> Self {
+///         Self { domains: vec![old.domain] }
+///     }
+/// }
+///
+/// impl From<SiteSpec> for OldSiteSpec {
+///     fn from(site: SiteSpec) -> Self {
+///         Self { domain: site.domains.into_iter().next().unwrap_or_default() }
+///     }
+/// }
+///
+/// # fn main() {
+/// let stored = serde_json::json!({
+///     "apiVersion": "example.dev/v1beta1",
+///     "kind": "Site",
+///     "spec": {"domain": "example.org"},
+/// });
+/// let raw: RawObject = serde_json::from_value(stored).unwrap();
+/// assert_eq!(raw.typed::<Site>().unwrap().spec.domains, ["example.org"]);
+/// # }
 /// ```
 ///
 pub use platctrl_derive::Resource;
@@ -218,25 +273,30 @@ pub struct KindDefinition {
     pub columns: Vec<Column>,
     /// The JSON schema of the whole object; `spec` and `status` are its properties.
     pub schema: Value,
+    /// See [`Resource::other_versions`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_versions: Vec<VersionDefinition>,
+}
+
+/// The JSON schema of a spec, or of another part of an object. Inline: a reader of `explain` or of
+/// an OpenAPI document wants one tree per kind.
+pub(super) fn spec_schema<S: JsonSchema>() -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|settings| {
+        settings.inline_subschemas = true;
+        settings.meta_schema = None;
+    });
+    settings
+        .into_generator()
+        .into_root_schema_for::<S>()
+        .to_value()
 }
 
 impl KindDefinition {
     /// The definition of a kind known by its types.
     #[must_use]
     pub fn of<K: Resource>() -> Self {
-        // Inline: a reader of `explain` or of an OpenAPI document wants one tree per kind.
-        let generator = || {
-            SchemaSettings::draft2020_12()
-                .with(|settings| {
-                    settings.inline_subschemas = true;
-                    settings.meta_schema = None;
-                })
-                .into_generator()
-        };
-        let spec = generator().into_root_schema_for::<K::Spec>().to_value();
-        let status = generator()
-            .into_root_schema_for::<Status<K::Status>>()
-            .to_value();
+        let spec = spec_schema::<K::Spec>();
+        let status = spec_schema::<Status<K::Status>>();
         let schema = json!({
             "type": "object",
             "properties": {
@@ -258,6 +318,10 @@ impl KindDefinition {
             scope: K::SCOPE,
             columns: K::COLUMNS.to_vec(),
             schema,
+            other_versions: K::other_versions()
+                .iter()
+                .map(OtherVersion::definition)
+                .collect(),
         }
     }
 

@@ -18,6 +18,7 @@ mod registry;
 pub mod schema;
 mod selector;
 mod uid;
+mod version;
 
 pub use condition::{Condition, ConditionStatus, Conditions};
 pub use digest::{Digest, InvalidDigest};
@@ -31,3 +32,5 @@ pub use record::{Intent, Joined, Phase, Reality, RealityMetadata, RecordError, S
 pub use registry::{KindChecks, Kinds, KnownKind};
 pub use selector::{MAX_SELECTOR_BYTES, Requirement, Selector, SelectorError, check_labels};
 pub use uid::Uid;
+pub(crate) use version::in_stored_version;
+pub use version::{OtherVersion, VersionDefinition};

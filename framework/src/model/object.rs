@@ -4,7 +4,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::{InvalidName, Metadata, ObjectKey, OwnerReference, Resource, Status};
+use super::{
+    InvalidName, Metadata, ObjectKey, OwnerReference, Resource, Status, in_stored_version,
+};
 
 /// An object of the kind `K`.
 pub struct Object<K: Resource> {
@@ -130,15 +132,16 @@ impl RawObject {
             .map_or("", |(group, _)| group)
     }
 
-    /// The object with its types.
+    /// The object with its types, from any of the kind's versions.
     ///
     /// # Errors
-    /// When spec or status is not what the kind's types say.
+    /// When spec or status is not what the kind's types say, or the version is none of the kind's.
     pub fn typed<K: Resource>(&self) -> serde_json::Result<Object<K>> {
         let status = &self.status;
+        let spec = in_stored_version::<K>(&self.api_version, &self.spec)?;
         Ok(Object {
             metadata: self.metadata.clone(),
-            spec: K::Spec::deserialize(&self.spec)?,
+            spec: K::Spec::deserialize(&*spec)?,
             status: Status {
                 phase: status.phase.clone(),
                 observed_generation: status.observed_generation,

@@ -1,11 +1,15 @@
 //! The kinds that a program knows, found by any of their names.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::Value;
 
-use super::{FieldError, GroupPlural, KindDefinition, Propagation, Resource, Scope};
+use super::{
+    FieldError, GroupPlural, KindDefinition, OtherVersion, Propagation, RawObject, Resource, Scope,
+    in_stored_version,
+};
 
 /// What a kind's types check, behind untyped values.
 #[derive(Clone, Copy)]
@@ -14,6 +18,9 @@ pub struct KindChecks {
     validate_update: fn(&Value, &Value) -> Vec<FieldError>,
     deletion_policy: fn(&Value) -> Propagation,
     node: fn(&Value) -> Option<String>,
+    api_version: fn() -> String,
+    to_stored: fn(&str, &Value) -> Result<Value, String>,
+    other_versions: fn() -> Vec<OtherVersion>,
 }
 
 impl fmt::Debug for KindChecks {
@@ -25,6 +32,10 @@ impl fmt::Debug for KindChecks {
 fn decode<K: Resource>(spec: &Value) -> Result<K::Spec, FieldError> {
     serde::Deserialize::deserialize(spec)
         .map_err(|error: serde_json::Error| FieldError::new("spec", error.to_string()))
+}
+
+fn unreadable(error: impl fmt::Display) -> FieldError {
+    FieldError::new("spec", error.to_string())
 }
 
 impl KindChecks {
@@ -56,7 +67,29 @@ impl KindChecks {
                     .unwrap_or_default()
             },
             node: |spec| K::node(&decode::<K>(spec).ok()?).map(ToOwned::to_owned),
+            to_stored: |api_version, spec| {
+                let stored = in_stored_version::<K>(api_version, spec);
+                stored
+                    .map(Cow::into_owned)
+                    .map_err(|error| error.to_string())
+            },
+            other_versions: K::other_versions,
+            api_version: K::api_version,
         }
+    }
+
+    /// `group/version` that is stored.
+    pub(crate) fn api_version(&self) -> String {
+        (self.api_version)()
+    }
+
+    /// A spec in the version that is stored, from the one it was written in.
+    pub(crate) fn in_stored_version(
+        &self,
+        api_version: &str,
+        spec: &Value,
+    ) -> Result<Value, String> {
+        (self.to_stored)(api_version, spec)
     }
 
     /// What is wrong with a spec by itself.
@@ -88,6 +121,75 @@ impl KnownKind {
         self.checks
             .map(|checks| (checks.deletion_policy)(spec))
             .unwrap_or_default()
+    }
+
+    /// A stored object as it is in one of the kind's versions, whichever it is stored in.
+    ///
+    /// # Errors
+    /// The version is none of the kind's, or the spec cannot be read in it.
+    pub fn show(&self, object: &RawObject, version: &str) -> Result<RawObject, FieldError> {
+        let spec = self.in_stored_version(object)?;
+        let spec = if version == self.definition.version {
+            spec
+        } else {
+            let other = self.other_version(version)?;
+            other.show(&spec).map_err(unreadable)?
+        };
+        Ok(self.with_spec(object, version, spec))
+    }
+
+    /// What is to be stored of an object that somebody sent in any of the kind's versions. With
+    /// the object that is stored now, only what they changed is changed: what their version cannot
+    /// say stays.
+    ///
+    /// # Errors
+    /// The version is none of the kind's, or the spec cannot be read in it.
+    pub fn store(
+        &self,
+        sent: &RawObject,
+        stored: Option<&RawObject>,
+    ) -> Result<RawObject, FieldError> {
+        let own = &self.definition.version;
+        let version = sent.api_version.rsplit('/').next().unwrap_or_default();
+        if version == own {
+            return Ok(sent.clone());
+        }
+        let stored = stored.map(|stored| self.in_stored_version(stored));
+        let other = self.other_version(version)?;
+        let spec = other.store(&sent.spec, stored.transpose()?.as_ref());
+        Ok(self.with_spec(sent, own, spec.map_err(unreadable)?))
+    }
+
+    fn in_stored_version(&self, object: &RawObject) -> Result<Value, FieldError> {
+        match self.checks {
+            Some(checks) => (checks.to_stored)(&object.api_version, &object.spec)
+                .map_err(|problem| FieldError::new("spec", problem)),
+            None => Ok(object.spec.clone()),
+        }
+    }
+
+    fn other_version(&self, version: &str) -> Result<OtherVersion, FieldError> {
+        let others = self
+            .checks
+            .map_or_else(Vec::new, |checks| (checks.other_versions)());
+        let found = others.iter().find(|other| other.version() == version);
+        found.copied().ok_or_else(|| {
+            let known: String = others
+                .iter()
+                .map(|it| format!(", `{}`", it.version()))
+                .collect();
+            let own = self.definition.api_version();
+            let text = format!("is no version of this kind: known are `{own}`{known}");
+            FieldError::new("apiVersion", text)
+        })
+    }
+
+    fn with_spec(&self, object: &RawObject, version: &str, spec: Value) -> RawObject {
+        RawObject {
+            api_version: format!("{}/{version}", self.definition.group),
+            spec,
+            ..object.clone()
+        }
     }
 
     /// The node that works on an object, for kinds scoped by node: by convention

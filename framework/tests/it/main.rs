@@ -6,5 +6,6 @@ mod client;
 mod conformance;
 mod controller;
 mod derive;
+mod kinds;
 mod root;
 mod simulator;

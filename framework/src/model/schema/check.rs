@@ -448,7 +448,7 @@ impl<'a> Checker<'a> {
 }
 
 /// The schema says nothing about what a value is.
-fn allows_anything(schema: &Map<String, Value>) -> bool {
+pub(super) fn allows_anything(schema: &Map<String, Value>) -> bool {
     const STRUCTURE: [&str; 13] = [
         "$ref",
         "type",

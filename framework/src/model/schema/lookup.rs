@@ -63,7 +63,7 @@ impl<'s> Search<'s> {
         }
         let schema = resolve(self.root, schema)?.as_object()?;
         let here = match segment {
-            Segment::Item => schema.get("items"),
+            Segment::Item(_) => schema.get("items"),
             Segment::Name(name) => named(schema, name),
         };
         if here.is_some() {
@@ -71,7 +71,9 @@ impl<'s> Search<'s> {
         }
         let groups = ["allOf", "anyOf", "oneOf"];
         let parts = groups.into_iter().flat_map(|group| members(schema, group));
-        let items = schema.get("items").filter(|_| *segment != Segment::Item);
+        let items = schema
+            .get("items")
+            .filter(|_| !matches!(segment, Segment::Item(_)));
         parts.chain(items).find_map(|part| self.step(part, segment))
     }
 }

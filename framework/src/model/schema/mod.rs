@@ -12,6 +12,7 @@
 //! bounded, and what was too much to look at is a problem itself.
 
 mod check;
+mod compatible;
 mod lookup;
 mod object;
 mod path;
@@ -25,9 +26,11 @@ use super::FieldError;
 use check::{Checker, Problem};
 use path::Path;
 
+pub use compatible::compatible;
 pub use lookup::{field_at, type_name};
 pub use object::{check_object, metadata_schema};
 pub use path::child_path;
+pub(crate) use path::{Segment, parse as parse_path};
 
 /// Checks a value against a schema. Returns all problems, up to 100; `base` is the path of the
 /// value itself, as `spec`.
@@ -56,5 +59,7 @@ pub fn unknown_fields(value: &Value, schema: &Value, base: &str) -> Vec<String> 
     unknown.map(|problem| problem.path).collect()
 }
 
+#[cfg(test)]
+mod compatible_tests;
 #[cfg(test)]
 mod tests;

@@ -115,14 +115,14 @@ impl std::fmt::Display for Path<'_> {
 
 /// A step of a path that somebody wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Segment {
+pub(crate) enum Segment {
     Name(String),
-    /// Any item of a list: `[2]`, `[]` or `[*]`.
-    Item,
+    /// An item of a list, `[2]`; or any, `[]` or `[*]`.
+    Item(Option<usize>),
 }
 
 /// Reads a path; a dot before it is allowed. None if it is no path.
-pub(super) fn parse(text: &str) -> Option<Vec<Segment>> {
+pub(crate) fn parse(text: &str) -> Option<Vec<Segment>> {
     let mut rest = text.strip_prefix('.').unwrap_or(text);
     let mut segments = Vec::new();
     if rest.is_empty() {
@@ -146,7 +146,7 @@ pub(super) fn parse(text: &str) -> Option<Vec<Segment>> {
             if position != "*" && !position.bytes().all(|byte| byte.is_ascii_digit()) {
                 return None;
             }
-            segments.push(Segment::Item);
+            segments.push(Segment::Item(position.parse().ok()));
             rest = after;
         }
         if rest.is_empty() {
@@ -199,10 +199,10 @@ mod tests {
             Some(vec![
                 name("spec"),
                 name("a"),
-                Segment::Item,
+                Segment::Item(Some(2)),
                 name("b.c"),
                 name("d"),
-                Segment::Item
+                Segment::Item(None)
             ])
         );
         assert_eq!(parse(""), Some(vec![]));

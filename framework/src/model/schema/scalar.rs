@@ -136,7 +136,7 @@ pub(super) fn length_problems(schema: &Map<String, Value>, text: &str) -> Vec<St
 
 /// A limit, or a value, that may be larger than a float is exact for.
 #[derive(Clone, Copy)]
-enum Amount {
+pub(super) enum Amount {
     Whole(i128),
     Fraction(f64),
 }
@@ -223,4 +223,68 @@ pub(super) fn number_problems(schema: &Map<String, Value>, number: &Number) -> V
         }
     }
     problems
+}
+
+/// The numbers that a schema allows.
+pub(super) struct Range {
+    /// The end, whether it is excluded, and how it is written.
+    lower: Option<(Amount, bool, String)>,
+    upper: Option<(Amount, bool, String)>,
+}
+
+impl Range {
+    pub(super) fn of(schema: &Map<String, Value>) -> Self {
+        let limit = |keyword: &str, excluded: bool| match schema.get(keyword) {
+            Some(Value::Number(limit)) => {
+                Amount::of(limit).map(|amount| (amount, excluded, limit.to_string()))
+            }
+            _ => None,
+        };
+        let is_integer = types(schema).contains(&"integer");
+        let format = schema.get("format").and_then(Value::as_str);
+        let range = format.filter(|_| is_integer).and_then(format_range);
+        let bound = |end: i128| (Amount::Whole(end), false, end.to_string());
+        Self {
+            lower: limit("exclusiveMinimum", true)
+                .or_else(|| limit("minimum", false))
+                .or_else(|| range.map(|(start, _)| bound(start))),
+            upper: limit("exclusiveMaximum", true)
+                .or_else(|| limit("maximum", false))
+                .or_else(|| range.map(|(_, end)| bound(end))),
+        }
+    }
+
+    /// Every number of the other one is in this one.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        use std::cmp::Ordering::{Equal, Greater, Less};
+        type End = Option<(Amount, bool, String)>;
+        let covers = |ours: &End, theirs: &End, beyond| match (ours, theirs) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some((ours, excluded, _)), Some((theirs, theirs_excluded, _))) => {
+                match theirs.compare(*ours) {
+                    Some(Equal) => !excluded || *theirs_excluded,
+                    order => order == Some(beyond),
+                }
+            }
+        };
+        covers(&self.lower, &other.lower, Greater) && covers(&self.upper, &other.upper, Less)
+    }
+}
+
+impl std::fmt::Display for Range {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let end = |excluded: &bool, words: [&'static str; 2]| words[usize::from(*excluded)];
+        let lower = self.lower.as_ref().map(|(_, excluded, text)| {
+            format!("{} {text}", end(excluded, ["at least", "more than"]))
+        });
+        let upper = self.upper.as_ref().map(|(_, excluded, text)| {
+            format!("{} {text}", end(excluded, ["at most", "less than"]))
+        });
+        let ends: Vec<String> = lower.into_iter().chain(upper).collect();
+        match ends.as_slice() {
+            [] => f.write_str("any number"),
+            ends => f.write_str(&ends.join(" and ")),
+        }
+    }
 }
