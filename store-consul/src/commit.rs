@@ -368,36 +368,20 @@ impl Shared {
         mut batch: Batch,
         transaction: &Transaction,
     ) -> Result<Option<Revision>, StoreError> {
-        // The clock is read beside the checks; before the first commit there is none.
-        for exists in [true, false] {
-            let clock = self.api.at(CLOCK);
-            let op = if exists {
-                Op::get(clock)
-            } else {
-                Op::absent(clock)
-            };
-            batch.ops.push((op, Role::Other));
-            match self.api.read(&batch.ops()).await? {
-                Txn::Done(pairs) => {
-                    let clock = pairs.iter().find(|pair| pair.key == CLOCK);
-                    if exists && clock.is_none() {
-                        return Err(self.api.denied("reading x/gen1/now"));
-                    }
-                    let index = clock.map_or(0, |clock| clock.modified);
-                    return Ok(Some(self.revision(index)));
-                }
-                Txn::Refused(mut errors) => {
-                    batch.ops.pop();
-                    errors.retain(|error| error.is_denied() || error.op_index < batch.ops.len());
-                    if errors.is_empty() {
-                        continue;
-                    }
-                    let failed = self.judge(&batch, &errors)?;
-                    return self.conflict(transaction, failed).await;
-                }
+        // Before the first commit there is no clock; no other key begins like it.
+        let clock = Op::get_tree(self.api.at(CLOCK));
+        batch.ops.push((clock, Role::Other));
+        match self.api.read(&batch.ops()).await? {
+            Txn::Done(pairs) => {
+                let clock = pairs.iter().find(|pair| pair.key == CLOCK);
+                let index = clock.map_or(0, |clock| clock.modified);
+                Ok(Some(self.revision(index)))
+            }
+            Txn::Refused(errors) => {
+                let failed = self.judge(&batch, &errors)?;
+                self.conflict(transaction, failed).await
             }
         }
-        Ok(None)
     }
 
     /// What failed checks mean for the caller; None: try again.

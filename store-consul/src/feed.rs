@@ -18,7 +18,7 @@ use crate::api::Wake;
 use crate::gone::Gone;
 use crate::layout::{CLOCK, GENERATIONS, MANY, Place, Scope, TOP, bucket_of, lease_of};
 use crate::probe::Probe;
-use crate::shared::{Shared, Wanted, locked};
+use crate::shared::{PROBE, Shared, Wanted, locked};
 use crate::watch::{Watcher, stream};
 use crate::wire::Pair;
 
@@ -201,6 +201,7 @@ impl Task {
         let shared = Arc::clone(&self.shared);
         let mut tick = Instant::now() + TICK;
         let mut top = None;
+        let mut look = false;
         let mut waiting: Option<BoxFuture<'static, Result<Wake, StoreError>>> = None;
         loop {
             let newcomers = {
@@ -227,9 +228,13 @@ impl Task {
             } else {
                 self.idle_since = None;
                 let due = Instant::now() >= tick;
-                if newcomers || due || top.is_some() || self.failing.is_some() {
+                look |= newcomers || due || self.failing.is_some();
+                if look || top.is_some() {
                     self.pace().await;
-                    let outcome = self.round(top.take()).await;
+                    // What a server that lags behind showed says nothing to newcomers.
+                    let top = top.take().filter(|_| !look);
+                    look = false;
+                    let outcome = self.round(top).await;
                     self.outcome(outcome).await;
                     if due {
                         tick = Instant::now() + TICK;
@@ -251,8 +256,12 @@ impl Task {
                     waiting = None;
                     match wake {
                         Ok(wake) => {
-                            // Backwards is another history, or tombstones that were reaped.
-                            self.index = if wake.index < self.index { 1 } else { wake.index.max(1) };
+                            // Backwards is another history, or tombstones that were reaped. And a
+                            // restore ends the wait with what was there before it: the same
+                            // index again means as little. The leader knows.
+                            look |= wake.index <= self.index;
+                            let backwards = wake.index < self.index;
+                            self.index = if backwards { 1 } else { wake.index.max(1) };
                             let seen = Top::of(&wake.pairs);
                             self.bury(&seen).await;
                             top = Some(seen);
@@ -315,10 +324,8 @@ impl Task {
 
     /// Brings all watchers to one moment, not before that of `top`.
     async fn round(&mut self, top: Option<Top>) -> Result<(), StoreError> {
-        let newcomers = self.followed.iter().any(|followed| followed.at.is_none());
         let mut search = Search {
-            // What a server that lags behind showed says nothing to newcomers.
-            top: top.filter(|_| !newcomers),
+            top,
             ..Search::default()
         };
         if let Some(top) = &search.top {
@@ -354,7 +361,7 @@ impl Task {
         let asks_top = search.top.is_none();
         if asks_top {
             wanted.trees.push(TOP.to_owned());
-            wanted.readable.push(format!("{TOP}.may-read"));
+            wanted.readable.push(format!("{TOP}{PROBE}"));
         }
         let buckets = search.buckets.clone();
         let all = search.all;
@@ -367,14 +374,14 @@ impl Task {
             wanted.trees.extend(begins);
         }
         if all || !buckets.is_empty() {
-            wanted.readable.push(format!("{GENERATIONS}.may-read"));
+            wanted.readable.push(format!("{GENERATIONS}{PROBE}"));
         }
         let scopes: Vec<Scope> = missing.into_iter().take(SCOPES).collect();
         for scope in &scopes {
             match scope.place() {
                 Place::Exactly(key) => wanted.exact.push(key),
                 Place::Below(begin) => {
-                    wanted.readable.push(format!("{begin}.may-read"));
+                    wanted.readable.push(format!("{begin}{PROBE}"));
                     wanted.trees.push(begin);
                 }
             }

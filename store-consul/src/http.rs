@@ -13,13 +13,15 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use crate::tls::Tls;
 
 /// How long a connection may take to come about.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long a broken connection may take to say why.
+const FATE: Duration = Duration::from_millis(200);
 /// The most that one answer may have: a list of the largest fleet has a fraction of it.
 const MAX_ANSWER: usize = 1 << 30;
 
@@ -68,7 +70,25 @@ impl NoAnswer {
     }
 }
 
-type Sender = SendRequest<Full<Bytes>>;
+/// A connection.
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    /// Why it ended, once it has.
+    fate: oneshot::Receiver<NoAnswer>,
+}
+
+impl Connection {
+    /// What is known about a failure on it: its own end tells more than that of a request.
+    async fn explain(&mut self, seen: NoAnswer) -> NoAnswer {
+        match tokio::time::timeout(FATE, &mut self.fate).await {
+            Ok(Ok(end)) => NoAnswer {
+                sent: seen.sent,
+                ..end
+            },
+            _ => seen,
+        }
+    }
+}
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -86,7 +106,7 @@ pub(crate) struct Endpoint {
     port: u16,
     authority: String,
     tls: Option<Tls>,
-    idle: Mutex<Vec<Sender>>,
+    idle: Mutex<Vec<Connection>>,
     places: Semaphore,
 }
 
@@ -133,28 +153,35 @@ impl Endpoint {
             .map_err(|_| NoAnswer::before("the store was closed"))?;
         let mut request = self.request(&ask)?;
         loop {
-            let (mut sender, kept) = match self.take_idle() {
-                Some(sender) => (sender, true),
+            let (mut connection, kept) = match self.take_idle() {
+                Some(connection) => (connection, true),
                 None => (self.connect(deadline).await?, false),
             };
+            let sender = &mut connection.sender;
             match tokio::time::timeout_at(deadline, sender.ready()).await {
                 Ok(Ok(())) => {}
                 // It was closed while it lay idle.
                 Ok(Err(_)) if kept => continue,
-                Ok(Err(error)) => return Err(NoAnswer::before(error.to_string())),
+                Ok(Err(error)) => {
+                    let seen = NoAnswer::before(error.to_string());
+                    return Err(connection.explain(seen).await);
+                }
                 Err(_) => return Err(late()),
             }
             let answer = tokio::time::timeout_at(deadline, sender.try_send_request(request)).await;
             let mut response = match answer {
                 Ok(Ok(response)) => response,
-                Ok(Err(mut error)) => match error.take_message() {
-                    Some(unsent) if kept => {
-                        request = unsent;
-                        continue;
+                Ok(Err(mut error)) => {
+                    let unsent = error.take_message();
+                    let seen = broken(error.error(), unsent.is_none());
+                    match unsent {
+                        Some(unsent) if kept => {
+                            request = unsent;
+                            continue;
+                        }
+                        _ => return Err(connection.explain(seen).await),
                     }
-                    Some(_) => return Err(NoAnswer::before(explain(error.error()))),
-                    None => return Err(NoAnswer::after(explain(error.error()))),
-                },
+                }
                 Err(_) => {
                     let reason = format!("no answer within {:?}", ask.timeout);
                     return Err(NoAnswer::after(reason));
@@ -167,8 +194,8 @@ impl Endpoint {
                 .map_err(|_| NoAnswer::after(format!("the answer took over {:?}", ask.timeout)))?
                 .map_err(|error| NoAnswer::after(format!("the answer broke off: {error}")))?
                 .to_bytes();
-            if !sender.is_closed() {
-                self.idle().push(sender);
+            if !connection.sender.is_closed() {
+                self.idle().push(connection);
             }
             return Ok(Answer {
                 status,
@@ -202,28 +229,28 @@ impl Endpoint {
             })
     }
 
-    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Sender>> {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take_idle(&self) -> Option<Sender> {
+    fn take_idle(&self) -> Option<Connection> {
         let mut idle = self.idle();
         loop {
-            let sender = idle.pop()?;
-            if !sender.is_closed() {
-                return Some(sender);
+            let connection = idle.pop()?;
+            if !connection.sender.is_closed() {
+                return Some(connection);
             }
         }
     }
 
-    async fn connect(&self, deadline: Instant) -> Result<Sender, NoAnswer> {
+    async fn connect(&self, deadline: Instant) -> Result<Connection, NoAnswer> {
         let deadline = deadline.min(Instant::now() + CONNECT);
         tokio::time::timeout_at(deadline, self.connect_now())
             .await
             .map_err(|_| NoAnswer::before("no connection came about in time"))?
     }
 
-    async fn connect_now(&self) -> Result<Sender, NoAnswer> {
+    async fn connect_now(&self) -> Result<Connection, NoAnswer> {
         let stream = TcpStream::connect((self.host.as_str(), self.port))
             .await
             .map_err(|error| NoAnswer::before(error.to_string()))?;
@@ -245,19 +272,21 @@ impl Endpoint {
     }
 }
 
-async fn handshake<S>(stream: S) -> Result<Sender, NoAnswer>
+async fn handshake<S>(stream: S) -> Result<Connection, NoAnswer>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let (sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| NoAnswer::before(error.to_string()))?;
+    let (tell, fate) = oneshot::channel();
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::trace!(%error, "a connection to Consul ended");
+            let _ = tell.send(broken(&error, true));
         }
     });
-    Ok(sender)
+    Ok(Connection { sender, fate })
 }
 
 /// Why no secure connection came about, and whether that can pass.
@@ -301,10 +330,29 @@ fn tls_failed(error: &std::io::Error) -> NoAnswer {
     }
 }
 
-fn explain(error: &hyper::Error) -> String {
-    use std::error::Error as _;
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
+/// What a broken connection means. With TLS 1.3 a server refuses a client's certificate only
+/// after the handshake.
+fn broken(error: &hyper::Error, sent: bool) -> NoAnswer {
+    let mut reason = error.to_string();
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        let tls = cause.downcast_ref::<std::io::Error>().filter(|cause| {
+            cause
+                .get_ref()
+                .is_some_and(|inner| inner.is::<rustls::Error>())
+        });
+        if let Some(tls) = tls {
+            return NoAnswer {
+                sent,
+                ..tls_failed(tls)
+            };
+        }
+        reason = format!("{reason}: {cause}");
+        next = cause.source();
+    }
+    NoAnswer {
+        sent,
+        passing: true,
+        reason,
     }
 }

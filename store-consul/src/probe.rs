@@ -13,7 +13,7 @@ use platctrl_framework::store::{Prefix, StoreError};
 use tokio::time::Instant;
 
 use crate::layout::{GENERATIONS, Place, Scope};
-use crate::shared::{Shared, Wanted};
+use crate::shared::{PROBE, Shared, Wanted};
 
 /// Scopes looked at each time.
 const SCOPES: usize = 64;
@@ -100,7 +100,7 @@ impl Probe {
         }
         let wanted = Wanted {
             trees: vec![GENERATIONS.to_owned()],
-            readable: vec![format!("{GENERATIONS}.may-read")],
+            readable: vec![format!("{GENERATIONS}{PROBE}")],
             ..Wanted::default()
         };
         let view = shared.view(&wanted).await?;

@@ -3,7 +3,7 @@
 //! Consul hands out a prefix whole or not at all. What a page leaves over is kept for a while, so
 //! that the next page neither asks again nor shows another moment.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,9 @@ use platctrl_framework::store::{
     Key, LeaseId, ListRequest, Page, Prefix, Record, Revision, Snapshot, StoreError,
 };
 
-use crate::layout::{is_own, lease_key};
-use crate::shared::{ATTEMPTS, LIMITS, Shared, View, Wanted, locked};
+use crate::layout::{GENERATIONS, Place, Scope, is_own, lease_key};
+use crate::shared::{ATTEMPTS, LIMITS, PROBE, Shared, View, Wanted, locked};
+use crate::wire::Pair;
 
 /// How long what is left of a list is kept.
 const KEPT: Duration = Duration::from_secs(60);
@@ -147,6 +148,39 @@ impl Shared {
         Err(self.api.unavailable("a read", "leases end all the time"))
     }
 
+    /// Holds a list of objects against the generations: a scope that once had something and now
+    /// shows nothing must be one that the credential may read. Consul leaves out what may not be
+    /// read, as if it were not there.
+    async fn must_be_readable(&self, prefix: &Prefix, pairs: &[Pair]) -> Result<(), StoreError> {
+        let objects = Prefix::new("o/").is_ok_and(|objects| objects.overlaps(prefix));
+        if !objects || prefix.as_key().is_some() {
+            return Ok(());
+        }
+        let shown: HashSet<Scope> = pairs
+            .iter()
+            .filter_map(|pair| Key::new(&pair.key).ok())
+            .map(|key| Scope::of(&key))
+            .collect();
+        let wanted = Wanted {
+            trees: vec![GENERATIONS.to_owned()],
+            readable: vec![format!("{GENERATIONS}{PROBE}")],
+            ..Wanted::default()
+        };
+        let view = self.view(&wanted).await?;
+        let empty: Vec<Scope> = view
+            .trees
+            .iter()
+            .filter_map(|pair| Scope::of_generation(&pair.key))
+            .filter(|scope| scope.meets(prefix) && !shown.contains(scope))
+            .collect();
+        let place = |scope: &Scope| match scope.place() {
+            Place::Exactly(key) => key,
+            Place::Below(begin) => format!("{begin}{PROBE}"),
+        };
+        let doubtful: Vec<String> = empty.iter().map(place).collect();
+        self.must_be_allowed(&doubtful).await
+    }
+
     pub(crate) async fn list(&self, request: &ListRequest) -> Result<Page, StoreError> {
         if let Some(cursor) = self.cursors.take(request) {
             return Ok(self.cursors.page(cursor, request.limit));
@@ -155,7 +189,10 @@ impl Shared {
             let view = self.view(&wanted_of(&request.prefix)).await?;
             let revision = self.revision_of(&view);
             let pairs = view.exact.into_iter().flatten().chain(view.trees);
+            let pairs: Vec<Pair> = pairs.collect();
+            self.must_be_readable(&request.prefix, &pairs).await?;
             let mut records: Vec<Record> = pairs
+                .into_iter()
                 .filter_map(|pair| self.record(pair))
                 .filter(|record| record.key.is_under(&request.prefix))
                 .filter(|record| {
@@ -214,7 +251,7 @@ pub(crate) fn wanted_of(prefix: &Prefix) -> Wanted {
         },
         None => Wanted {
             trees: vec![prefix.as_str().to_owned()],
-            readable: vec![format!("{}.may-read", prefix.as_str())],
+            readable: vec![format!("{}{PROBE}", prefix.as_str())],
             ..Wanted::default()
         },
     }

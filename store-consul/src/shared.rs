@@ -1,6 +1,6 @@
 //! What all calls share: the server, the anchor, and what is remembered of earlier answers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use platctrl_framework::environment::Environment;
@@ -14,10 +14,12 @@ use crate::layout::{ANCHOR, CLOCK};
 use crate::leases::Leases;
 use crate::options::Options;
 use crate::read::Cursors;
-use crate::wire::{Op, Pair, Txn};
+use crate::wire::{MAX_OPS, Op, Pair, Txn, Verb};
 
 /// Scopes whose lists of deleted names are remembered.
 const REMEMBERED: usize = 1_024;
+/// The name of a key that nobody has, by which it is found out what may be read.
+pub(crate) const PROBE: &str = ".may-read";
 /// How often a read or commit is tried again because something moved meanwhile.
 pub(crate) const ATTEMPTS: usize = 12;
 
@@ -40,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) options: Options,
     anchor: Mutex<Seen>,
     gones: Mutex<HashMap<String, (u64, Gone)>>,
+    /// Keys that the credential may not write, as was found out.
+    weak: Mutex<HashSet<String>>,
     /// The records of claims, as last seen: a commit under a claim compares their index.
     pub(crate) claims: Mutex<HashMap<Key, Claim>>,
     pub(crate) leases: Leases,
@@ -87,6 +91,104 @@ pub(crate) struct Wanted {
     pub(crate) readable: Vec<String>,
 }
 
+/// How a key is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    /// It exists.
+    Get,
+    /// It does not, which is checked. Consul allows the check only to who may write the key.
+    Absent,
+    /// With all keys that begin like it. Fails in no case, which also hides what is denied.
+    Tree,
+}
+
+/// How one read is done, which is found out by trying.
+#[derive(Debug)]
+struct Plan {
+    clock: How,
+    keys: Vec<String>,
+    exact: Vec<How>,
+    /// Of what must be readable, the keys that the credential may not write.
+    weak: Vec<String>,
+}
+
+impl Plan {
+    fn of(shared: &Shared, wanted: &Wanted) -> Self {
+        let weak = locked(&shared.weak);
+        let known = wanted.readable.iter().filter(|key| weak.contains(*key));
+        Self {
+            clock: How::Get,
+            keys: wanted.exact.clone(),
+            exact: vec![How::Get; wanted.exact.len()],
+            weak: known.cloned().collect(),
+        }
+    }
+
+    /// The positions and keys that are read in one way.
+    fn placed<'a>(
+        &'a self,
+        wanted: &'a Wanted,
+        how: How,
+    ) -> impl Iterator<Item = (usize, &'a String)> {
+        let keys = wanted.exact.iter().zip(&self.exact).enumerate();
+        keys.filter(move |(_, (_, found))| **found == how)
+            .map(|(place, (key, _))| (place, key))
+    }
+
+    /// Anchor and clock come first, then what is got key by key, trees last: so the answers can
+    /// be told apart.
+    fn ops(&self, shared: &Shared, wanted: &Wanted) -> Vec<Op> {
+        let at = |key: &String| shared.api.at(key);
+        let clock = shared.api.at(CLOCK);
+        let mut ops = vec![
+            shared.anchor_read(),
+            match self.clock {
+                How::Get => Op::get(clock),
+                // No other key begins like this.
+                _ => Op::get_tree(clock),
+            },
+        ];
+        let placed = |how| self.placed(wanted, how).map(|(_, key)| at(key));
+        ops.extend(placed(How::Get).map(Op::get));
+        ops.extend(placed(How::Absent).map(Op::absent));
+        let readable = wanted.readable.iter();
+        let readable = readable.filter(|key| !self.weak.contains(key));
+        ops.extend(readable.map(|key| Op::absent(at(key))));
+        ops.extend(wanted.trees.iter().map(|begin| Op::get_tree(at(begin))));
+        ops.extend(placed(How::Tree).map(Op::get_tree));
+        ops
+    }
+
+    /// Takes in that an operation failed; false when that cannot be helped.
+    fn learn(&mut self, op: &Op, shared: &Shared, denied: bool) -> bool {
+        let key = shared.api.without_root(op.key()).to_owned();
+        match (op.verb(), denied) {
+            (Verb::Get, false) if key == CLOCK => self.clock = How::Tree,
+            (Verb::Get, false) => self.turn(&key, How::Absent),
+            (Verb::CheckNotExists, false) => self.turn(&key, How::Get),
+            (Verb::CheckNotExists, true) if key.ends_with(PROBE) => {
+                let mut weak = locked(&shared.weak);
+                if weak.len() >= REMEMBERED {
+                    weak.clear();
+                }
+                weak.insert(key.clone());
+                self.weak.push(key);
+            }
+            (Verb::CheckNotExists, true) => self.turn(&key, How::Tree),
+            _ => return false,
+        }
+        true
+    }
+
+    fn turn(&mut self, key: &str, to: How) {
+        for (known, how) in self.keys.iter().zip(&mut self.exact) {
+            if known == key {
+                *how = to;
+            }
+        }
+    }
+}
+
 pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -99,6 +201,7 @@ impl Shared {
             options,
             anchor: Mutex::default(),
             gones: Mutex::default(),
+            weak: Mutex::default(),
             claims: Mutex::default(),
             leases: Leases::default(),
             cursors: Cursors::default(),
@@ -117,7 +220,8 @@ impl Shared {
     /// The operation that fails, or shows another index, unless the anchor is what it was.
     fn anchor_read(&self) -> Op {
         match locked(&self.anchor).index {
-            0 => Op::absent(self.api.at(ANCHOR)),
+            // No other key begins like this.
+            0 => Op::get_tree(self.api.at(ANCHOR)),
             _ => Op::get(self.api.at(ANCHOR)),
         }
     }
@@ -136,40 +240,22 @@ impl Shared {
     /// It was there and is gone, or is another store's: then nothing that is read here means
     /// anything. Nothing is taken for an empty store.
     pub(crate) async fn refresh_anchor(&self) -> Result<(), StoreError> {
-        for _ in 0..ATTEMPTS {
-            match self.api.read(&[Op::get(self.api.at(ANCHOR))]).await? {
-                Txn::Done(pairs) => match pairs.first() {
-                    Some(pair) if pair.key == ANCHOR => return self.adopt(pair),
-                    _ => return Err(self.api.denied("reading the anchor x/anchor")),
-                },
-                Txn::Refused(errors) => {
-                    if errors.iter().any(crate::wire::OpError::is_denied) {
-                        return Err(self.api.denied("reading the anchor x/anchor"));
-                    }
-                }
-            }
-            match self.api.read(&[Op::absent(self.api.at(ANCHOR))]).await? {
-                Txn::Done(_) => {
-                    let mut seen = locked(&self.anchor);
-                    if let Some(store) = &seen.store {
-                        let reason = format!(
-                            "the anchor of store {store} is gone; nothing is taken from a root \
-                             without it"
-                        );
-                        return Err(self.api.unavailable("reading the anchor", &reason));
-                    }
-                    *seen = Seen::default();
-                    return Ok(());
-                }
-                Txn::Refused(errors) if errors.iter().any(crate::wire::OpError::is_denied) => {
-                    return Err(self.api.denied("reading the anchor x/anchor"));
-                }
-                Txn::Refused(_) => {}
-            }
+        if let Txn::Done(pairs) = self.api.read(&[Op::get(self.api.at(ANCHOR))]).await? {
+            return match pairs.first() {
+                Some(pair) if pair.key == ANCHOR => self.adopt(pair),
+                _ => Err(self.api.denied("reading the anchor x/anchor")),
+            };
         }
-        Err(self
-            .api
-            .unavailable("reading the anchor", "it comes and goes"))
+        self.must_be_allowed(&[ANCHOR.to_owned()]).await?;
+        let mut seen = locked(&self.anchor);
+        if let Some(store) = &seen.store {
+            let reason = format!(
+                "the anchor of store {store} is gone; nothing is taken from a root without it"
+            );
+            return Err(self.api.unavailable("reading the anchor", &reason));
+        }
+        *seen = Seen::default();
+        Ok(())
     }
 
     fn adopt(&self, pair: &Pair) -> Result<(), StoreError> {
@@ -202,84 +288,92 @@ impl Shared {
     /// # Errors
     /// `Denied` when the credential may not read some of it; `Unavailable`.
     pub(crate) async fn view(&self, wanted: &Wanted) -> Result<View, StoreError> {
-        let at = |key: &String| self.api.at(key);
-        // What exists is read, of the rest is checked that it does not exist; which is which
-        // is found out by trying.
-        let mut exists = vec![true; wanted.exact.len()];
-        let mut clock_exists = true;
+        let mut plan = Plan::of(self, wanted);
         for _ in 0..ATTEMPTS {
-            let mut ops = Vec::with_capacity(2 + exists.len() + wanted.trees.len());
-            ops.push(self.anchor_read());
-            let anchor_exists = ops[0].verb() == crate::wire::Verb::Get;
-            let clock = self.api.at(CLOCK);
-            ops.push(if clock_exists {
-                Op::get(clock)
-            } else {
-                Op::absent(clock)
-            });
-            for (key, exists) in wanted.exact.iter().zip(&exists) {
-                ops.push(if *exists {
-                    Op::get(at(key))
-                } else {
-                    Op::absent(at(key))
-                });
-            }
-            ops.extend(wanted.readable.iter().map(|key| Op::absent(at(key))));
-            ops.extend(wanted.trees.iter().map(|begin| Op::get_tree(at(begin))));
-            let pairs = match self.api.read(&ops).await? {
-                Txn::Done(pairs) => pairs,
+            let ops = plan.ops(self, wanted);
+            match self.api.read(&ops).await? {
+                Txn::Done(pairs) => return self.sort(&plan, wanted, &ops, pairs).await,
                 Txn::Refused(errors) => {
                     for error in errors {
                         let Some(op) = ops.get(error.op_index) else {
                             return Err(self.api.nonsense("a read", &error.what, false));
                         };
-                        if error.is_denied() {
+                        if error.op_index == 0 {
+                            self.refresh_anchor().await?;
+                        } else if !plan.learn(op, self, error.is_denied()) {
                             let key = self.api.without_root(op.key());
-                            return Err(self.api.denied(&format!("reading {key}")));
-                        }
-                        match error.op_index {
-                            0 => self.refresh_anchor().await?,
-                            1 => clock_exists = !clock_exists,
-                            n => match exists.get_mut(n - 2) {
-                                Some(exists) => *exists = !*exists,
-                                None => {
-                                    return Err(self.api.nonsense("a read", &error.what, false));
-                                }
-                            },
+                            return Err(if error.is_denied() {
+                                self.api.denied(&format!("reading {key}"))
+                            } else {
+                                self.api.nonsense("a read", &error.what, false)
+                            });
                         }
                     }
-                    continue;
                 }
-            };
-            let mut pairs = pairs.into_iter().peekable();
-            let mut next = |key: &str| {
-                let found = pairs.next_if(|pair| pair.key == key);
-                found.ok_or_else(|| self.api.denied(&format!("reading {key}")))
-            };
-            if anchor_exists {
-                let anchor = next(ANCHOR)?;
-                self.adopt(&anchor)?;
             }
-            let clock = if clock_exists {
-                next(CLOCK)?.modified
-            } else {
-                0
-            };
-            let exact: Result<Vec<Option<Pair>>, StoreError> = wanted
-                .exact
-                .iter()
-                .zip(&exists)
-                .map(|(key, exists)| exists.then(|| next(key)).transpose())
-                .collect();
-            return Ok(View {
-                clock,
-                exact: exact?,
-                trees: pairs.collect(),
-            });
         }
-        Err(self
-            .api
-            .unavailable("a read", "what is read comes and goes too fast"))
+        let reason = "what is read comes and goes too fast";
+        Err(self.api.unavailable("a read", reason))
+    }
+
+    /// Sorts the pairs that answer a plan's operations, and makes sure that none is missing
+    /// because it may not be read.
+    async fn sort(
+        &self,
+        plan: &Plan,
+        wanted: &Wanted,
+        ops: &[Op],
+        pairs: Vec<Pair>,
+    ) -> Result<View, StoreError> {
+        let mut pairs = pairs.into_iter().peekable();
+        let mut next = |key: &str| {
+            let found = pairs.next_if(|pair| pair.key == key);
+            found.ok_or_else(|| self.api.denied(&format!("reading {key}")))
+        };
+        match (ops.first().map(Op::verb), next(ANCHOR)) {
+            (_, Ok(anchor)) => self.adopt(&anchor)?,
+            (Some(Verb::Get), Err(error)) => return Err(error),
+            _ => {}
+        }
+        let clock = match (plan.clock, next(CLOCK)) {
+            (_, Ok(clock)) => clock.modified,
+            (How::Get, Err(error)) => return Err(error),
+            _ => 0,
+        };
+        let mut exact = vec![None; wanted.exact.len()];
+        for (place, key) in plan.placed(wanted, How::Get) {
+            exact[place] = Some(next(key)?);
+        }
+        let trees: Vec<Pair> = pairs.collect();
+        let mut doubtful = plan.weak.clone();
+        for (place, key) in plan.placed(wanted, How::Tree) {
+            exact[place] = trees.iter().find(|pair| pair.key == *key).cloned();
+            if exact[place].is_none() {
+                doubtful.push(key.clone());
+            }
+        }
+        self.must_be_allowed(&doubtful).await?;
+        Ok(View {
+            clock,
+            exact,
+            trees,
+        })
+    }
+
+    /// Fails unless the credential may read each of these keys, whether they exist or not.
+    pub(crate) async fn must_be_allowed(&self, keys: &[String]) -> Result<(), StoreError> {
+        for some in keys.chunks(MAX_OPS) {
+            // The check fails in any case; how, tells what is allowed.
+            let never = |key: &String| Op::unchanged(self.api.at(key), u64::MAX >> 1);
+            let ops: Vec<Op> = some.iter().map(never).collect();
+            if let Txn::Refused(errors) = self.api.read(&ops).await?
+                && let Some(error) = errors.iter().find(|error| error.is_denied())
+            {
+                let key = some.get(error.op_index).map_or("", String::as_str);
+                return Err(self.api.denied(&format!("reading {key}")));
+            }
+        }
+        Ok(())
     }
 
     /// The list of names deleted from a scope, and its index, as last seen.

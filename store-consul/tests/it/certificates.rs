@@ -1,5 +1,4 @@
 //! Certificates of an authority of the test's own.
-#![allow(dead_code, reason = "what the fault tests use is written with them")]
 
 use std::path::{Path, PathBuf};
 

@@ -66,7 +66,7 @@ async fn fresh(cluster: Shared, name: &str) -> Subject {
             }
         }
     };
-    let subject = Subject::new(open().await).with_lease_ttl(Duration::from_millis(300));
+    let subject = Subject::new(open().await).with_lease_ttl(Duration::from_secs(1));
     if let Some(guard) = guard {
         let lose_next = guard.0.lose_next();
         return subject

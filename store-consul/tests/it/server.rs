@@ -1,6 +1,5 @@
 //! Real Consul servers: each a process on an address of its own, killed when the test ends in
 //! whatever way.
-#![allow(dead_code, reason = "what the fault tests use is written with them")]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -408,6 +407,20 @@ impl Cluster {
             accessor: text(&token["AccessorID"]),
             secret: text(&token["SecretID"]),
         }
+    }
+
+    /// Runs Consul's own command line.
+    pub(crate) fn consul(&self, arguments: &[&str]) -> String {
+        let output = Command::new(program())
+            .args(arguments)
+            .env_clear()
+            .env("CONSUL_HTTP_ADDR", format!("{}:8500", self.any().address))
+            .env("CONSUL_HTTP_TOKEN", ROOT_TOKEN)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "consul {arguments:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     pub(crate) fn logs(&self) -> String {
