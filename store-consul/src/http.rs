@@ -339,7 +339,7 @@ fn broken(error: &hyper::Error, sent: bool) -> NoAnswer {
         let tls = cause.downcast_ref::<std::io::Error>().filter(|cause| {
             cause
                 .get_ref()
-                .is_some_and(|inner| inner.is::<rustls::Error>())
+                .is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
         });
         if let Some(tls) = tls {
             return NoAnswer {
