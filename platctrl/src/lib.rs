@@ -11,6 +11,7 @@ pub mod fuzzing;
 mod manifest;
 mod output;
 mod place;
+mod roles;
 pub mod server;
 mod store;
 mod up;

@@ -1,4 +1,4 @@
-//! Which store: its URL, and the backend behind it.
+//! Which store: its URL, how it is reached, and the backend behind it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -7,8 +7,9 @@ use std::sync::Arc;
 use platctrl_framework::environment::Environment;
 use platctrl_framework::store::Store;
 use platctrl_store_embedded::EmbeddedStore;
+use platctrl_store_etcd::{self as etcd, EtcdStore};
 
-use crate::error::{Failure, Result};
+use crate::error::{Code, Failure, Result};
 use crate::output;
 
 /// Where a root is.
@@ -16,75 +17,210 @@ use crate::output;
 pub(crate) enum StoreUrl {
     /// A directory of this machine.
     Embedded(PathBuf),
+    /// An etcd cluster.
+    Etcd(etcd::Location),
+}
+
+/// The store that a process works on.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct StoreFlags {
+    /// The store: etcd://HOST:PORT,…/ROOT
+    #[arg(long, env = "PLATCTRL_STORE", value_name = "URL")]
+    store: String,
+    #[command(flatten)]
+    access: StoreAccess,
+}
+
+impl StoreFlags {
+    pub(crate) fn url(&self) -> Result<StoreUrl> {
+        StoreUrl::parse(&self.store)
+    }
+
+    /// Whether or not it can be reached now.
+    pub(crate) fn open_later(&self) -> Result<Arc<dyn Store>> {
+        self.url()?.open_later(&self.access)
+    }
+
+    pub(crate) async fn open(&self, environment: &Environment) -> Result<Arc<dyn Store>> {
+        self.url()?.open(&self.access, environment, false).await
+    }
+}
+
+/// How a store is reached that is not on this machine.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Reaching the store")]
+pub(crate) struct StoreAccess {
+    /// The certificates that the store's are signed with; without it the connection is plain
+    #[arg(long, global = true, env = "PLATCTRL_STORE_CA", value_name = "FILE")]
+    store_ca: Option<PathBuf>,
+    /// The certificate that is shown to the store
+    #[arg(
+        long,
+        env = "PLATCTRL_STORE_CERT",
+        value_name = "FILE",
+        requires = "store_key"
+    )]
+    store_cert: Option<PathBuf>,
+    /// Its key
+    #[arg(
+        long,
+        env = "PLATCTRL_STORE_KEY",
+        value_name = "FILE",
+        requires = "store_cert"
+    )]
+    store_key: Option<PathBuf>,
+    /// The name that the store's certificates are for, when it is not the host's
+    #[arg(
+        long,
+        env = "PLATCTRL_STORE_SERVER_NAME",
+        value_name = "NAME",
+        requires = "store_ca"
+    )]
+    store_server_name: Option<String>,
+    /// A user of the store (etcd)
+    #[arg(
+        long,
+        env = "PLATCTRL_STORE_USER",
+        value_name = "NAME",
+        requires = "store_password_file"
+    )]
+    store_user: Option<String>,
+    /// The file with its password
+    #[arg(
+        long,
+        env = "PLATCTRL_STORE_PASSWORD_FILE",
+        value_name = "FILE",
+        requires = "store_user"
+    )]
+    store_password_file: Option<PathBuf>,
+}
+
+impl StoreAccess {
+    fn etcd(&self) -> Result<etcd::Options> {
+        let mut options = etcd::Options::default();
+        options.tls = self.store_ca.as_ref().map(|ca| {
+            let mut tls = etcd::Tls::new(ca);
+            if let (Some(certificate), Some(key)) = (&self.store_cert, &self.store_key) {
+                tls = tls.with_client_certificate(certificate, key);
+            }
+            match &self.store_server_name {
+                Some(name) => tls.with_server_name(name),
+                None => tls,
+            }
+        });
+        if let (Some(user), Some(file)) = (&self.store_user, &self.store_password_file) {
+            let password = std::fs::read_to_string(file).map_err(|error| {
+                Failure::failed(format!("cannot read {}: {error}", file.display()))
+            })?;
+            let password = password.trim_end_matches(['\r', '\n']);
+            options.credentials = Some(etcd::Credentials::new(user, password));
+        }
+        Ok(options)
+    }
 }
 
 impl StoreUrl {
-    /// Reads `embedded:DIR`.
+    /// Reads `embedded:DIR` or `etcd://HOST:PORT,…/ROOT`.
     pub(crate) fn parse(url: &str) -> Result<Self> {
-        let hint = "write embedded: and a directory, as embedded:/var/lib/platctrl/store";
+        let hint =
+            "write embedded:DIR, as embedded:/var/lib/platctrl/store, or etcd://HOST:PORT,…/ROOT";
         match url.split_once(':') {
             Some(("embedded", dir)) if !dir.is_empty() => std::path::absolute(Path::new(dir))
                 .map(Self::Embedded)
                 .map_err(|error| Failure::failed(format!("cannot use {dir}: {error}"))),
-            Some((scheme @ ("etcd" | "consul"), _)) => Err(Failure::usage(format!(
-                "this build has the embedded store only, not {scheme}"
-            ))
-            .hint(hint)),
+            Some(("etcd", _)) => url
+                .parse()
+                .map(Self::Etcd)
+                .map_err(|error| Failure::usage(output::plain(&format!("{error}")))),
             _ => Err(Failure::usage(format!("`{}` is no store", output::plain(url))).hint(hint)),
         }
     }
 
     /// The directory, for what only a store in a directory can do.
     pub(crate) fn directory(&self) -> Result<&Path> {
-        let Self::Embedded(dir) = self;
-        Ok(dir)
+        match self {
+            Self::Embedded(dir) => Ok(dir),
+            Self::Etcd(_) => Err(Failure::usage(format!(
+                "{self} is saved, checked and restored by etcd's own tools"
+            ))
+            .hint("`etcdctl snapshot save`, `etcdutl snapshot restore`; then say so with `platctrl store restored`")),
+        }
     }
 
-    /// Opens the backend itself, without taking it for any particular root. An embedded store
-    /// that is not there is made only when `create` says so.
+    /// Opens the backend itself, without taking it for any particular root, and waits until it
+    /// answers. An embedded store that is not there is made only when `create` says so.
     pub(crate) async fn open(
         &self,
+        access: &StoreAccess,
         environment: &Environment,
         create: bool,
     ) -> Result<Arc<dyn Store>> {
-        let Self::Embedded(dir) = self;
-        if !create && !dir.exists() {
-            return Err(
-                Failure::failed(format!("there is no store in {}", dir.display()))
-                    .hint("name the directory of a store, as embedded:/var/lib/platctrl/store"),
-            );
+        match self {
+            Self::Embedded(dir) => {
+                if !create && !dir.exists() {
+                    let message = format!("there is no store in {}", dir.display());
+                    return Err(Failure::failed(message).hint(
+                        "name the directory of a store, as embedded:/var/lib/platctrl/store",
+                    ));
+                }
+                let (path, clock) = (dir.clone(), environment.clone());
+                let opened =
+                    tokio::task::spawn_blocking(move || EmbeddedStore::open(path, clock)).await;
+                let store = opened.map_err(Failure::failed)?.map_err(Failure::failed)?;
+                Ok(Arc::new(store))
+            }
+            Self::Etcd(location) => {
+                let store = EtcdStore::connect(location.clone(), access.etcd()?).await;
+                Ok(Arc::new(store.map_err(|error| etcd_failure(&error))?))
+            }
         }
-        let (path, clock) = (dir.clone(), environment.clone());
-        let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(path, clock)).await;
-        let store = opened.map_err(Failure::failed)?.map_err(Failure::failed)?;
-        Ok(Arc::new(store))
     }
+
+    /// Opens a store that many processes use, whether or not it can be reached now.
+    pub(crate) fn open_later(&self, access: &StoreAccess) -> Result<Arc<dyn Store>> {
+        match self {
+            Self::Embedded(_) => Err(Failure::usage(format!(
+                "{self} is no store of many machines"
+            ))),
+            Self::Etcd(location) => {
+                let store = EtcdStore::open(location.clone(), access.etcd()?);
+                Ok(Arc::new(store.map_err(|error| etcd_failure(&error))?))
+            }
+        }
+    }
+}
+
+fn etcd_failure(error: &etcd::ConnectError) -> Failure {
+    let code = match error {
+        etcd::ConnectError::Denied { .. } => Code::Denied,
+        etcd::ConnectError::Unavailable { .. } => Code::Unreachable,
+        _ => Code::Failed,
+    };
+    Failure::new(code, output::plain(&error.to_string()))
 }
 
 impl fmt::Display for StoreUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::Embedded(dir) = self;
-        write!(f, "embedded:{}", dir.display())
+        match self {
+            Self::Embedded(dir) => write!(f, "embedded:{}", dir.display()),
+            Self::Etcd(location) => location.fmt(f),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Code;
 
     #[test]
-    fn a_store_is_a_directory() {
+    fn a_store_is_a_directory_or_a_cluster() {
         let url = StoreUrl::parse("embedded:/a").unwrap();
         assert_eq!(url, StoreUrl::Embedded(PathBuf::from("/a")));
         assert_eq!(url.to_string(), "embedded:/a");
-        for url in [
-            "/a",
-            "embedded:",
-            "etcd://h:2379/root",
-            "consul://h/root",
-            "",
-        ] {
+        let url = StoreUrl::parse("etcd://a,b:1/root").unwrap();
+        assert_eq!(url.to_string(), "etcd://a:2379,b:1/root");
+        assert_eq!(url.directory().unwrap_err().code, Code::Usage);
+        for url in ["/a", "embedded:", "etcd://h:2379", "zookeeper://h/root", ""] {
             assert_eq!(StoreUrl::parse(url).unwrap_err().code, Code::Usage, "{url}");
         }
     }

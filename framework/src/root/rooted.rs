@@ -64,6 +64,36 @@ struct Known {
     anchor: Anchor,
     /// The backend's own revision of the anchor. None while the anchor is missing.
     revision: Option<Revision>,
+    /// The epoch that the backend itself gives its revisions: 0 unless it reads the anchor too.
+    native: u16,
+}
+
+/// The root's epoch, and the one that its backend speaks of.
+#[derive(Clone, Copy, Debug, Default)]
+struct Epochs {
+    root: u16,
+    native: u16,
+}
+
+impl Epochs {
+    /// The revision as the backend knows it.
+    fn lower(self, revision: Revision) -> Option<Revision> {
+        // Zero is before every commit of every epoch.
+        if revision == Revision::ZERO {
+            return Some(revision);
+        }
+        let same = revision.epoch() == self.root;
+        same.then(|| Revision::new(self.native, revision.counter()))
+    }
+}
+
+impl Known {
+    fn epochs(&self) -> Epochs {
+        Epochs {
+            root: self.anchor.epoch,
+            native: self.native,
+        }
+    }
 }
 
 impl RootedStore {
@@ -119,17 +149,14 @@ fn lift_event(epoch: u16, event: WatchEvent) -> WatchEvent {
 }
 
 /// The compare as the backend understands it; None when it is of another epoch and cannot hold.
-fn lower(epoch: u16, compare: &Compare) -> Option<Compare> {
-    let native = |revision: Revision| {
-        // Zero is before every commit of every epoch.
-        (revision.epoch() == epoch || revision == Revision::ZERO)
-            .then(|| Revision::new(0, revision.counter()))
-    };
+fn lower(epochs: Epochs, compare: &Compare) -> Option<Compare> {
     Some(match compare {
         Compare::Absent(key) => Compare::Absent(key.clone()),
-        Compare::Revision(key, revision) => Compare::Revision(key.clone(), native(*revision)?),
+        Compare::Revision(key, revision) => {
+            Compare::Revision(key.clone(), epochs.lower(*revision)?)
+        }
         Compare::RangeNotNewer(prefix, revision) => {
-            Compare::RangeNotNewer(prefix.clone(), native(*revision)?)
+            Compare::RangeNotNewer(prefix.clone(), epochs.lower(*revision)?)
         }
         Compare::ClaimHeld {
             key,
@@ -137,7 +164,7 @@ fn lower(epoch: u16, compare: &Compare) -> Option<Compare> {
             lease,
         } => Compare::ClaimHeld {
             key: key.clone(),
-            epoch: native(*won)?,
+            epoch: epochs.lower(*won)?,
             lease: *lease,
         },
     })
@@ -196,6 +223,7 @@ impl Shared {
         *known = Some(Known {
             anchor,
             revision: Some(record.modified),
+            native: record.modified.epoch(),
         });
         Ok(known.clone())
     }
@@ -214,8 +242,12 @@ impl Shared {
         }
     }
 
-    async fn epoch(&self) -> Result<u16> {
-        Ok(self.root().await?.map_or(0, |known| known.anchor.epoch))
+    async fn epochs(&self) -> Result<Epochs> {
+        Ok(self
+            .root()
+            .await?
+            .as_ref()
+            .map_or_else(Epochs::default, Known::epochs))
     }
 
     /// Whether the epoch is still the one that something was begun in.
@@ -250,7 +282,7 @@ impl Shared {
             let lowered: Vec<Option<Compare>> = transaction
                 .compares
                 .iter()
-                .map(|compare| lower(epoch, compare))
+                .map(|compare| lower(known.epochs(), compare))
                 .collect();
             let impossible = positions(&lowered, Option::is_none);
             if !impossible.is_empty() {
@@ -319,7 +351,7 @@ impl Store for RootedStore {
                 let reason = format!("{count} keys in one get; the store takes {limit}");
                 return Err(StoreError::Invalid { reason });
             }
-            let mut epoch = self.shared.epoch().await?;
+            let mut epoch = self.shared.epochs().await?.root;
             let mut snapshot = self.shared.store.get(keys).await?;
             let anchor = anchor_key();
             if let Some(at) = keys.iter().position(|key| *key == anchor) {
@@ -339,16 +371,17 @@ impl Store for RootedStore {
 
     fn list<'a>(&'a self, request: &'a ListRequest) -> BoxFuture<'a, Result<Page>> {
         Box::pin(async move {
-            let epoch = self.shared.epoch().await?;
+            let epochs = self.shared.epochs().await?;
+            let epoch = epochs.root;
             let mut native = request.clone();
             if let Some(at) = request.at {
-                if at.epoch() != epoch {
+                native.at = epochs.lower(at);
+                if native.at.is_none() {
                     return Err(StoreError::Compacted {
                         requested: at,
                         oldest: Revision::new(epoch, 0),
                     });
                 }
-                native.at = Some(Revision::new(0, at.counter()));
             }
             let page = self.shared.store.list(&native).await;
             let mut page = page.map_err(|error| lift_error(epoch, error))?;
@@ -371,14 +404,14 @@ impl Store for RootedStore {
     fn watch(&self, prefix: Prefix, after: Revision) -> WatchStream {
         let shared = Arc::clone(&self.shared);
         let begun = async move {
-            let epoch = match shared.epoch().await {
-                Ok(epoch) => epoch,
+            let epochs = match shared.epochs().await {
+                Ok(epochs) => epochs,
                 Err(error) => return stream::iter([Err(error)]).boxed(),
             };
-            if after != Revision::ZERO && after.epoch() != epoch {
+            let epoch = epochs.root;
+            let Some(native) = epochs.lower(after) else {
                 return stream::iter([Ok(other_epoch(after, epoch))]).boxed();
-            }
-            let native = Revision::new(0, after.counter());
+            };
             let events = shared.store.watch(prefix, native);
             events
                 .scan(false, move |ended, event| {

@@ -11,6 +11,7 @@ mod get;
 mod hoist;
 mod local;
 mod logs;
+mod node;
 mod store;
 mod uninstall;
 mod wait;
@@ -24,7 +25,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::api::{Api, Catalog};
 use crate::error::{Failure, Result};
-use crate::{output, place, up};
+use crate::{output, place, roles, up};
 
 pub(crate) use find::list;
 
@@ -73,6 +74,15 @@ pub(crate) struct NamespaceFlag {
 enum Verb {
     /// Run everything on this machine: server, controllers and agent
     Up(up::UpArgs),
+    /// Serve the API for a store that many machines use
+    Server(roles::ServerArgs),
+    /// Run the controllers on a store that many machines use; several may, and one leads
+    Controllers(roles::ControllersArgs),
+    /// Look after the pods of this machine, on a store that many machines use
+    Agent(roles::AgentArgs),
+    /// Admit machines
+    #[command(subcommand)]
+    Node(node::NodeVerb),
     /// Show objects
     Get(get::GetArgs),
     /// Show everything about an object: what it wants, what is, and why
@@ -92,8 +102,7 @@ enum Verb {
     /// Wait until something is so
     Wait(wait::WaitArgs),
     /// Make, look at, save and move the store
-    #[command(subcommand)]
-    Store(store::StoreVerb),
+    Store(store::StoreArgs),
     /// Make and check artifacts
     #[command(subcommand)]
     Hoist(hoist::HoistVerb),
@@ -128,6 +137,10 @@ impl Setting {
         let api = self.api()?;
         let catalog = Catalog::load(&api).await?;
         Ok((api, catalog))
+    }
+
+    pub(crate) fn given_server(&self) -> Option<&str> {
+        self.flags.server.as_deref()
     }
 
     pub(crate) fn data_dir(&self) -> Result<PathBuf> {
@@ -166,6 +179,10 @@ pub(crate) fn run() -> ExitCode {
 fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
     match verb {
         Verb::Up(args) => up::run(&args, setting),
+        Verb::Server(args) => process(roles::server(&args, setting)),
+        Verb::Controllers(args) => process(roles::controllers(&args)),
+        Verb::Agent(args) => process(roles::agent(&args, setting)),
+        Verb::Node(verb) => client(node::run(&verb)),
         Verb::Get(args) => client(get::get(&args, setting)),
         Verb::Describe(args) => client(get::describe(&args, setting)),
         Verb::Apply(args) => client(apply::run(&args, setting)),
@@ -175,7 +192,7 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Logs(args) => client(logs::run(&args, setting)),
         Verb::Events(args) => client(events::run(&args, setting)),
         Verb::Wait(args) => client(wait::run(&args, setting)),
-        Verb::Store(verb) => client(store::run(&verb, setting)),
+        Verb::Store(args) => client(store::run(&args, setting)),
         Verb::Hoist(verb) => hoist::run(&verb),
         Verb::Launch(args) => local::run(&args, setting),
         Verb::Uninstall(args) => client(uninstall::run(&args, setting)),
@@ -197,6 +214,17 @@ fn client(work: impl Future<Output = Result<()>>) -> Result<()> {
     let outcome = runtime.block_on(work);
     // A read of standard input or of a slow disk is not waited for.
     runtime.shutdown_timeout(Duration::ZERO);
+    outcome
+}
+
+/// Runs what stays.
+fn process(work: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
+    let outcome = runtime.block_on(work);
+    runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
 

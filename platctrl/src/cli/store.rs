@@ -5,30 +5,32 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Subcommand;
 use futures::StreamExt as _;
 use platctrl_framework::environment::Environment;
 use platctrl_framework::model::identity::{self, Anchor, AnchorState, IdentityError};
 use platctrl_framework::root::{self, CopyError, CopyProgress};
+use platctrl_framework::store::Store;
 use platctrl_store_embedded::{self as embedded, Report};
 use tokio::io::AsyncWriteExt as _;
 
 use super::Setting;
 use crate::error::{Code, Failure, Result};
 use crate::output;
-use crate::store::StoreUrl;
+use crate::store::{StoreAccess, StoreUrl};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum StoreVerb {
     /// Make an empty store ready for use
     Init {
-        /// Which: embedded:DIR
+        /// Which: embedded:DIR or etcd://HOST:PORT,…/ROOT
         url: String,
     },
     /// Show which store it is, and whether it may be written
     Info {
-        /// Which: embedded:DIR
+        /// Which: embedded:DIR or etcd://HOST:PORT,…/ROOT
         url: String,
     },
     /// Read all of an embedded store that nobody has open, or of a backup, and compare it with its checksums
@@ -52,35 +54,66 @@ pub(crate) enum StoreVerb {
     Compact,
     /// Copy a store into an empty one of any kind; the source is sealed, the copy goes on as the same store
     Copy {
-        /// The source: embedded:DIR
+        /// The source: embedded:DIR or etcd://HOST:PORT,…/ROOT
         from: String,
-        /// The target, which must be empty: embedded:DIR
+        /// The target, which must be empty: embedded:DIR or etcd://HOST:PORT,…/ROOT
         to: String,
     },
     /// Let a store that was copied be written again; only if its copy is not in use
     Unseal {
-        /// Which: embedded:DIR
+        /// Which: embedded:DIR or etcd://HOST:PORT,…/ROOT
         url: String,
     },
     /// Note that a store was restored by its own tools: its history begins anew
     Restored {
-        /// Which: embedded:DIR
+        /// Which: embedded:DIR or etcd://HOST:PORT,…/ROOT
         url: String,
     },
 }
 
-pub(crate) async fn run(verb: &StoreVerb, setting: &Setting) -> Result<()> {
+/// What is done to a store, and how it is reached.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StoreArgs {
+    #[command(subcommand)]
+    verb: StoreVerb,
+    #[command(flatten)]
+    access: StoreAccess,
+}
+
+pub(crate) async fn run(args: &StoreArgs, setting: &Setting) -> Result<()> {
     let environment = Environment::system();
-    match verb {
-        StoreVerb::Init { url } => init(url, &environment).await,
-        StoreVerb::Info { url } => info(url, &environment).await,
+    let access = &args.access;
+    let open = async |url: &str, create| {
+        let url = StoreUrl::parse(url)?;
+        let store = url.open(access, &environment, create).await?;
+        Ok::<_, Failure>((url, store))
+    };
+    match &args.verb {
+        StoreVerb::Init { url } => {
+            let (url, store) = open(url, true).await?;
+            let anchor = identity::initialise(&*store, &environment).await;
+            let anchor = anchor.map_err(identity_failure)?;
+            output::print(format_args!(
+                "store {} is ready at {url}\n",
+                anchor.store_id
+            ))
+        }
+        StoreVerb::Info { url } => {
+            let (url, store) = open(url, false).await?;
+            info(&url, &*store).await
+        }
         StoreVerb::Check { store } => check(store).await,
         StoreVerb::Backup { file } => backup(file, setting).await,
         StoreVerb::Restore { file, url } => restore(file, url, &environment).await,
         StoreVerb::Compact => compact(setting).await,
-        StoreVerb::Copy { from, to } => copy(from, to, &environment).await,
+        StoreVerb::Copy { from, to } => {
+            if StoreUrl::parse(from)? == StoreUrl::parse(to)? {
+                return Err(Failure::usage("source and target are the same store"));
+            }
+            copy(open(from, false).await?, open(to, true).await?).await
+        }
         StoreVerb::Unseal { url } => {
-            let store = StoreUrl::parse(url)?.open(&environment, false).await?;
+            let (_, store) = open(url, false).await?;
             let anchor = root::unseal(&*store).await.map_err(identity_failure)?;
             output::print(format_args!(
                 "store {} may be written again\n",
@@ -88,7 +121,7 @@ pub(crate) async fn run(verb: &StoreVerb, setting: &Setting) -> Result<()> {
             ))
         }
         StoreVerb::Restored { url } => {
-            let store = StoreUrl::parse(url)?.open(&environment, false).await?;
+            let (_, store) = open(url, false).await?;
             let anchor = root::restored(&*store, &environment).await;
             say_restored(&anchor.map_err(identity_failure)?)
         }
@@ -103,21 +136,8 @@ fn identity_failure(error: IdentityError) -> Failure {
     }
 }
 
-async fn init(url: &str, environment: &Environment) -> Result<()> {
-    let url = StoreUrl::parse(url)?;
-    let store = url.open(environment, true).await?;
-    let anchor = identity::initialise(&*store, environment).await;
-    let anchor = anchor.map_err(identity_failure)?;
-    output::print(format_args!(
-        "store {} is ready at {url}\n",
-        anchor.store_id
-    ))
-}
-
-async fn info(url: &str, environment: &Environment) -> Result<()> {
-    let url = StoreUrl::parse(url)?;
-    let store = url.open(environment, false).await?;
-    let (anchor, revision) = identity::open(&*store).await.map_err(identity_failure)?;
+async fn info(url: &StoreUrl, store: &dyn Store) -> Result<()> {
+    let (anchor, revision) = identity::open(store).await.map_err(identity_failure)?;
     let state = match anchor.state {
         AnchorState::Active => "active",
         AnchorState::Sealed => "sealed: it was copied elsewhere, and nobody writes to it",
@@ -227,7 +247,9 @@ async fn restore(file: &Path, url: &str, environment: &Environment) -> Result<()
     let url = StoreUrl::parse(url)?;
     let (from, dir) = (file.to_owned(), url.directory()?.to_owned());
     let report = blocking(move || embedded::restore(from, dir)).await?;
-    let store = url.open(environment, false).await?;
+    let store = url
+        .open(&StoreAccess::default(), environment, false)
+        .await?;
     let anchor = root::restored(&*store, environment).await;
     output::print(format_args!("{url}: {}\n", describe(&report)))?;
     say_restored(&anchor.map_err(identity_failure)?)
@@ -258,13 +280,9 @@ async fn compact(setting: &Setting) -> Result<()> {
     ))
 }
 
-async fn copy(from: &str, to: &str, environment: &Environment) -> Result<()> {
-    let (from, to) = (StoreUrl::parse(from)?, StoreUrl::parse(to)?);
-    if from == to {
-        return Err(Failure::usage("source and target are the same store"));
-    }
-    let source = from.open(environment, false).await?;
-    let target = to.open(environment, true).await?;
+type Opened = (StoreUrl, Arc<dyn Store>);
+
+async fn copy((from, source): Opened, (to, target): Opened) -> Result<()> {
     let mut bar = Bar::new();
     let report = root::copy(&*source, &*target, |progress| bar.show(progress)).await;
     bar.end();

@@ -1,20 +1,19 @@
-//! What has to be in the store before anybody works on it: its identity, the kinds, the node.
+//! The store of a data directory, and whose node it is.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use platctrl_agent::watched_prefixes;
 use platctrl_framework::cache::write_prefix_anchor;
-use platctrl_framework::client::{Client, ClientError};
+use platctrl_framework::client::Client;
 use platctrl_framework::environment::Environment;
 use platctrl_framework::model::identity::{self, AnchorState, IdentityError};
-use platctrl_framework::model::{KindDefinition, Kinds, Metadata, Object, check_name};
-use platctrl_framework::store::{Key, Prefix, Store, Transaction};
-use platctrl_kinds::{Node, NodeSpec};
+use platctrl_framework::model::{KindDefinition, check_name};
+use platctrl_framework::store::{Prefix, Store};
+use platctrl_kinds::Node;
 use platctrl_store_embedded::EmbeddedStore;
 
 use crate::error::{Code, Failure, Result};
-use crate::{output, place};
+use crate::place;
 
 /// Opens the store of a data directory; makes it in a new one.
 pub(super) async fn open_store(
@@ -70,7 +69,7 @@ fn uninitialised(error: &IdentityError, dir: &Path) -> Failure {
     }
 }
 
-fn has_pods(data_dir: &Path) -> bool {
+pub(crate) fn has_pods(data_dir: &Path) -> bool {
     let entries = |dir: &str| std::fs::read_dir(data_dir.join(dir));
     ["pods", "state/pods"]
         .into_iter()
@@ -79,18 +78,14 @@ fn has_pods(data_dir: &Path) -> bool {
 
 /// The name of this machine's node: what it was before, else what was given, else the host name.
 pub(super) async fn node_name(
-    store: &Arc<EmbeddedStore>,
+    store: &Arc<dyn Store>,
     environment: &Environment,
     given: Option<&str>,
 ) -> Result<String> {
     if let Some(given) = given {
         check_name("node name", given).map_err(|error| Failure::usage(error.to_string()))?;
     }
-    let client = Client::new(
-        Arc::clone(store) as Arc<dyn Store>,
-        environment.clone(),
-        "platctrl up",
-    );
+    let client = Client::new(Arc::clone(store), environment.clone(), "platctrl up");
     let nodes = client
         .list(&KindDefinition::of::<Node>(), None)
         .await
@@ -108,7 +103,7 @@ pub(super) async fn node_name(
     }
 }
 
-fn host_name() -> Result<String> {
+pub(crate) fn host_name() -> Result<String> {
     let name = rustix::system::uname()
         .nodename()
         .to_string_lossy()
@@ -118,65 +113,4 @@ fn host_name() -> Result<String> {
             .hint("give it one with --node NAME")
     })?;
     Ok(name)
-}
-
-/// Writes the kinds that this program serves to where every server finds them.
-pub(super) async fn register(store: &EmbeddedStore, kinds: &Kinds) -> Result<()> {
-    for known in kinds.iter() {
-        let definition = &known.definition;
-        let key = Key::new(format!(
-            "x/kinds/{}/{}",
-            definition.group, definition.plural
-        ));
-        let key = key.map_err(Failure::failed)?;
-        let value = serde_json::to_vec(definition).map_err(Failure::failed)?;
-        let held = store
-            .get(std::slice::from_ref(&key))
-            .await
-            .map_err(Failure::failed)?;
-        let held = held.records.into_iter().next().flatten();
-        if held.is_none_or(|held| held.value != value) {
-            store
-                .commit(Transaction::new().put(key, value))
-                .await
-                .map_err(Failure::failed)?;
-        }
-    }
-    Ok(())
-}
-
-/// Makes the node's record, and the anchors of what its agent watches.
-pub(super) async fn admit(
-    store: &Arc<EmbeddedStore>,
-    environment: &Environment,
-    node: &str,
-) -> Result<()> {
-    let client = Client::new(
-        Arc::clone(store) as Arc<dyn Store>,
-        environment.clone(),
-        "platctrl up",
-    );
-    let spec = NodeSpec {
-        addresses: vec!["127.0.0.1".to_owned()],
-        ..NodeSpec::default()
-    };
-    match client
-        .create(&Object::<Node>::new(Metadata::named(node), spec))
-        .await
-    {
-        Ok(_) => tracing::info!(node, "the node was admitted"),
-        Err(ClientError::AlreadyExists { hint: "", .. }) => {}
-        Err(error) => {
-            return Err(Failure::failed(format!(
-                "node `{node}` cannot be admitted: {}",
-                output::plain(&error.to_string())
-            )));
-        }
-    }
-    for prefix in watched_prefixes(node).map_err(|error| Failure::usage(error.to_string()))? {
-        write_prefix_anchor(&**store, &prefix)
-            .await
-            .map_err(Failure::failed)?;
-    }
-    Ok(())
 }

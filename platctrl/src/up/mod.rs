@@ -11,28 +11,24 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use platctrl_agent::{Agent, AgentConfig, AgentHandle, HostConfig, hoist};
-use platctrl_controllers::replication_controller;
-use platctrl_framework::controller::Runtime;
+use platctrl_agent::{AgentHandle, HostConfig, hoist};
 use platctrl_framework::environment::Environment;
-use platctrl_framework::model::Kinds;
 use platctrl_framework::root::RootedStore;
 use platctrl_framework::store::Store;
-use platctrl_kinds::{Node, Pod, ReplicationController};
-use platctrl_store_embedded::EmbeddedStore;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
 use crate::cli::Setting;
 use crate::error::{Failure, Result};
 use crate::output;
 use crate::place::{self, Lock, Pointer};
-use crate::server::{self, Server, ServerConfig};
+use crate::roles::admission::Admitted;
+use crate::roles::{self, Parts, Signals};
+use crate::server::ServerConfig;
+
+pub(crate) use admission::{has_pods, host_name};
 
 /// How long an orderly end may take before what is left is cut off.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long the last look at the pods may take.
 const GLANCE: Duration = Duration::from_secs(2);
@@ -86,7 +82,7 @@ fn in_use(data_dir: &Path, pid: Option<u32>) -> Failure {
 }
 
 /// Makes the data directory, when pod users can get to it.
-fn make_data_dir(data_dir: &Path) -> Result<PathBuf> {
+pub(crate) fn make_data_dir(data_dir: &Path) -> Result<PathBuf> {
     let failed = |error: std::io::Error| {
         Failure::failed(format!("cannot use {}: {error}", data_dir.display()))
             .hint("choose another with --data-dir")
@@ -118,45 +114,28 @@ fn make_data_dir(data_dir: &Path) -> Result<PathBuf> {
     data_dir.canonicalize().map_err(failed)
 }
 
-/// The signals that end it in order.
-struct Signals([Signal; 3]);
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        let kinds = [
-            SignalKind::interrupt(),
-            SignalKind::terminate(),
-            SignalKind::hangup(),
-        ];
-        let [a, b, c] = kinds.map(signal);
-        Ok(Self([a?, b?, c?]))
-    }
-
-    async fn any(&mut self) {
-        let [a, b, c] = &mut self.0;
-        tokio::select! {
-            _ = a.recv() => {}
-            _ = b.recv() => {}
-            _ = c.recv() => {}
-        }
-    }
-}
-
 async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
-    let mut signals = Signals::new()
-        .map_err(|error| Failure::failed(format!("cannot listen for signals: {error}")))?;
+    let mut signals = Signals::new()?;
     let environment = Environment::system();
-    let store = admission::open_store(data_dir, &environment).await?;
+    let embedded = admission::open_store(data_dir, &environment).await?;
+    let store: Arc<dyn Store> = Arc::new(RootedStore::new(embedded.clone()));
     let node = admission::node_name(&store, &environment, args.node.as_deref()).await?;
-    let kinds = Kinds::new()
-        .with::<Node>()
-        .with::<Pod>()
-        .with::<ReplicationController>();
-    admission::register(&store, &kinds).await?;
-    admission::admit(&store, &environment, &node).await?;
+    let kinds = roles::kinds();
+    roles::admission::register(&*store, &kinds).await?;
+    roles::admission::admit(&store, &environment, &node, Admitted::here()).await?;
 
-    let mut parts = Parts::start(data_dir, &node, Arc::clone(&store), environment, kinds).await?;
-    let agent = parts.agent.clone();
+    let mut parts = Parts::new();
+    // The agent first: it says what is wrong with the machine before anything listens.
+    let mut host = HostConfig::new(data_dir, &node);
+    host.environment = environment.clone();
+    host.server = Some(hoist::Server::Unix(place::socket(data_dir)));
+    let agent = parts.agent(host, Arc::clone(&store)).await?;
+    let mut config = ServerConfig::new(Arc::clone(&store), kinds, data_dir);
+    config.environment = environment.clone();
+    config.maintained = Some(embedded);
+    config.node = Some(node.clone());
+    parts.server(data_dir, config)?;
+    parts.controllers(store, environment);
     let api = Api::unix(place::socket(data_dir));
     let pointer = Pointer {
         pid: std::process::id(),
@@ -203,7 +182,6 @@ async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
     let _ = std::fs::remove_file(place::socket(data_dir));
     Pointer::remove(data_dir);
     drop(parts);
-    drop(store);
     say_goodbye(data_dir, pods);
     outcome
 }
@@ -230,92 +208,4 @@ fn say_goodbye(data_dir: &Path, pods: Option<usize>) {
     output::note(format_args!(
         "platctrl stopped; {what}\n  to look after them again:  platctrl up --data-dir {dir}\n  to stop and remove all:    platctrl uninstall --data-dir {dir} --yes"
     ));
-}
-
-/// What runs in this process.
-struct Parts {
-    tasks: JoinSet<Result<(), String>>,
-    agent: AgentHandle,
-    stop: CancellationToken,
-}
-
-impl Parts {
-    async fn start(
-        data_dir: &Path,
-        node: &str,
-        embedded: Arc<EmbeddedStore>,
-        environment: Environment,
-        kinds: Kinds,
-    ) -> Result<Self> {
-        let store: Arc<dyn Store> = Arc::new(RootedStore::new(embedded.clone()));
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-
-        // The agent first: it says what is wrong with the machine before anything listens.
-        let mut host = HostConfig::new(data_dir, node);
-        host.environment = environment.clone();
-        host.server = Some(hoist::Server::Unix(place::socket(data_dir)));
-        let agent = Agent::new(AgentConfig::new(host, Arc::clone(&store))).await;
-        let agent = agent.map_err(Failure::failed)?;
-
-        let handle = agent.handle();
-
-        let listener = server::bind(&place::socket(data_dir)).map_err(Failure::failed)?;
-        let mut config = ServerConfig::new(Arc::clone(&store), kinds, data_dir);
-        config.environment = environment.clone();
-        config.maintained = Some(embedded);
-        config.node = Some(node.to_owned());
-        let (server, stopping) = (Server::new(config), stop.clone());
-        tasks.spawn(async move {
-            let served = server.serve(listener, stopping.cancelled_owned()).await;
-            served.map_err(|error| format!("the API server ended: {error}"))
-        });
-
-        let stopping = stop.clone();
-        tasks.spawn(async move {
-            agent
-                .run(stopping)
-                .await
-                .map_err(|error| format!("the agent ended: {error}"))
-        });
-
-        let controllers = Runtime::new(store, environment)
-            .controller(replication_controller::controller())
-            .kind::<Node>()
-            .reap()
-            .shutdown_on(stop.clone().cancelled_owned());
-        tasks.spawn(async move {
-            controllers
-                .run()
-                .await
-                .map_err(|error| format!("the controllers ended: {error}"))
-        });
-        Ok(Self {
-            tasks,
-            agent: handle,
-            stop,
-        })
-    }
-
-    /// Waits until one of them ends, which none should.
-    async fn ended(&mut self) -> Failure {
-        match self.tasks.join_next().await {
-            Some(Ok(Ok(()))) => Failure::failed("a part of platctrl ended by itself"),
-            Some(Ok(Err(message))) => Failure::failed(message),
-            Some(Err(error)) => Failure::failed(format!("a part of platctrl broke: {error}")),
-            None => Failure::failed("nothing runs"),
-        }
-    }
-
-    /// Ends them all in order.
-    async fn stop(&mut self) {
-        self.stop.cancel();
-        while let Some(ended) = self.tasks.join_next().await {
-            match ended {
-                Ok(Ok(())) => {}
-                Ok(Err(message)) => tracing::warn!("{message}"),
-                Err(error) => tracing::error!(%error, "a part of platctrl broke"),
-            }
-        }
-    }
 }

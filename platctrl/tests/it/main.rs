@@ -9,4 +9,5 @@ mod bad_input;
 mod first_light;
 mod full_disk;
 mod machine;
+mod machines;
 mod store;

@@ -1,0 +1,70 @@
+//! `node`: admits machines, so that their agents may work.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use clap::Subcommand;
+use platctrl_framework::environment::Environment;
+use platctrl_framework::model::identity;
+use platctrl_framework::root::RootedStore;
+use platctrl_framework::store::Store;
+
+use crate::error::{Code, Failure, Result};
+use crate::output;
+use crate::roles::admission::{self, Admitted};
+use crate::store::StoreFlags;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeVerb {
+    /// Write a machine's record, so that its agent may work: labels and addresses come from here, never from the agent
+    Admit {
+        /// The name of the node
+        name: String,
+        #[command(flatten)]
+        store: StoreFlags,
+        /// Labels that selectors choose it by: KEY=VALUE, several with commas
+        #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
+        labels: Vec<(String, String)>,
+        /// An address that its pods may be reached under; may be repeated
+        #[arg(long = "address", value_name = "ADDRESS")]
+        addresses: Vec<String>,
+    },
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("write KEY=VALUE".to_owned()),
+    }
+}
+
+pub(crate) async fn run(verb: &NodeVerb) -> Result<()> {
+    let NodeVerb::Admit {
+        name,
+        store,
+        labels,
+        addresses,
+    } = verb;
+    let environment = Environment::system();
+    let url = store.url()?;
+    let store = store.open(&environment).await?;
+    identity::open(&*store).await.map_err(|error| {
+        Failure::new(Code::Unreachable, error.to_string())
+            .hint(format!("`platctrl store init {url}` prepares an empty one"))
+    })?;
+    let store: Arc<dyn Store> = Arc::new(RootedStore::new(store));
+    let admitted = Admitted {
+        labels: labels.iter().cloned().collect::<BTreeMap<_, _>>(),
+        addresses: addresses.clone(),
+    };
+    if admission::admit(&store, &environment, name, admitted).await? {
+        output::note(format_args!(
+            "hint: start its agent with `platctrl agent --store {url} --node {name}`"
+        ));
+        return output::print(format_args!("node/{name} admitted\n"));
+    }
+    output::note(
+        "hint: what was said of it before is kept; change its labels with `platctrl label node`",
+    );
+    output::print(format_args!("node/{name} unchanged\n"))
+}

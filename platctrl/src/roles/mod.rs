@@ -1,0 +1,147 @@
+//! What platctrl is made of, and the processes that have one part each: `platctrl server`,
+//! `platctrl controllers`, `platctrl agent`.
+//!
+//! The parts meet only in the store. [`up`](crate::up) has all of them in one process.
+
+pub(crate) mod admission;
+mod process;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use platctrl_agent::{Agent, AgentConfig, AgentHandle, HostConfig};
+use platctrl_controllers::replication_controller;
+use platctrl_framework::controller::Runtime;
+use platctrl_framework::environment::Environment;
+use platctrl_framework::model::Kinds;
+use platctrl_framework::store::Store;
+use platctrl_kinds::{Node, Pod, ReplicationController};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::{Failure, Result};
+use crate::place;
+use crate::server::{self, Server, ServerConfig};
+
+pub(crate) use process::{AgentArgs, ControllersArgs, ServerArgs, agent, controllers, server};
+
+/// The kinds that platctrl itself knows.
+pub(crate) fn kinds() -> Kinds {
+    Kinds::new()
+        .with::<Node>()
+        .with::<Pod>()
+        .with::<ReplicationController>()
+}
+
+/// The signals that end a process in order.
+pub(crate) struct Signals([Signal; 3]);
+
+impl Signals {
+    pub(crate) fn new() -> Result<Self> {
+        Self::listen()
+            .map_err(|error| Failure::failed(format!("cannot listen for signals: {error}")))
+    }
+
+    fn listen() -> std::io::Result<Self> {
+        let kinds = [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+        ];
+        let [a, b, c] = kinds.map(signal);
+        Ok(Self([a?, b?, c?]))
+    }
+
+    pub(crate) async fn any(&mut self) {
+        let [a, b, c] = &mut self.0;
+        tokio::select! {
+            _ = a.recv() => {}
+            _ = b.recv() => {}
+            _ = c.recv() => {}
+        }
+    }
+}
+
+/// What runs in a process.
+pub(crate) struct Parts {
+    tasks: JoinSet<Result<(), String>>,
+    stop: CancellationToken,
+}
+
+impl Parts {
+    pub(crate) fn new() -> Self {
+        Self {
+            tasks: JoinSet::new(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    fn run<E: std::fmt::Display>(
+        &mut self,
+        what: &'static str,
+        part: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        self.tasks.spawn(async move {
+            let ended = part.await;
+            ended.map_err(|error| format!("the {what} ended: {error}"))
+        });
+    }
+
+    /// Starts to look after the pods of a node.
+    pub(crate) async fn agent(
+        &mut self,
+        host: HostConfig,
+        store: Arc<dyn Store>,
+    ) -> Result<AgentHandle> {
+        let agent = Agent::new(AgentConfig::new(host, store)).await;
+        let agent = agent.map_err(Failure::failed)?;
+        let handle = agent.handle();
+        let stop = self.stop.clone();
+        self.run("agent", async move { agent.run(stop).await });
+        Ok(handle)
+    }
+
+    /// Starts to serve the API on the socket of a data directory.
+    pub(crate) fn server(&mut self, data_dir: &Path, config: ServerConfig) -> Result<()> {
+        let listener = server::bind(&place::socket(data_dir)).map_err(Failure::failed)?;
+        let (server, stop) = (Server::new(config), self.stop.clone());
+        self.run("API server", async move {
+            server.serve(listener, stop.cancelled_owned()).await
+        });
+        Ok(())
+    }
+
+    /// Starts platctrl's controllers. Several processes may: one of them leads.
+    pub(crate) fn controllers(&mut self, store: Arc<dyn Store>, environment: Environment) {
+        let controllers = Runtime::new(store, environment)
+            .controller(replication_controller::controller())
+            .kind::<Node>()
+            .reap()
+            .elect_leader("controllers")
+            .shutdown_on(self.stop.clone().cancelled_owned());
+        self.run("controllers", controllers.run());
+    }
+
+    /// Waits until one of them ends, which none should.
+    pub(crate) async fn ended(&mut self) -> Failure {
+        match self.tasks.join_next().await {
+            Some(Ok(Ok(()))) => Failure::failed("a part of platctrl ended by itself"),
+            Some(Ok(Err(message))) => Failure::failed(message),
+            Some(Err(error)) => Failure::failed(format!("a part of platctrl broke: {error}")),
+            None => Failure::failed("nothing runs"),
+        }
+    }
+
+    /// Ends them all in order.
+    pub(crate) async fn stop(&mut self) {
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(message)) => tracing::warn!("{message}"),
+                Err(error) => tracing::error!(%error, "a part of platctrl broke"),
+            }
+        }
+    }
+}

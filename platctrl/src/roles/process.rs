@@ -1,0 +1,164 @@
+//! Processes that have one part of platctrl each, for more than one machine.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use platctrl_agent::{HostConfig, hoist};
+use platctrl_framework::environment::Environment;
+use platctrl_framework::model::identity::{self, AnchorState, IdentityError};
+use platctrl_framework::root::RootedStore;
+use platctrl_framework::store::Store;
+
+use super::{Parts, Signals, admission, kinds};
+use crate::cli::Setting;
+use crate::error::{Code, Failure, Result};
+use crate::server::ServerConfig;
+use crate::store::{StoreFlags, StoreUrl};
+use crate::{output, place};
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ServerArgs {
+    #[command(flatten)]
+    store: StoreFlags,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ControllersArgs {
+    #[command(flatten)]
+    store: StoreFlags,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct AgentArgs {
+    #[command(flatten)]
+    store: StoreFlags,
+    /// The name that this machine was admitted under [default: the host name]
+    #[arg(long)]
+    node: Option<String>,
+    /// The address that pods' ports are reached under
+    #[arg(long, default_value = "127.0.0.1")]
+    address: String,
+    /// A directory that `file:` locations may lie under; may be repeated
+    #[arg(long, value_name = "DIR")]
+    file_dir: Vec<PathBuf>,
+}
+
+/// Opens a store that is in use elsewhere too, and checks that it is one.
+async fn open(flags: &StoreFlags, environment: &Environment) -> Result<Arc<dyn Store>> {
+    let url = flags.url()?;
+    if let StoreUrl::Embedded(_) = url {
+        return Err(Failure::usage(format!(
+            "{url} is open in one process at a time, so nobody else could work on it"
+        ))
+        .hint("`platctrl up` has everything in one process; for several use etcd or Consul"));
+    }
+    let store = flags.open(environment).await?;
+    let (anchor, _) = identity::open(&*store).await.map_err(|error| match error {
+        IdentityError::Uninitialised => Failure::new(Code::Unreachable, error.to_string())
+            .hint(format!("`platctrl store init {url}`")),
+        IdentityError::Store(_) => Failure::new(Code::Unreachable, error.to_string()),
+        error => Failure::failed(error),
+    })?;
+    if anchor.state == AnchorState::Sealed {
+        return Err(Failure::failed(format!(
+            "the store {} is sealed: it was copied elsewhere",
+            anchor.store_id
+        ))
+        .hint(format!(
+            "use the copy; or, if that is not in use, `platctrl store unseal {url}`"
+        )));
+    }
+    output::note(format_args!("store {} at {url}", anchor.store_id));
+    Ok(Arc::new(RootedStore::new(store)))
+}
+
+fn data_dir(setting: &Setting) -> Result<PathBuf> {
+    let dir = setting.data_dir()?;
+    crate::up::make_data_dir(&dir)
+}
+
+/// Runs until a signal, or until a part ends.
+async fn attend(mut parts: Parts, mut signals: Signals, what: &str) -> Result<()> {
+    output::note(format_args!(
+        "platctrl {what} runs: process {}",
+        std::process::id()
+    ));
+    let outcome = tokio::select! {
+        () = signals.any() => Ok(()),
+        failure = parts.ended() => Err(failure),
+    };
+    tokio::select! {
+        () = parts.stop() => {}
+        // Asked twice: at once.
+        () = signals.any() => {}
+        () = tokio::time::sleep(crate::up::PATIENCE) => {
+            tracing::warn!("not everything ended in order");
+        }
+    }
+    output::note(format_args!("platctrl {what} stopped"));
+    outcome
+}
+
+pub(crate) async fn server(args: &ServerArgs, setting: &Setting) -> Result<()> {
+    let signals = Signals::new()?;
+    let environment = Environment::system();
+    let store = open(&args.store, &environment).await?;
+    admission::register(&*store, &kinds()).await?;
+    let data_dir = data_dir(setting)?;
+    let mut parts = Parts::new();
+    let mut config = ServerConfig::new(store, kinds(), &data_dir);
+    config.environment = environment;
+    parts.server(&data_dir, config)?;
+    let outcome = attend(parts, signals, "server").await;
+    let _ = std::fs::remove_file(place::socket(&data_dir));
+    outcome
+}
+
+pub(crate) async fn controllers(args: &ControllersArgs) -> Result<()> {
+    let signals = Signals::new()?;
+    let environment = Environment::system();
+    let store = open(&args.store, &environment).await?;
+    admission::register(&*store, &kinds()).await?;
+    let mut parts = Parts::new();
+    parts.controllers(store, environment);
+    attend(parts, signals, "controllers").await
+}
+
+pub(crate) async fn agent(args: &AgentArgs, setting: &Setting) -> Result<()> {
+    let signals = Signals::new()?;
+    let environment = Environment::system();
+    let node = match &args.node {
+        Some(node) => node.clone(),
+        None => crate::up::host_name()?,
+    };
+    let data_dir = data_dir(setting)?;
+    let store = agent_store(&args.store, &environment, &data_dir).await?;
+    let mut host = HostConfig::new(&data_dir, node);
+    host.environment = environment;
+    host.host_ip.clone_from(&args.address);
+    host.file_dirs.clone_from(&args.file_dir);
+    host.server = match place::server(setting.given_server(), Some(&data_dir)) {
+        Ok(socket) => Some(hoist::Server::Unix(socket)),
+        Err(_) => None,
+    };
+    let mut parts = Parts::new();
+    parts.agent(host, store).await?;
+    attend(parts, signals, "agent").await
+}
+
+/// The store of an agent. An agent that has pods looks after them also while nobody answers.
+async fn agent_store(
+    flags: &StoreFlags,
+    environment: &Environment,
+    data_dir: &Path,
+) -> Result<Arc<dyn Store>> {
+    match open(flags, environment).await {
+        Err(failure) if failure.code == Code::Unreachable && crate::up::has_pods(data_dir) => {
+            output::note(format_args!(
+                "warning: {failure}; the pods of this machine are kept running meanwhile"
+            ));
+            Ok(Arc::new(RootedStore::new(flags.open_later()?)))
+        }
+        opened => opened,
+    }
+}
