@@ -29,3 +29,13 @@ pub fn main() -> ExitCode {
     }
     cli::run()
 }
+
+/// Whether the program takes these arguments, the first of which is its name; else why not. For
+/// the tests of what documents show.
+///
+/// # Errors
+/// What the program would say.
+#[doc(hidden)]
+pub fn takes(arguments: &[String]) -> Result<(), String> {
+    cli::takes(arguments)
+}

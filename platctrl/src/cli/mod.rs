@@ -119,6 +119,15 @@ enum Verb {
     },
 }
 
+/// Whether these arguments are taken, without doing anything.
+pub(crate) fn takes(arguments: &[String]) -> std::result::Result<(), String> {
+    match Cli::try_parse_from(arguments) {
+        Err(error) if error.use_stderr() => Err(error.to_string()),
+        // Help and versions are answers, too.
+        _ => Ok(()),
+    }
+}
+
 /// What every verb knows.
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
