@@ -53,7 +53,7 @@ pub async fn queue(keys: usize) -> Result<f64> {
         }
         for _ in 0..keys {
             let job = queue.next().await;
-            queue.done(&job.key, Done::ok());
+            queue.done(job.ticket, Done::ok());
             taken += 1;
         }
     }

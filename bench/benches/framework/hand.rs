@@ -3,66 +3,94 @@
 //! It has no deletes, reconnects, retries, requeues, timeouts, leadership or tracing: it is what
 //! remains when everything is left out that a controller needs in production.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use futures::StreamExt;
+use bytes::Bytes;
 use platctrl_bench::Result;
-use platctrl_framework::model::Metadata;
-use platctrl_framework::store::{Change, Key, ListRequest, Prefix, Record, Store, WatchEvent};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::widget::{Tally, WidgetSpec};
+use crate::api::Connection;
+use crate::store::PAGE;
+use crate::tally::Tally;
+use crate::widget::WidgetSpec;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(dead_code, reason = "decoded because a reconcile would read it")]
+struct Metadata {
+    name: Arc<str>,
+    namespace: Box<str>,
+    uid: Box<str>,
+    resource_version: Box<str>,
+    generation: u64,
+    creation_timestamp: Box<str>,
+    labels: BTreeMap<Box<str>, Box<str>>,
+}
 
 #[derive(Deserialize)]
 struct Widget {
-    /// Decoded because a reconcile would read it.
-    #[serde(rename = "metadata")]
-    _metadata: Metadata,
+    metadata: Metadata,
     spec: WidgetSpec,
 }
 
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListMetadata {
+    resource_version: String,
+    r#continue: String,
+}
+
+#[derive(Deserialize)]
+struct List {
+    metadata: ListMetadata,
+    items: Vec<Widget>,
+}
+
+#[derive(Deserialize)]
+struct Event {
+    object: Widget,
+}
+
 /// Lists, then watches.
-async fn feed(store: Arc<dyn Store>, feed: mpsc::Sender<Vec<Record>>) -> Result<()> {
-    let mut request = ListRequest::new(Prefix::new("o/intent/bench.dev/")?);
-    let revision = loop {
-        let page = store.list(&request).await?;
-        request.at = Some(page.revision);
-        request.after = page.records.last().map(|record| record.key.clone());
-        feed.send(page.records).await?;
-        if !page.more {
-            break page.revision;
+async fn feed(port: u16, feed: mpsc::Sender<Vec<Widget>>) -> Result<()> {
+    let mut connection = Connection::open(port).await?;
+    let mut after: Option<String> = None;
+    let version = loop {
+        let page = connection.page(PAGE, after.as_deref()).await?;
+        let list: List = serde_json::from_slice(&page)?;
+        feed.send(list.items).await?;
+        if list.metadata.r#continue.is_empty() {
+            break list.metadata.resource_version.parse()?;
         }
+        after = Some(list.metadata.r#continue);
     };
-    let mut watch = store.watch(request.prefix, revision);
-    while let Some(event) = watch.next().await {
-        match event? {
-            WatchEvent::Changes { changes, .. } => {
-                let puts = changes.into_iter().filter_map(|change| match change {
-                    Change::Put(record) => Some(record),
-                    Change::Delete { .. } => None,
-                });
-                feed.send(puts.collect()).await?;
-            }
-            WatchEvent::Progress(_) => {}
-            WatchEvent::Reset { reason } => return Err(reason.into()),
-        }
+    let mut lines = connection.watch(version).await?;
+    while let Some(batch) = lines.next().await? {
+        feed.send(decode(&batch)?).await?;
     }
-    Ok(())
+    Err("the watch ended".into())
+}
+
+fn decode(batch: &Bytes) -> Result<Vec<Widget>> {
+    let events = serde_json::Deserializer::from_slice(batch).into_iter::<Event>();
+    Ok(events
+        .map(|event| event.map(|event| event.object))
+        .collect::<Result<_, _>>()?)
 }
 
 /// Runs until dropped.
-pub(crate) async fn run(store: Arc<dyn Store>, tally: Arc<Tally>, most: usize) -> Result<()> {
+pub(crate) async fn run(port: u16, tally: Arc<Tally>, most: usize) -> Result<()> {
     let (sender, mut records) = mpsc::channel(64);
     let mut feeding = JoinSet::new();
-    feeding.spawn(feed(store, sender));
-    let mut objects: HashMap<Key, Arc<Widget>> = HashMap::new();
-    let mut ready: VecDeque<Key> = VecDeque::new();
-    let (mut queued, mut again): (HashSet<Key>, HashSet<Key>) = Default::default();
-    let mut running: HashSet<Key> = HashSet::new();
-    let mut tasks: JoinSet<Key> = JoinSet::new();
+    feeding.spawn(feed(port, sender));
+    let mut objects: HashMap<Arc<str>, Arc<Widget>> = HashMap::new();
+    let mut ready: VecDeque<Arc<str>> = VecDeque::new();
+    let (mut queued, mut again): (HashSet<Arc<str>>, HashSet<Arc<str>>) = Default::default();
+    let mut running: HashSet<Arc<str>> = HashSet::new();
+    let mut tasks: JoinSet<Arc<str>> = JoinSet::new();
     loop {
         while running.len() < most
             && let Some(key) = ready.pop_front()
@@ -79,13 +107,13 @@ pub(crate) async fn run(store: Arc<dyn Store>, tally: Arc<Tally>, most: usize) -
             });
         }
         tokio::select! {
-            Some(batch) = records.recv() => for record in batch {
-                let widget: Widget = serde_json::from_slice(&record.value)?;
-                objects.insert(record.key.clone(), Arc::new(widget));
-                if running.contains(&record.key) {
-                    again.insert(record.key);
-                } else if queued.insert(record.key.clone()) {
-                    ready.push_back(record.key);
+            Some(batch) = records.recv() => for widget in batch {
+                let key = widget.metadata.name.clone();
+                objects.insert(key.clone(), Arc::new(widget));
+                if running.contains(&key) {
+                    again.insert(key);
+                } else if queued.insert(key.clone()) {
+                    ready.push_back(key);
                 }
             },
             Some(key) = tasks.join_next(), if !running.is_empty() => {

@@ -1,48 +1,57 @@
 //! One run of one side, in a process of its own.
 
-use std::path::Path;
+use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use futures::StreamExt;
+use kube::runtime::{controller, watcher};
 use platctrl_bench::{Result, median, p99, proc_bytes, process_cpu};
 use platctrl_framework::controller::{Action, Context, Controller, ReconcileError, Runtime};
 use platctrl_framework::environment::Environment;
-use platctrl_framework::model::{Object, identity};
-use platctrl_framework::store::{MemoryOptions, MemoryStore, Store};
-use platctrl_store_embedded::EmbeddedStore;
+use platctrl_framework::model::Object;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::hand;
-use crate::load::{self, Load};
-use crate::widget::{Tally, Widget};
+use crate::store::{ApiStore, PAGE};
+use crate::tally::Tally;
+use crate::widget::{KubeWidget, Widget};
 
 /// Objects of the storm and of the initial sync.
-const MANY: usize = 100_000;
-/// How often each is changed in the storm.
-const ROUNDS: u64 = 2;
-/// Objects of the pace, and how many of them are changed.
-const SOME: usize = 10_000;
-const CHANGES: usize = 3_000;
+pub(crate) const MANY: usize = 100_000;
+/// Changes of the storm: each object twice.
+const STORM: u64 = 2 * MANY as u64;
+/// Objects of what is timed, and how many changes.
+pub(crate) const SOME: usize = 10_000;
+const CHANGES: u64 = 3_000;
 /// Reconciles at once.
 const CONCURRENCY: usize = 16;
+/// The slowest of a hundred reconciles at the highest steady rate, in milliseconds.
+const STEADY_P99: f64 = 10.0;
 
 /// Whose loop runs.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Side {
     Ours,
+    Kube,
     Hand,
 }
 
 impl Side {
+    pub(crate) const ALL: [Self; 3] = [Self::Ours, Self::Kube, Self::Hand];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ours => "framework",
+            Self::Kube => "kube-runtime",
             Self::Hand => "by-hand",
         }
     }
 
-    /// Starts the loop; it ends when the set is dropped.
-    fn start(self, store: Arc<dyn Store>, tally: Arc<Tally>) -> JoinSet<Result<()>> {
+    fn start(self, port: u16, tally: &Arc<Tally>) -> Result<JoinSet<Result<()>>> {
+        let tally = Arc::clone(tally);
         let mut tasks = JoinSet::new();
         match self {
             Self::Ours => {
@@ -53,136 +62,204 @@ impl Side {
                         Ok::<Action, ReconcileError>(Action::await_change())
                     }
                 };
+                let store = Arc::new(ApiStore::new(port));
                 let controller = Controller::new("widgets", reconcile).concurrency(CONCURRENCY);
                 let runtime = Runtime::new(store, Environment::system()).controller(controller);
                 tasks.spawn(async move { Ok(runtime.run().await?) });
             }
+            Self::Kube => {
+                let reconcile = |widget: Arc<KubeWidget>, tally: Arc<Tally>| async move {
+                    tally.saw(&widget.spec);
+                    Ok::<_, Infallible>(controller::Action::await_change())
+                };
+                let failed = |_: Arc<KubeWidget>, _: &Infallible, _: Arc<Tally>| {
+                    controller::Action::await_change()
+                };
+                let url = format!("http://127.0.0.1:{port}").parse()?;
+                let client = kube::Client::try_from(kube::Config::new(url))?;
+                let watching = watcher::Config::default().page_size(PAGE as u32);
+                let config = controller::Config::default().concurrency(CONCURRENCY as u16);
+                let all = kube::runtime::Controller::new(kube::Api::all(client), watching)
+                    .with_config(config)
+                    .run(reconcile, failed, tally);
+                tasks.spawn(async move {
+                    let mut all = std::pin::pin!(all);
+                    while let Some(ran) = all.next().await {
+                        ran?;
+                    }
+                    Ok(())
+                });
+            }
             Self::Hand => {
-                tasks.spawn(hand::run(store, tally, CONCURRENCY));
+                tasks.spawn(hand::run(port, tally, CONCURRENCY));
             }
         }
-        tasks
+        Ok(tasks)
     }
-}
-
-fn executor() -> Result<tokio::runtime::Runtime> {
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    Ok(builder.worker_threads(2).enable_all().build()?)
-}
-
-/// Makes the store that `sync` reads.
-pub(crate) fn fill(dir: &Path) -> Result<()> {
-    let environment = Environment::system();
-    let store = EmbeddedStore::open(dir, environment.clone())?;
-    executor()?.block_on(async {
-        identity::initialise(&store, &environment).await?;
-        load::create(&store, &load::keys(MANY)?).await
-    })
 }
 
 /// Runs a scenario and prints its figures.
-pub(crate) fn child(scenario: &str, side: &str, rest: &[String]) -> Result<()> {
-    let side = match side {
-        "framework" => Side::Ours,
-        "by-hand" => Side::Hand,
-        other => return Err(format!("there is no side {other}").into()),
-    };
-    executor()?.block_on(async {
-        match (scenario, rest) {
-            ("storm", []) => storm(side).await,
-            ("pace", []) => pace(side).await,
-            ("sync", [dir]) => sync(side, Path::new(dir)).await,
-            _ => Err(format!("there is no scenario {scenario} of {} words", rest.len()).into()),
+pub(crate) fn child(scenario: &str, side: &str, port: &str) -> Result<()> {
+    let side = Side::ALL.into_iter().find(|known| known.name() == side);
+    let side = side.ok_or("there is no such side")?;
+    let port = port.parse()?;
+    let mut executor = tokio::runtime::Builder::new_multi_thread();
+    let executor = executor.worker_threads(2).enable_all().build()?;
+    let outcome = executor.block_on(async {
+        match scenario {
+            "sync" => sync(side, port).await,
+            "storm" => storm(side, port).await,
+            "pace" => pace(side, port, false).await,
+            "hot" => pace(side, port, true).await,
+            "steady" => steady(side, port).await,
+            _ => Err(format!("there is no scenario {scenario}").into()),
         }
-    })
-}
-
-/// Waits until all that was expected was seen, or the loop failed.
-async fn complete(tally: &Tally, tasks: &mut JoinSet<Result<()>>) -> Result<()> {
-    tokio::select! {
-        () = tally.complete.notified() => Ok(()),
-        Some(ended) = tasks.join_next() => {
-            ended??;
-            Err("the loop ended".into())
-        }
-    }
+    });
+    // What still runs is not waited for: some do not bear the end of their executor.
+    executor.shutdown_background();
+    outcome
 }
 
 fn print(name: &str, value: f64) {
     println!("{name} {value}");
 }
 
-/// A memory store with `objects`, seen by a loop that has reconciled all of them once.
-async fn synced(
-    side: Side,
-    objects: usize,
-) -> Result<(Arc<dyn Store>, Arc<Tally>, JoinSet<Result<()>>)> {
-    let environment = Environment::system();
-    let mut options = MemoryOptions::default();
-    options.history = 4 * MANY;
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::with_options(environment.clone(), options));
-    identity::initialise(&*store, &environment).await?;
-    load::create(&*store, &load::keys(objects)?).await?;
-    let tally = Arc::new(Tally::new(objects));
-    let mut tasks = side.start(Arc::clone(&store), Arc::clone(&tally));
-    complete(&tally, &mut tasks).await?;
-    Ok((store, tally, tasks))
+/// A loop that is running, and what it has seen.
+struct Loop {
+    port: u16,
+    tally: Arc<Tally>,
+    tasks: JoinSet<Result<()>>,
+    expected: u64,
 }
 
-async fn storm(side: Side) -> Result<()> {
-    let (store, tally, mut tasks) = synced(side, MANY).await?;
-    let reconciles = tally.reconciles();
-    let keys = load::keys(MANY)?;
-    tally.expect(ROUNDS, MANY);
-    let (begun, cpu) = (Instant::now(), process_cpu());
-    let load = Load::Storm { rounds: ROUNDS };
-    let writer = load::start(load, store, keys, Arc::clone(&tally));
-    complete(&tally, &mut tasks).await?;
+impl Loop {
+    fn start(side: Side, port: u16, objects: usize, timed: Option<usize>) -> Result<Self> {
+        let tally = Arc::new(Tally::new(objects, timed));
+        let tasks = side.start(port, &tally)?;
+        Ok(Self {
+            port,
+            tally,
+            tasks,
+            expected: 0,
+        })
+    }
+
+    /// Waits until so many more changes were seen, or the loop failed.
+    async fn complete(&mut self, more: u64) -> Result<()> {
+        self.expected += more;
+        tokio::select! {
+            () = self.tally.accounted_for(self.expected) => Ok(()),
+            Some(ended) = self.tasks.join_next() => {
+                ended??;
+                Err("the loop ended".into())
+            }
+            () = tokio::time::sleep(Duration::from_secs(60)) => {
+                let seen = self.tally.accounted();
+                Err(format!("{seen} changes of {} were seen", self.expected).into())
+            }
+        }
+    }
+
+    /// Has the server make changes, and waits for all of them.
+    async fn load(&mut self, load: &str, changes: u64) -> Result<()> {
+        let mut control = TcpStream::connect(("127.0.0.1", self.port)).await?;
+        control
+            .write_all(format!("LOAD {load}\n").as_bytes())
+            .await?;
+        let (mut told, mut tell) = control.into_split();
+        let (tally, before) = (Arc::clone(&self.tally), self.tally.accounted());
+        let acknowledge = tokio::spawn(async move {
+            loop {
+                let done = tally.accounted() - before;
+                if tell.write_all(&done.to_le_bytes()).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        let outcome = self.complete(changes).await;
+        acknowledge.abort();
+        // Had it not seen all changes, the server would still wait.
+        outcome?;
+        let mut written = String::new();
+        told.read_to_string(&mut written).await?;
+        platctrl_bench::same("changes made", &changes, &written.trim().parse()?)
+    }
+}
+
+async fn sync(side: Side, port: u16) -> Result<()> {
+    let resident = || proc_bytes("/proc/self/status", "VmRSS:");
+    let (before, begun, cpu) = (resident()?, Instant::now(), process_cpu());
+    let mut running = Loop::start(side, port, MANY, None)?;
+    running.complete(MANY as u64).await?;
     let seconds = begun.elapsed().as_secs_f64();
     let cpu = process_cpu() - cpu;
-    let writer = writer.join().map_err(|_| "the writer panicked")??;
-    let cpu = cpu.saturating_sub(writer).as_secs_f64();
-    let events = ROUNDS as f64 * MANY as f64;
-    let reconciles = (tally.reconciles() - reconciles) as f64;
-    print("events", events);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let grown = resident()?.saturating_sub(before) as f64;
+    print("objects", running.tally.accounted() as f64);
+    print("reconciles", running.tally.reconciles() as f64);
+    print("checksum", running.tally.checksum() as f64);
+    print("seconds", seconds);
+    print("cpu-seconds", cpu.as_secs_f64());
+    print("rss-per-object", grown / MANY as f64);
+    let peak = proc_bytes("/proc/self/status", "VmHWM:")?;
+    print("peak-rss-mib", peak as f64 / f64::from(1 << 20));
+    Ok(())
+}
+
+async fn storm(side: Side, port: u16) -> Result<()> {
+    let mut running = Loop::start(side, port, MANY, None)?;
+    running.complete(MANY as u64).await?;
+    let reconciles = running.tally.reconciles();
+    let (begun, cpu) = (Instant::now(), process_cpu());
+    running.load(&STORM.to_string(), STORM).await?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let cpu = (process_cpu() - cpu).as_secs_f64();
+    let reconciles = (running.tally.reconciles() - reconciles) as f64;
+    print("events", STORM as f64);
     print("reconciles", reconciles);
-    print("checksum", tally.checksum() as f64);
-    print("events-per-second", events / seconds);
-    print("cpu-us-per-event", cpu * 1e6 / events);
+    print("checksum", running.tally.checksum() as f64);
+    print("events-per-second", STORM as f64 / seconds);
+    print("cpu-us-per-event", cpu * 1e6 / STORM as f64);
     print("reconciles-per-cpu-second", reconciles / cpu);
     Ok(())
 }
 
-async fn pace(side: Side) -> Result<()> {
-    let (store, tally, mut tasks) = synced(side, SOME).await?;
-    tally.expect(1, CHANGES);
-    let load = Load::Pace { changes: CHANGES };
-    let writer = load::start(load, store, load::keys(SOME)?, Arc::clone(&tally));
-    complete(&tally, &mut tasks).await?;
-    writer.join().map_err(|_| "the writer panicked")??;
-    let latencies = tally.latencies();
-    print("events", latencies.len() as f64);
-    print("checksum", tally.checksum() as f64);
+async fn pace(side: Side, port: u16, hot: bool) -> Result<()> {
+    let mut running = Loop::start(side, port, SOME, hot.then_some(0))?;
+    running.complete(SOME as u64).await?;
+    let load = format!("{CHANGES} 1000 {}", u8::from(hot));
+    running.load(&load, CHANGES).await?;
+    let latencies = running.tally.take_latencies();
+    print("events", CHANGES as f64);
+    print("accounted", running.tally.accounted() as f64);
+    print("checksum", running.tally.checksum() as f64);
     print("p50", median(&latencies));
     print("p99", p99(&latencies));
     Ok(())
 }
 
-async fn sync(side: Side, dir: &Path) -> Result<()> {
-    let resident = || proc_bytes("/proc/self/status", "VmRSS:");
-    let store: Arc<dyn Store> = Arc::new(EmbeddedStore::open(dir, Environment::system())?);
-    let tally = Arc::new(Tally::new(MANY));
-    let (before, begun, cpu) = (resident()?, Instant::now(), process_cpu());
-    let mut tasks = side.start(store, Arc::clone(&tally));
-    complete(&tally, &mut tasks).await?;
-    let seconds = begun.elapsed().as_secs_f64();
-    let cpu = process_cpu() - cpu;
-    let grown = resident()?.saturating_sub(before) as f64;
-    print("objects", MANY as f64);
-    print("reconciles", tally.reconciles() as f64);
-    print("checksum", tally.checksum() as f64);
-    print("seconds", seconds);
-    print("cpu-seconds", cpu.as_secs_f64());
-    print("rss-per-object", grown / MANY as f64);
+/// Raises the rate by a quarter as long as the reconciles keep up: half a second each, twice at
+/// most, because a shared machine is slow for a moment now and then.
+async fn steady(side: Side, port: u16) -> Result<()> {
+    let mut running = Loop::start(side, port, SOME, None)?;
+    running.complete(SOME as u64).await?;
+    let (mut rate, mut highest) = (8_000, 0);
+    'rates: while rate < 500_000 {
+        for _ in 0..3 {
+            let changes = rate / 2;
+            running
+                .load(&format!("{changes} {rate} 0"), changes)
+                .await?;
+            if p99(&running.tally.take_latencies()) < STEADY_P99 {
+                highest = rate;
+                rate += rate / 4;
+                continue 'rates;
+            }
+        }
+        break;
+    }
+    print("objects", SOME as f64);
+    print("rate", highest as f64);
     Ok(())
 }

@@ -1,13 +1,16 @@
 //! One object in the cache: its records as bytes, and the little that is read from them at once.
 
 use std::any::Any;
-use std::borrow::Cow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::header::{self, Header};
+use super::labels::{LabelSet, LabelSets};
+use super::options::{Keep, KindOptions};
 use crate::model::{
     Conditions, Digest, Intent, Joined, Metadata, Object, ObjectKey, Phase, Reality,
     RealityMetadata, RecordError, Resource, Status, Tree, Uid, Versioned,
@@ -51,9 +54,60 @@ impl Slot {
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
     pub(crate) slot: Slot,
-    pub(crate) value: Bytes,
+    /// A copy of its own length: the bytes that a store hands out may be a slice of a whole
+    /// answer, which one record would keep in memory.
+    pub(crate) value: Arc<[u8]>,
     pub(crate) created: Revision,
     pub(crate) modified: Revision,
+    /// The value is less than what is stored: this is the digest of the whole spec.
+    whole: Option<Box<Digest>>,
+}
+
+impl Stored {
+    pub(crate) fn new(slot: Slot, record: &Record, options: Option<&KindOptions>) -> Self {
+        let project = options.and_then(|options| options.project);
+        let project = project.filter(|_| slot == Slot::Intent);
+        // What cannot be read stays whole, to be set aside.
+        let (value, whole) = match project.and_then(|project| project(&record.value)) {
+            Some((value, whole)) => (value.into(), Some(Box::new(whole))),
+            None => ((*record.value).into(), None),
+        };
+        Self {
+            slot,
+            value,
+            created: record.created,
+            modified: record.modified,
+            whole,
+        }
+    }
+}
+
+/// The records of an object, sorted by slot. Most objects of most kinds have one.
+#[derive(Clone, Debug)]
+pub(crate) enum Records {
+    One([Stored; 1]),
+    More(Box<[Stored]>),
+}
+
+impl Records {
+    pub(crate) fn new(mut records: Vec<Stored>) -> Self {
+        records.sort_by(|a, b| a.slot.cmp(&b.slot));
+        match <[Stored; 1]>::try_from(records) {
+            Ok(one) => Self::One(one),
+            Err(more) => Self::More(more.into()),
+        }
+    }
+}
+
+impl std::ops::Deref for Records {
+    type Target = [Stored];
+
+    fn deref(&self) -> &[Stored] {
+        match self {
+            Self::One(one) => one,
+            Self::More(more) => more,
+        }
+    }
 }
 
 /// An owner as far as it takes to find it.
@@ -67,51 +121,29 @@ pub(crate) struct Owner {
 
 type Decoded = Result<Arc<dyn Any + Send + Sync>, Arc<RecordError>>;
 
+/// What few objects have.
+#[derive(Debug, Default)]
+struct Extra {
+    owners: Box<[Owner]>,
+    /// The records that cannot be read, at most one for each.
+    unreadable: Box<[Arc<RecordError>]>,
+    /// The uid before the intent became unreadable.
+    uid: Uid,
+}
+
 /// All records of one object. Immutable: a change makes another entry.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) key: Arc<ObjectKey>,
-    /// The key of its records behind `o/<tree>/`.
-    pub(crate) path: Arc<str>,
-    pub(crate) records: Box<[Stored]>,
-    pub(crate) uid: Uid,
-    pub(crate) owners: Box<[Owner]>,
+    pub(crate) records: Records,
+    pub(super) labels: Option<LabelSet>,
+    extra: Option<Box<Extra>>,
     /// The intent has a tombstone.
     pub(crate) deleted: bool,
-    /// The records that cannot be read, at most one for each.
-    pub(crate) unreadable: Box<[Arc<RecordError>]>,
+    keep: Keep,
+    /// It was decoded once, so that it can be again.
+    readable: AtomicBool,
     typed: OnceLock<Decoded>,
-}
-
-/// The part of a record that indexes need. Reading it also checks that the whole is JSON.
-#[derive(Deserialize)]
-struct Header<'a> {
-    #[serde(borrow)]
-    metadata: HeaderMetadata<'a>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct HeaderMetadata<'a> {
-    #[serde(borrow, default)]
-    name: Cow<'a, str>,
-    #[serde(borrow, default)]
-    namespace: Option<Cow<'a, str>>,
-    #[serde(default)]
-    uid: Uid,
-    #[serde(default)]
-    owner_references: Vec<OwnerHeader>,
-    #[serde(default)]
-    deletion: Option<serde::de::IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct OwnerHeader {
-    api_version: Box<str>,
-    kind: Box<str>,
-    name: Box<str>,
-    uid: Uid,
 }
 
 #[derive(Deserialize)]
@@ -136,39 +168,28 @@ struct TypedReality<S> {
     status: Status<S>,
 }
 
-impl From<OwnerHeader> for Owner {
-    fn from(header: OwnerHeader) -> Self {
-        let group = header.api_version.split_once('/');
-        Self {
-            group: group.map_or("", |(group, _)| group).into(),
-            kind: header.kind,
-            name: header.name,
-            uid: header.uid,
-        }
-    }
-}
-
 impl Entry {
-    /// The entry of these records, sorted by slot. `before` is the object's entry until now: what
-    /// an unreadable intent hides is taken from it.
-    pub(crate) fn new(
+    /// The entry of these records. `before` is the object's entry until now: what an unreadable
+    /// intent hides is taken from it.
+    pub(super) fn new(
         key: Arc<ObjectKey>,
-        path: Arc<str>,
         records: Vec<Stored>,
         before: Option<&Self>,
+        labels: &mut LabelSets,
+        options: Option<&KindOptions>,
     ) -> Self {
         let mut entry = Self {
             key,
-            path,
-            records: records.into(),
-            uid: Uid::default(),
-            owners: Box::default(),
+            records: Records::new(records),
+            labels: None,
+            extra: None,
             deleted: false,
-            unreadable: Box::default(),
+            keep: options.map_or(Keep::default(), |options| options.keep),
+            readable: AtomicBool::new(false),
             typed: OnceLock::new(),
         };
-        let mut unreadable = Vec::new();
-        for stored in &entry.records {
+        let (mut unreadable, mut extra) = (Vec::new(), Extra::default());
+        for stored in &*entry.records {
             let intent = stored.slot == Slot::Intent;
             let header = match stored.slot {
                 Slot::Intent | Slot::Reality | Slot::Part(_) => entry.header(stored),
@@ -176,57 +197,75 @@ impl Entry {
                 Slot::Grant | Slot::Ledger => continue,
             };
             match header {
-                Ok(metadata) if intent => {
-                    entry.uid = metadata.uid;
-                    entry.deleted = metadata.deletion.is_some();
-                    entry.owners = metadata
-                        .owner_references
-                        .into_iter()
-                        .map(Owner::from)
-                        .collect();
+                Ok(mut header) if intent => {
+                    entry.deleted = header.is_deleted();
+                    entry.labels = labels.get(&header.labels);
+                    extra.owners = header.take_owners().collect();
                 }
-                Ok(metadata) => {
-                    // Without an intent, the reality says which one it was.
-                    if entry.uid.is_empty() && stored.slot == Slot::Reality {
-                        entry.uid = metadata.uid;
-                    }
-                }
+                Ok(_) => {}
                 Err(error) => {
                     if intent && let Some(before) = before {
-                        entry.uid = before.uid.clone();
                         entry.deleted = before.deleted;
-                        entry.owners = before.owners.clone();
+                        entry.labels = before.labels.clone();
+                        extra.owners = before.owners().into();
+                        extra.uid = before.uid();
                     }
                     unreadable.push(Arc::new(error));
                 }
             }
         }
-        entry.unreadable = unreadable.into();
+        if !unreadable.is_empty() || !extra.owners.is_empty() {
+            extra.unreadable = unreadable.into();
+            entry.extra = Some(Box::new(extra));
+        }
         entry
     }
 
-    fn header<'s>(&self, stored: &'s Stored) -> Result<HeaderMetadata<'s>, RecordError> {
+    /// The objects it was made for.
+    pub(crate) fn owners(&self) -> &[Owner] {
+        self.extra.as_ref().map_or(&[], |extra| &extra.owners)
+    }
+
+    /// The records that cannot be read, as far as their headers tell.
+    pub(crate) fn unreadable(&self) -> &[Arc<RecordError>] {
+        self.extra.as_ref().map_or(&[], |extra| &extra.unreadable)
+    }
+
+    /// Which incarnation of its name the object is: that of the intent, or of the one that the
+    /// reality reports on. Empty when no record says.
+    pub(crate) fn uid(&self) -> Uid {
+        let known = self.extra.as_ref().map(|extra| &extra.uid);
+        if let Some(uid) = known.filter(|uid| !uid.is_empty()) {
+            return uid.clone();
+        }
+        let records = [Slot::Intent, Slot::Reality];
+        let records = records.iter().filter_map(|slot| self.stored(slot));
+        let uids = records.filter_map(|stored| Some(self.header(stored).ok()?.uid.0.into_owned()));
+        uids.map(Uid::from)
+            .find(|uid| !uid.is_empty())
+            .unwrap_or_default()
+    }
+
+    fn header<'s>(&self, stored: &'s Stored) -> Result<Header<'s>, RecordError> {
         let fail = |reason: String| RecordError {
             key: self.store_key(&stored.slot).to_string(),
             revision: stored.modified,
             reason,
         };
-        let header: Header<'s> =
-            serde_json::from_slice(&stored.value).map_err(|error| fail(error.to_string()))?;
-        let metadata = header.metadata;
-        if metadata.name != self.key.name() || metadata.namespace.as_deref() != self.key.namespace()
-        {
-            let says = metadata.namespace.as_deref().unwrap_or("-");
+        let header = header::read(&stored.value).map_err(|error| fail(error.to_string()))?;
+        let namespace = header.namespace.as_ref().map(|namespace| &*namespace.0);
+        if header.name.0 != self.key.name() || namespace != self.key.namespace() {
+            let says = namespace.unwrap_or("-");
             let reason = format!(
                 "it says it is {says}/{}, which is not its key",
-                metadata.name
+                header.name.0
             );
             return Err(fail(reason.chars().take(200).collect()));
         }
-        if stored.slot == Slot::Intent && metadata.uid.is_empty() {
+        if stored.slot == Slot::Intent && header.uid.0.is_empty() {
             return Err(fail("its metadata has no uid".to_owned()));
         }
-        Ok(metadata)
+        Ok(header)
     }
 
     fn store_key(&self, slot: &Slot) -> Key {
@@ -252,10 +291,19 @@ impl Entry {
     /// makes the whole unreadable: without it nothing can be said about the object.
     pub(crate) fn joined(&self) -> Result<Joined, RecordError> {
         let mut joined = Joined::empty((*self.key).clone());
-        for stored in &self.records {
+        for stored in &*self.records {
+            if stored.whole.is_some() {
+                // Whoever has all records may write them.
+                return Err(RecordError {
+                    key: self.store_key(&stored.slot).to_string(),
+                    revision: stored.modified,
+                    reason: "only some of its fields are kept here: read it from the store"
+                        .to_owned(),
+                });
+            }
             let record = || Record {
                 key: self.store_key(&stored.slot),
-                value: stored.value.clone(),
+                value: Bytes::from_owner(stored.value.clone()),
                 created: stored.created,
                 modified: stored.modified,
                 lease: None,
@@ -312,7 +360,7 @@ impl Entry {
     /// readable, and the one report, if any, is about the spec as it is. Elsewhere None.
     fn decode_directly<K: Resource>(&self) -> Option<Object<K>> {
         let simple = |stored: &Stored| matches!(stored.slot, Slot::Intent | Slot::Reality);
-        if !self.unreadable.is_empty() || !self.records.iter().all(simple) {
+        if !self.unreadable().is_empty() || !self.records.iter().all(simple) {
             return None;
         }
         let intent = self.stored(&Slot::Intent)?;
@@ -335,8 +383,14 @@ impl Entry {
             }
         }
         if status.conditions.get("Ready").is_some() {
-            let spec: UntypedSpec = serde_json::from_slice(&intent.value).ok()?;
-            if status.observed_spec != Some(Digest::of_json(&spec.spec)) {
+            let digest = match &intent.whole {
+                Some(whole) => **whole,
+                None => {
+                    let spec: UntypedSpec = serde_json::from_slice(&intent.value).ok()?;
+                    Digest::of_json(&spec.spec)
+                }
+            };
+            if status.observed_spec != Some(digest) {
                 return None;
             }
         }
@@ -372,23 +426,47 @@ impl Entry {
         }
     }
 
-    /// The object with its types, decoded once. None without an intent.
-    pub(crate) fn object<K: Resource>(&self) -> Option<Result<Arc<Object<K>>, Arc<RecordError>>> {
+    /// The object with its types. None without an intent. It is kept decoded if it is so already,
+    /// or if this is a read that its kind keeps.
+    pub(crate) fn object<K: Resource>(
+        &self,
+        read: bool,
+    ) -> Option<Result<Arc<Object<K>>, Arc<RecordError>>> {
         if !self.has_intent() {
             return None;
         }
-        let decoded = self.typed.get_or_init(|| {
+        let keep = match self.keep {
+            Keep::Bytes => false,
+            Keep::Read => read,
+            Keep::Decoded => true,
+        };
+        let decode = || {
             let object = self.decode::<K>()?;
-            Ok(object as Arc<dyn Any + Send + Sync>)
-        });
+            self.readable.store(true, Ordering::Relaxed);
+            Ok(object)
+        };
+        let decoded = if keep {
+            self.typed
+                .get_or_init(|| decode().map(|object: Arc<Object<K>>| object as _))
+        } else {
+            match self.typed.get() {
+                Some(decoded) => decoded,
+                None => return Some(decode()),
+            }
+        };
         Some(match decoded {
             Err(error) => Err(error.clone()),
             Ok(object) => match object.clone().downcast::<Object<K>>() {
                 Ok(object) => Ok(object),
                 // Two types for one kind in one program: the second decodes each time.
-                Err(_) => self.decode::<K>(),
+                Err(_) => decode(),
             },
         })
+    }
+
+    /// It was decoded before.
+    pub(crate) fn is_readable(&self) -> bool {
+        self.readable.load(Ordering::Relaxed)
     }
 
     /// The highest revision of its records.
@@ -437,14 +515,18 @@ mod tests {
 
     fn entry(records: &[(Slot, Value, u64)]) -> Entry {
         let key = ObjectKey::namespaced("example.dev", "sites", "default", "a").unwrap();
-        let stored = records.iter().map(|(slot, value, revision)| Stored {
-            slot: slot.clone(),
-            value: serde_json::to_vec(value).unwrap().into(),
-            created: Revision::new(0, 1),
-            modified: Revision::new(0, *revision),
+        let stored = records.iter().map(|(slot, value, revision)| {
+            let record = Record {
+                key: key.store_key(Tree::Intent),
+                value: serde_json::to_vec(value).unwrap().into(),
+                created: Revision::new(0, 1),
+                modified: Revision::new(0, *revision),
+                lease: None,
+            };
+            Stored::new(slot.clone(), &record, None)
         });
-        let path = "example.dev/sites/default/a".into();
-        Entry::new(Arc::new(key), path, stored.collect(), None)
+        let stored = stored.collect();
+        Entry::new(Arc::new(key), stored, None, &mut LabelSets::default(), None)
     }
 
     fn intent(spec: &Value) -> Value {

@@ -1,7 +1,7 @@
 //! A mirror of the objects that a program works with, kept up to date by watches.
 //!
-//! A cache holds records as the bytes they were stored as and decodes an object when it is first
-//! read, so its size stays near that of the data. All that one transaction changed appears at
+//! A cache holds records as the bytes they were stored as and decodes an object when it is read,
+//! so its size stays near that of the data ([`Cached`] says what else is kept). All that one transaction changed appears at
 //! once. A [`View`] is everything at one moment and does not change while it is held: what a
 //! reconcile sees of several kinds fits together. A record that cannot be read is set aside,
 //! where [`View::set_aside`] shows it, and stops nothing else.
@@ -11,11 +11,17 @@
 //! store's anchor: without it an empty answer is an error and no empty fleet.
 
 mod entry;
+mod header;
+mod index;
+mod labels;
+mod options;
 mod source;
 mod view;
 mod writer;
 
 pub(crate) use entry::Entry;
+pub(crate) use options::Options;
+pub use options::{Cached, Index, Keep};
 pub(crate) use source::{Feed, Source, SourceState, feed};
 pub use source::{SourceError, SourceStatus, write_prefix_anchor};
 pub use view::{Freshness, Query, View};

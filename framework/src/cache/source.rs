@@ -138,6 +138,9 @@ impl SourceState {
 /// What sources tell the cache's writer.
 #[derive(Debug)]
 pub(crate) enum Feed {
+    /// A page of the source's first list; the flag says whether it is the first one.
+    Page(usize, Vec<Record>, bool),
+    /// A list is complete: these records, besides the pages before.
     List(usize, Vec<Record>, Revision),
     Changes(usize, Vec<Change>, Revision),
     Progress(usize, Revision),
@@ -320,19 +323,37 @@ impl Reading {
 
     async fn read_prefix(&mut self) -> Result<(Vec<Record>, Revision), SourceError> {
         let mut request = ListRequest::new(self.source.state.prefix.clone());
+        // The first list goes to the cache page by page, so that it is read and taken in at once;
+        // later ones are compared as a whole.
+        let initial = self.source.state.known().lists == 0;
         let mut records = Vec::new();
         let mut revision = None;
+        let mut anchored = false;
         loop {
             let page = self.source.store.list(&request).await?;
+            let begins = revision.is_none();
             let first = *revision.get_or_insert(page.revision);
             request.at = Some(first);
             request.after = page.records.last().map(|record| record.key.clone());
-            records.extend(page.records);
+            if let Some(anchor) = self.anchor_in(&page.records).cloned() {
+                self.identify(&anchor)?;
+                anchored = true;
+            }
+            if initial {
+                let page = Feed::Page(self.source.index, page.records, begins);
+                // When nobody takes it, nobody takes the end of the list either.
+                let _: Sent<()> = self.source.feed.send(page).await;
+            } else {
+                records.extend(page.records);
+            }
             if !page.more || request.after.is_none() {
                 break;
             }
         }
-        self.check_anchor(&records)?;
+        if !anchored {
+            let prefix = self.source.state.prefix.clone();
+            return Err(SourceError::NoAnchor { prefix });
+        }
         Ok((records, revision.unwrap_or(Revision::ZERO)))
     }
 
@@ -348,12 +369,10 @@ impl Reading {
             .expect("a prefix leaves room for the anchor's name")
     }
 
-    fn check_anchor(&mut self, records: &[Record]) -> Result<(), SourceError> {
+    fn anchor_in<'r>(&self, page: &'r [Record]) -> Option<&'r Record> {
         let key = self.anchor();
-        let prefix = self.source.state.prefix.clone();
-        let place = records.binary_search_by(|record| record.key.cmp(&key)).ok();
-        let found = place.and_then(|place| records.get(place));
-        self.identify(found.ok_or(SourceError::NoAnchor { prefix })?)
+        let place = page.binary_search_by(|record| record.key.cmp(&key));
+        page.get(place.ok()?)
     }
 
     fn identify(&mut self, record: &Record) -> Result<(), SourceError> {

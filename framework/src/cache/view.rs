@@ -7,6 +7,8 @@ use std::sync::Arc;
 use rpds::RedBlackTreeMapSync;
 
 use super::entry::{Entry, Slot};
+use super::index::{By, EntryMap, Found};
+use super::options::Index;
 use super::writer::{EntryChange, Shared};
 use crate::model::{
     GroupPlural, Joined, Object, ObjectKey, RecordError, Resource, Selector, Tree, Uid,
@@ -36,9 +38,9 @@ impl Freshness {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct State {
     /// By the path of their keys, so that a kind, and in it a namespace or node, is a range.
-    pub(crate) objects: RedBlackTreeMapSync<Arc<str>, Arc<Entry>>,
-    /// `<uid>/<path>` of each object that is owned, to its path.
-    pub(crate) owned: RedBlackTreeMapSync<Arc<str>, Arc<str>>,
+    pub(crate) objects: EntryMap,
+    /// What objects are found by besides their keys.
+    pub(crate) found: Found,
     /// Objects' records that cannot be read, by key.
     pub(crate) set_aside: RedBlackTreeMapSync<Arc<str>, Arc<RecordError>>,
     /// Records of known kinds whose keys are no object's, by key.
@@ -50,7 +52,7 @@ pub(crate) struct State {
 /// All objects of a cache at one moment. It does not change; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct View {
-    pub(super) state: State,
+    pub(super) state: Arc<State>,
     pub(super) shared: Arc<Shared>,
 }
 
@@ -64,19 +66,8 @@ pub(crate) fn range(prefix: &str) -> (Bound<Arc<str>>, Bound<Arc<str>>) {
     (Bound::Included(prefix.into()), end)
 }
 
-fn path_of_kind(kind: &GroupPlural) -> String {
+pub(super) fn path_of_kind(kind: &GroupPlural) -> String {
     format!("{}/{}/", kind.group, kind.plural)
-}
-
-/// The path of an object's keys behind `o/<tree>/`.
-pub(crate) fn path_of(key: &ObjectKey) -> String {
-    let mut path = path_of_kind(key.kind());
-    for segment in [key.node(), key.namespace()].into_iter().flatten() {
-        path.push_str(segment);
-        path.push('/');
-    }
-    path.push_str(key.name());
-    path
 }
 
 impl View {
@@ -103,7 +94,7 @@ impl View {
     }
 
     pub(crate) fn entry(&self, key: &ObjectKey) -> Option<&Arc<Entry>> {
-        self.state.objects.get(path_of(key).as_str())
+        self.state.objects.get(key.path())
     }
 
     /// The object at `key`. None when it has no intent, or one that cannot be read, which
@@ -117,7 +108,22 @@ impl View {
         &self,
         entry: &Entry,
     ) -> Option<Result<Arc<Object<K>>, Arc<RecordError>>> {
-        let object = entry.object::<K>()?;
+        self.noted(entry, entry.object::<K>(true)?)
+    }
+
+    /// As [`View::typed`], for the one reconcile that is about the object.
+    pub(crate) fn typed_once<K: Resource>(
+        &self,
+        entry: &Entry,
+    ) -> Option<Result<Arc<Object<K>>, Arc<RecordError>>> {
+        self.noted(entry, entry.object::<K>(false)?)
+    }
+
+    fn noted<T>(
+        &self,
+        entry: &Entry,
+        object: Result<T, Arc<RecordError>>,
+    ) -> Option<Result<T, Arc<RecordError>>> {
         if let Err(error) = &object {
             self.shared.note_unreadable(entry, error);
         }
@@ -139,7 +145,10 @@ impl View {
     #[must_use]
     pub fn record(&self, key: &ObjectKey, tree: Tree) -> Option<(bytes::Bytes, Revision)> {
         let stored = self.entry(key)?.stored(&Slot::of(tree, None))?;
-        Some((stored.value.clone(), stored.modified))
+        Some((
+            bytes::Bytes::from_owner(stored.value.clone()),
+            stored.modified,
+        ))
     }
 
     /// The objects of a kind that have an intent.
@@ -152,6 +161,7 @@ impl View {
             namespace: None,
             owner: None,
             selector: None,
+            indexed: None,
             kind: PhantomData,
         }
     }
@@ -170,7 +180,14 @@ impl View {
     /// objects of this kind does not know how many there are.
     #[must_use]
     pub fn unreadable<K: Resource>(&self) -> Vec<Arc<RecordError>> {
-        let prefix = format!("o/intent/{}", path_of_kind(&K::group_plural()));
+        let path = path_of_kind(&K::group_plural());
+        // What nobody has read yet may be unreadable, too.
+        for entry in self.entries(&path) {
+            if !entry.is_readable() {
+                self.typed_once::<K>(entry);
+            }
+        }
+        let prefix = format!("o/intent/{path}");
         let set_aside = self.set_aside();
         let of_kind = |error: &Arc<RecordError>| error.key.starts_with(&prefix);
         set_aside.into_iter().filter(of_kind).collect()
@@ -224,7 +241,8 @@ impl View {
         tell.all(|(_, read)| read.is_some())
     }
 
-    /// Every record that cannot be read.
+    /// Every record that is known to be unreadable: whose metadata cannot be read, or whose rest
+    /// could not when somebody tried. Objects that a controller reconciles are always tried.
     #[must_use]
     pub fn set_aside(&self) -> Vec<Arc<RecordError>> {
         let records = self.state.set_aside.values();
@@ -293,13 +311,14 @@ impl View {
 
 /// Some of the objects of a kind in a [`View`].
 #[derive(Debug)]
-pub struct Query<'v, K> {
+pub struct Query<'v, K: Resource> {
     view: &'v View,
     path: String,
     node: Option<String>,
     namespace: Option<String>,
     owner: Option<Uid>,
     selector: Option<Selector>,
+    indexed: Option<(&'static str, fn(&Object<K>) -> Vec<String>, String)>,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -332,6 +351,14 @@ impl<'v, K: Resource> Query<'v, K> {
         self
     }
 
+    /// Only those of which the index says this value. It is right also where the index was not
+    /// declared with [`Cached::index`](super::Cached::index), but then looks at all objects.
+    #[must_use]
+    pub fn indexed(mut self, index: &Index<K>, value: &str) -> Self {
+        self.indexed = Some((index.name, index.values, value.to_owned()));
+        self
+    }
+
     fn entries(&self) -> Vec<&'v Arc<Entry>> {
         let namespace = self.namespace.as_deref();
         let mut path = self.path.clone();
@@ -342,12 +369,38 @@ impl<'v, K: Resource> Query<'v, K> {
         let fits = |entry: &&'v Arc<Entry>| {
             namespace.is_none_or(|namespace| entry.key.namespace() == Some(namespace))
         };
-        if let Some(owner) = &self.owner {
-            let owned = self.view.state.owned.range(range(&format!("{owner}/")));
-            return owned
-                .filter(|(_, object)| object.starts_with(&path))
-                .filter_map(|(_, object)| self.view.state.objects.get(object))
+        // The narrowest of the ways to find them; what the others ask is asked of each.
+        let state = &self.view.state;
+        let found = if let Some(owner) = &self.owner {
+            Some(state.found.by(&By::Owner(owner.as_str()), &path))
+        } else if let Some((name, _, value)) = &self.indexed
+            && self.view.shared.has_index(&K::group_plural(), name)
+        {
+            Some(state.found.by(&By::Index(name, value), &path))
+        } else if let Some(selector) = &self.selector {
+            let labels = self.view.shared.label_indexes(&K::group_plural());
+            let label = selector.requirements().iter().find_map(|requirement| {
+                let values = requirement.values()?;
+                let known = labels.iter().any(|label| **label == *requirement.key());
+                known.then_some((requirement.key(), values))
+            });
+            label.map(|(label, values)| {
+                let mut found: Vec<_> = values
+                    .iter()
+                    .flat_map(|value| state.found.by(&By::Label(label, value), &path))
+                    .collect();
+                found.sort_by_key(|key| key.path());
+                found
+            })
+        } else {
+            None
+        };
+        if let Some(found) = found {
+            let found = found.into_iter();
+            return found
+                .filter_map(|key| state.objects.get(key.path()))
                 .filter(fits)
+                .filter(|entry| self.may_match(entry))
                 .collect();
         }
         if let (None, Some(namespace), crate::model::Scope::Namespaced) =
@@ -356,7 +409,19 @@ impl<'v, K: Resource> Query<'v, K> {
             path.push_str(namespace);
             path.push('/');
         }
-        self.view.entries(&path).into_iter().filter(fits).collect()
+        let entries = self.view.entries(&path).into_iter().filter(fits);
+        entries.filter(|entry| self.may_match(entry)).collect()
+    }
+
+    /// What can be said without decoding.
+    fn may_match(&self, entry: &Entry) -> bool {
+        let none = std::collections::BTreeMap::new();
+        let labels = entry.labels.as_deref().unwrap_or(&none);
+        let owner = self.owner.as_ref();
+        self.selector
+            .as_ref()
+            .is_none_or(|selector| selector.matches(labels))
+            && owner.is_none_or(|uid| entry.owners().iter().any(|owner| owner.uid == *uid))
     }
 
     /// The objects' keys, in their order, also of those that cannot be read.
@@ -364,12 +429,12 @@ impl<'v, K: Resource> Query<'v, K> {
     pub fn keys(&self) -> Vec<ObjectKey> {
         let key = |entry: &Arc<Entry>| (*entry.key).clone();
         let entries = self.entries().into_iter();
-        match self.selector {
-            None => entries
+        match (&self.selector, &self.indexed) {
+            (None, None) => entries
                 .filter(|entry| entry.has_intent())
                 .map(key)
                 .collect(),
-            Some(_) => entries
+            _ => entries
                 .filter(|entry| self.selected(entry).is_some())
                 .map(key)
                 .collect(),
@@ -378,8 +443,11 @@ impl<'v, K: Resource> Query<'v, K> {
 
     fn selected(&self, entry: &Entry) -> Option<Arc<Object<K>>> {
         let object = self.view.typed::<K>(entry)?.ok()?;
-        let matches = |selector: &Selector| selector.matches(&object.metadata.labels);
-        self.selector.as_ref().is_none_or(matches).then_some(object)
+        let selector = self.selector.as_ref();
+        let indexed = self.indexed.as_ref();
+        let matches = selector.is_none_or(|selector| selector.matches(&object.metadata.labels))
+            && indexed.is_none_or(|(_, values, value)| values(&object).contains(value));
+        matches.then_some(object)
     }
 
     /// The objects, in the order of their keys.

@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::entry::{Entry, Slot, Stored};
+use super::labels::LabelSets;
+use super::options::{KindOptions, Options};
+use super::source::Feed;
 use super::view::{State, View, range};
 use crate::model::identity::PREFIX_ANCHOR;
 use crate::model::{GroupPlural, Kinds, ObjectKey, RecordError, Tree};
@@ -19,16 +22,29 @@ type Unreadable = HashMap<Arc<str>, (Revision, Arc<RecordError>)>;
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) prefixes: Box<[Prefix]>,
-    state: Mutex<State>,
+    options: Options,
+    state: Mutex<Arc<State>>,
     /// Objects whose types do not fit, found when somebody read them, by path.
     unreadable: Mutex<Unreadable>,
     moved: watch::Sender<()>,
 }
 
 impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Arc<State>> {
         // States are only ever replaced whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The labels that objects of a kind are found by.
+    pub(crate) fn label_indexes(&self, kind: &GroupPlural) -> &[Box<str>] {
+        self.options
+            .get(kind)
+            .map_or(&[], |options| &options.labels)
+    }
+
+    pub(crate) fn has_index(&self, kind: &GroupPlural, name: &str) -> bool {
+        let options = self.options.get(kind);
+        options.is_some_and(|options| options.indexes.iter().any(|(known, _)| *known == name))
     }
 
     pub(crate) fn note_unreadable(&self, entry: &Entry, error: &Arc<RecordError>) {
@@ -36,7 +52,8 @@ impl Shared {
             .unreadable
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        unreadable.insert(entry.path.clone(), (entry.revision(), error.clone()));
+        let path = entry.key.shared_path().clone();
+        unreadable.insert(path, (entry.revision(), error.clone()));
     }
 
     pub(crate) fn has_unreadable(&self) -> bool {
@@ -75,11 +92,32 @@ pub(crate) struct EntryChange {
     pub(crate) revision: Revision,
 }
 
+/// What came of something that a source told.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) changes: Vec<EntryChange>,
+    /// It was the source's first list.
+    pub(crate) initial: bool,
+    /// The source that was listed.
+    pub(crate) listed: Option<usize>,
+}
+
 /// A cache's exclusive writer.
 #[derive(Debug)]
 pub(crate) struct Writer {
     shared: Arc<Shared>,
     kinds: Arc<Kinds>,
+    labels: LabelSets,
+    /// First lists that are not complete, by source: seen by nobody.
+    begun: BTreeMap<usize, Begun>,
+}
+
+/// What a first list has shown until now.
+#[derive(Debug, Default)]
+struct Begun {
+    state: State,
+    /// Records of kinds that are not known, which they may be when the list is complete.
+    elsewhere: Vec<Record>,
 }
 
 /// Reads a cache that a runtime keeps up to date. Cheap to clone.
@@ -89,21 +127,32 @@ pub struct Reader {
 }
 
 /// A cache of the objects of `kinds` under `prefixes`, each of which is one source.
-pub(crate) fn cache(kinds: Arc<Kinds>, prefixes: Vec<Prefix>) -> (Writer, Reader) {
+pub(crate) fn cache(
+    kinds: Arc<Kinds>,
+    prefixes: Vec<Prefix>,
+    options: Options,
+) -> (Writer, Reader) {
     let state = State {
         sources: vec![None; prefixes.len()].into(),
         ..State::default()
     };
     let shared = Arc::new(Shared {
         prefixes: prefixes.into(),
-        state: Mutex::new(state),
+        options,
+        state: Mutex::new(Arc::new(state)),
         unreadable: Mutex::default(),
         moved: watch::Sender::new(()),
     });
     let reader = Reader {
         shared: shared.clone(),
     };
-    (Writer { shared, kinds }, reader)
+    let writer = Writer {
+        shared,
+        kinds,
+        labels: LabelSets::default(),
+        begun: BTreeMap::new(),
+    };
+    (writer, reader)
 }
 
 impl Reader {
@@ -158,16 +207,12 @@ enum Place {
     Malformed,
 }
 
-/// The new records of one object; None removes.
-type Edits = Vec<(Slot, Option<Stored>)>;
-
-fn stored(slot: Slot, record: Record) -> Stored {
-    Stored {
-        slot,
-        value: record.value,
-        created: record.created,
-        modified: record.modified,
-    }
+/// A record of an object that is put, or removed if there is no value.
+struct Edit {
+    key: ObjectKey,
+    slot: Slot,
+    value: Option<Stored>,
+    revision: Revision,
 }
 
 impl Writer {
@@ -180,71 +225,145 @@ impl Writer {
         };
         let (old, new) = (names(&self.kinds), names(&kinds));
         self.kinds = kinds;
-        let mut state = self.shared.state().clone();
+        let mut state = State::clone(&self.shared.state());
         for kind in old.difference(&new) {
-            forget(&mut state, kind);
+            forget(&mut state, kind, self.shared.options.get(kind));
         }
-        *self.shared.state() = state;
+        *self.shared.state() = Arc::new(state);
+        for begun in self.begun.values_mut() {
+            for kind in old.difference(&new) {
+                forget(&mut begun.state, kind, self.shared.options.get(kind));
+            }
+        }
         new.difference(&old).cloned().collect()
     }
 
     fn place(&self, key: &Key) -> Place {
-        let scope = |group: &str, plural: &str| self.kinds.scope(group, plural);
-        if let Some((tree, object, writer)) = ObjectKey::parse(key, scope) {
+        let known = |group: &str, plural: &str| self.kinds.known(group, plural);
+        if let Some((tree, object, writer)) = ObjectKey::parse_known(key, known) {
             let slot = Slot::of(tree, writer);
             return Place::Object(object, slot);
         }
         let mut segments = key.as_str().split('/').skip(2);
         let known = match (segments.next(), segments.next()) {
-            (Some(group), Some(plural)) => self.kinds.scope(group, plural).is_some(),
+            (Some(group), Some(plural)) => self.kinds.known(group, plural).is_some(),
             _ => false,
         };
-        let anchor = key.as_str().ends_with(&format!("/{PREFIX_ANCHOR}"));
-        if known && !anchor {
+        let name = key.as_str().rsplit('/').next();
+        if known && name != Some(PREFIX_ANCHOR) {
             Place::Malformed
         } else {
             Place::Elsewhere
         }
     }
 
+    fn put(&self, key: ObjectKey, slot: Slot, record: &Record, revision: Revision) -> Edit {
+        let options = self.shared.options.get(key.kind());
+        let value = Some(Stored::new(slot.clone(), record, options));
+        Edit {
+            key,
+            slot,
+            value,
+            revision,
+        }
+    }
+
+    /// Takes in what a source told. All of it is seen at once. None for what is seen only later.
+    pub(crate) fn take(&mut self, told: Feed) -> Option<Taken> {
+        let mut state = State::clone(&self.shared.state());
+        let (mut initial, mut listed) = (false, None);
+        let changes = match told {
+            Feed::Page(source, records, first) => {
+                self.page(source, records, first);
+                return None;
+            }
+            Feed::List(source, records, revision) => {
+                initial = state.sources[source].is_none();
+                listed = Some(source);
+                self.replace_in(&mut state, source, records, revision)
+            }
+            Feed::Changes(source, changes, revision) => {
+                self.apply_in(&mut state, source, changes, revision)
+            }
+            Feed::Progress(source, revision) => {
+                reached(&mut state, source, revision);
+                Vec::new()
+            }
+        };
+        self.publish(state);
+        Some(Taken {
+            changes,
+            initial,
+            listed,
+        })
+    }
+
+    /// Takes in a page of a source's first list, which nobody sees before it is complete.
+    fn page(&mut self, source: usize, records: Vec<Record>, first: bool) {
+        let mut begun = self.begun.remove(&source).unwrap_or_default();
+        if first {
+            begun = Begun::default();
+        }
+        let mut elsewhere = Vec::new();
+        let edits = self.edits_of(
+            &mut begun.state,
+            records,
+            Revision::ZERO,
+            Some(&mut elsewhere),
+        );
+        begun.elsewhere.append(&mut elsewhere);
+        self.edit_all(&mut begun.state, edits);
+        self.begun.insert(source, begun);
+    }
+
+    fn edits_of(
+        &self,
+        state: &mut State,
+        records: Vec<Record>,
+        revision: Revision,
+        mut elsewhere: Option<&mut Vec<Record>>,
+    ) -> Vec<Edit> {
+        let mut edits = Vec::with_capacity(records.len());
+        for record in records {
+            match self.place(&record.key) {
+                Place::Object(key, slot) => edits.push(self.put(key, slot, &record, revision)),
+                Place::Malformed => set_aside_malformed(state, &record),
+                Place::Elsewhere => {
+                    if let Some(elsewhere) = &mut elsewhere {
+                        elsewhere.push(record);
+                    }
+                }
+            }
+        }
+        edits
+    }
+
     /// Replaces all that is known under a source's prefix by what a list returned, and says what
     /// is different, what vanished included.
+    #[cfg(test)]
     pub(crate) fn replace(
         &mut self,
         source: usize,
         records: Vec<Record>,
         revision: Revision,
     ) -> Vec<EntryChange> {
-        let mut state = self.shared.state().clone();
+        let taken = self.take(Feed::List(source, records, revision));
+        taken.map_or_else(Vec::new, |taken| taken.changes)
+    }
+
+    fn replace_in(
+        &mut self,
+        state: &mut State,
+        source: usize,
+        mut records: Vec<Record>,
+        revision: Revision,
+    ) -> Vec<EntryChange> {
         let prefix = self.shared.prefixes[source].clone();
-        let mut edits = BTreeMap::<String, (ObjectKey, Edits)>::new();
-        let mut malformed = Vec::new();
-        for record in records {
-            match self.place(&record.key) {
-                Place::Object(key, slot) => {
-                    let path = super::view::path_of(&key);
-                    let (_, edits) = edits.entry(path).or_insert_with(|| (key, Vec::new()));
-                    edits.push((slot.clone(), Some(stored(slot, record))));
-                }
-                Place::Malformed => malformed.push(record),
-                Place::Elsewhere => {}
-            }
-        }
-        // What is known and was not listed is gone.
-        for (path, entry) in known_under(&state, &prefix) {
-            for held in &entry.records {
-                let key = record_key(&path, &held.slot);
-                if !prefix.covers(&key) {
-                    continue;
-                }
-                let (_, edits) = edits
-                    .entry(path.to_string())
-                    .or_insert_with(|| ((*entry.key).clone(), Vec::new()));
-                if !edits.iter().any(|(slot, _)| *slot == held.slot) {
-                    edits.push((held.slot.clone(), None));
-                }
-            }
-        }
+        let Begun {
+            state: begun,
+            mut elsewhere,
+        } = self.begun.remove(&source).unwrap_or_default();
+        records.append(&mut elsewhere);
         let aside: Vec<_> = state
             .malformed
             .keys()
@@ -254,82 +373,213 @@ impl Writer {
         for key in aside {
             state.malformed.remove_mut(&key);
         }
-        for record in malformed {
-            set_aside_malformed(&mut state, &record);
+        for (key, error) in &begun.malformed {
+            state.malformed.insert_mut(key.clone(), error.clone());
         }
+        let edits = self.edits_of(state, records, revision, None);
         let mut changes = Vec::new();
-        for (path, (key, edits)) in edits {
-            let before = state.objects.get(path.as_str()).cloned();
-            changes.extend(edit(&mut state, &path, key, before, edits, revision));
+        if state.objects.is_empty() && edits.is_empty() {
+            // The first list of the first source: what was begun is what there is.
+            let appeared = begun.objects.values().map(|entry| EntryChange {
+                before: None,
+                after: Some(entry.clone()),
+                revision,
+            });
+            changes.extend(appeared);
+            state.objects = begun.objects;
+            state.found = begun.found;
+            state.set_aside = begun.set_aside;
+        } else {
+            changes = self.difference(state, &prefix, &begun, edits, revision);
         }
         // A list is never older than what its source told before, unless a person accepted that.
         let mut sources = state.sources.to_vec();
-        sources[source] = None;
+        sources[source] = Some(revision);
         state.sources = sources.into();
-        self.publish(state, source, revision);
         changes
     }
 
+    fn difference(
+        &mut self,
+        state: &mut State,
+        prefix: &Prefix,
+        begun: &State,
+        mut edits: Vec<Edit>,
+        revision: Revision,
+    ) -> Vec<EntryChange> {
+        for entry in begun.objects.values() {
+            edits.extend(entry.records.iter().map(|stored| Edit {
+                key: (*entry.key).clone(),
+                slot: stored.slot.clone(),
+                value: Some(stored.clone()),
+                revision,
+            }));
+        }
+        // What is known and was not listed is gone.
+        let mut listed: Vec<(&str, &Slot)> = edits
+            .iter()
+            .map(|edit| (edit.key.path(), &edit.slot))
+            .collect();
+        listed.sort_unstable();
+        let mut gone = Vec::new();
+        for entry in known_under(state, prefix) {
+            for held in &*entry.records {
+                let place = (entry.key.path(), &held.slot);
+                if listed.binary_search(&place).is_err()
+                    && prefix.covers(&record_key(entry.key.path(), &held.slot))
+                {
+                    gone.push(Edit {
+                        key: (*entry.key).clone(),
+                        slot: held.slot.clone(),
+                        value: None,
+                        revision,
+                    });
+                }
+            }
+        }
+        drop(listed);
+        edits.append(&mut gone);
+        self.edit_all(state, edits)
+    }
+
     /// Applies what a watch told: all changes at once, or none is seen.
+    #[cfg(test)]
     pub(crate) fn apply(
         &mut self,
         source: usize,
         changes: Vec<Change>,
         revision: Revision,
     ) -> Vec<EntryChange> {
-        let mut state = self.shared.state().clone();
-        let mut edits = BTreeMap::<String, (ObjectKey, Edits, Revision)>::new();
+        let taken = self.take(Feed::Changes(source, changes, revision));
+        taken.map_or_else(Vec::new, |taken| taken.changes)
+    }
+
+    fn apply_in(
+        &mut self,
+        state: &mut State,
+        source: usize,
+        changes: Vec<Change>,
+        revision: Revision,
+    ) -> Vec<EntryChange> {
+        let mut edits = Vec::with_capacity(changes.len());
         for change in changes {
             let at = change.revision();
-            match self.place(change.key()) {
-                Place::Object(key, slot) => {
-                    let path = super::view::path_of(&key);
-                    let held = state.objects.get(path.as_str());
+            match (self.place(change.key()), change) {
+                (Place::Object(key, slot), change) => {
+                    let held = state.objects.get(key.path());
                     let held = held.and_then(|entry| entry.stored(&slot));
                     // Delivered again, or older than what a list showed.
                     if held.is_some_and(|held| held.modified >= at) {
                         continue;
                     }
-                    let value = match change {
-                        Change::Put(record) => Some(stored(slot.clone(), record)),
-                        Change::Delete { .. } => None,
-                    };
-                    let (_, edits, last) = edits
-                        .entry(path)
-                        .or_insert_with(|| (key, Vec::new(), Revision::ZERO));
-                    edits.push((slot, value));
-                    *last = at.max(*last);
+                    edits.push(match change {
+                        Change::Put(record) => self.put(key, slot, &record, at),
+                        Change::Delete { .. } => Edit {
+                            key,
+                            slot,
+                            value: None,
+                            revision: at,
+                        },
+                    });
                 }
-                Place::Malformed => match change {
-                    Change::Put(record) => set_aside_malformed(&mut state, &record),
-                    Change::Delete { key, .. } => {
-                        state.malformed.remove_mut(key.as_str());
-                    }
-                },
-                Place::Elsewhere => {}
+                (Place::Malformed, Change::Put(record)) => set_aside_malformed(state, &record),
+                (Place::Malformed, Change::Delete { key, .. }) => {
+                    state.malformed.remove_mut(key.as_str());
+                }
+                (Place::Elsewhere, _) => {}
             }
         }
-        let mut out = Vec::new();
-        for (path, (key, edits, at)) in edits {
-            let before = state.objects.get(path.as_str()).cloned();
-            out.extend(edit(&mut state, &path, key, before, edits, at));
+        let changes = self.edit_all(state, edits);
+        reached(state, source, revision);
+        changes
+    }
+
+    /// Puts new records in place, object by object, and says what is different.
+    fn edit_all(&mut self, state: &mut State, mut edits: Vec<Edit>) -> Vec<EntryChange> {
+        // Records come in the order of trees: those of one object are apart.
+        edits.sort_by(|a, b| a.key.path().cmp(b.key.path()));
+        let mut changes = Vec::with_capacity(edits.len());
+        let mut edits = edits.into_iter().peekable();
+        while let Some(first) = edits.next() {
+            let mut of_object = vec![first];
+            while let Some(next) = edits.next_if(|next| next.key == of_object[0].key) {
+                of_object.push(next);
+            }
+            changes.extend(self.edit(state, of_object));
         }
-        self.publish(state, source, revision);
-        out
+        changes
     }
 
-    /// Nothing changed under a source's prefix up to this revision.
-    pub(crate) fn progress(&mut self, source: usize, revision: Revision) {
-        let state = self.shared.state().clone();
-        self.publish(state, source, revision);
+    /// Puts an object's new records in place. None when nothing is different.
+    fn edit(&mut self, state: &mut State, edits: Vec<Edit>) -> Option<EntryChange> {
+        let key = edits.first()?.key.clone();
+        let before = state.objects.get(key.path()).cloned();
+        let mut records: Vec<Stored> = before.iter().flat_map(|e| e.records.to_vec()).collect();
+        let (mut different, mut revision) = (false, Revision::ZERO);
+        for edit in edits {
+            revision = revision.max(edit.revision);
+            let old = records.iter().position(|held| held.slot == edit.slot);
+            match (old, edit.value) {
+                (Some(old), Some(new)) => {
+                    different |=
+                        records[old].modified != new.modified || records[old].value != new.value;
+                    records[old] = new;
+                }
+                (Some(old), None) => {
+                    different = true;
+                    records.remove(old);
+                }
+                (None, Some(new)) => {
+                    different = true;
+                    records.push(new);
+                }
+                (None, None) => {}
+            }
+        }
+        if !different {
+            return None;
+        }
+        let options = self.shared.options.get(key.kind());
+        if let Some(before) = &before {
+            state.found.remove(before, options);
+            for error in before.unreadable() {
+                state.set_aside.remove_mut(error.key.as_str());
+            }
+        }
+        let after = (!records.is_empty()).then(|| {
+            let key = match &before {
+                Some(before) => before.key.clone(),
+                None => Arc::new(key.clone()),
+            };
+            let before = before.as_deref();
+            Arc::new(Entry::new(key, records, before, &mut self.labels, options))
+        });
+        match &after {
+            Some(entry) => {
+                state.found.insert(entry, options);
+                for error in entry.unreadable() {
+                    state
+                        .set_aside
+                        .insert_mut(error.key.as_str().into(), error.clone());
+                }
+                let path = entry.key.shared_path().clone();
+                state.objects.insert_mut(path, entry.clone());
+            }
+            None => {
+                state.objects.remove_mut(key.path());
+            }
+        }
+        Some(EntryChange {
+            before,
+            after,
+            revision,
+        })
     }
 
-    fn publish(&mut self, mut state: State, source: usize, revision: Revision) {
-        let mut sources = state.sources.to_vec();
-        sources[source] = sources[source].max(Some(revision));
-        state.sources = sources.into();
+    fn publish(&mut self, state: State) {
+        let state = Arc::new(state);
         // The old state is dropped outside of the lock.
-        let old = std::mem::replace(&mut *self.shared.state(), state);
+        let old = std::mem::replace(&mut *self.shared.state(), state.clone());
         self.shared.moved.send_replace(());
         drop(old);
         let mut unreadable = self
@@ -337,14 +587,17 @@ impl Writer {
             .unreadable
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if !unreadable.is_empty() {
-            let state = self.shared.state().clone();
-            unreadable.retain(|path, (revision, _)| {
-                let entry = state.objects.get(path);
-                entry.is_some_and(|entry| entry.revision() == *revision)
-            });
-        }
+        unreadable.retain(|path, (revision, _)| {
+            let entry = state.objects.get(path);
+            entry.is_some_and(|entry| entry.revision() == *revision)
+        });
     }
+}
+
+fn reached(state: &mut State, source: usize, revision: Revision) {
+    let mut sources = state.sources.to_vec();
+    sources[source] = sources[source].max(Some(revision));
+    state.sources = sources.into();
 }
 
 fn record_key(path: &str, slot: &Slot) -> String {
@@ -355,19 +608,16 @@ fn record_key(path: &str, slot: &Slot) -> String {
 }
 
 /// Removes all objects of a kind.
-fn forget(state: &mut State, kind: &GroupPlural) {
+fn forget(state: &mut State, kind: &GroupPlural, options: Option<&KindOptions>) {
     let all = range(&format!("{}/{}/", kind.group, kind.plural));
     let entries = state.objects.range(all);
     let entries: Vec<_> = entries.map(|(_, entry)| entry.clone()).collect();
     for entry in entries {
-        for owner in &entry.owners {
-            let index = format!("{}/{}", owner.uid, entry.path);
-            state.owned.remove_mut(index.as_str());
-        }
-        for error in &entry.unreadable {
+        state.found.remove(&entry, options);
+        for error in entry.unreadable() {
             state.set_aside.remove_mut(error.key.as_str());
         }
-        state.objects.remove_mut(&entry.path);
+        state.objects.remove_mut(entry.key.path());
     }
     let of_kind = Tree::ALL.map(|tree| kind.prefix(tree));
     let malformed = state.malformed.keys().cloned();
@@ -378,7 +628,7 @@ fn forget(state: &mut State, kind: &GroupPlural) {
 }
 
 /// The entries that may have records under a prefix.
-fn known_under(state: &State, prefix: &Prefix) -> Vec<(Arc<str>, Arc<Entry>)> {
+fn known_under(state: &State, prefix: &Prefix) -> Vec<Arc<Entry>> {
     // `o/<tree>/<path…>`: what is behind the tree is a path; shorter prefixes cover all.
     let path = prefix.as_str().splitn(3, '/').nth(2).unwrap_or("");
     let range = match prefix.as_key() {
@@ -392,9 +642,7 @@ fn known_under(state: &State, prefix: &Prefix) -> Vec<(Arc<str>, Arc<Entry>)> {
         None => range(path),
     };
     let entries = state.objects.range(range);
-    entries
-        .map(|(path, entry)| (path.clone(), entry.clone()))
-        .collect()
+    entries.map(|(_, entry)| entry.clone()).collect()
 }
 
 fn set_aside_malformed(state: &mut State, record: &Record) {
@@ -408,86 +656,6 @@ fn set_aside_malformed(state: &mut State, record: &Record) {
         .insert_mut(record.key.as_str().into(), Arc::new(error));
 }
 
-/// Puts an object's new records in place. None when nothing is different.
-fn edit(
-    state: &mut State,
-    path: &str,
-    key: ObjectKey,
-    before: Option<Arc<Entry>>,
-    edits: Edits,
-    revision: Revision,
-) -> Option<EntryChange> {
-    let mut records: Vec<Stored> = before.iter().flat_map(|e| e.records.to_vec()).collect();
-    let mut different = false;
-    for (slot, new) in edits {
-        let old = records.iter().position(|held| held.slot == slot);
-        match (old, new) {
-            (Some(old), Some(new)) => {
-                different |=
-                    records[old].modified != new.modified || records[old].value != new.value;
-                records[old] = new;
-            }
-            (Some(old), None) => {
-                different = true;
-                records.remove(old);
-            }
-            (None, Some(new)) => {
-                different = true;
-                records.push(new);
-            }
-            (None, None) => {}
-        }
-    }
-    if !different {
-        return None;
-    }
-    records.sort_by(|a, b| a.slot.cmp(&b.slot));
-    if let Some(before) = &before {
-        for owner in &before.owners {
-            state
-                .owned
-                .remove_mut(format!("{}/{path}", owner.uid).as_str());
-        }
-        for error in &before.unreadable {
-            state.set_aside.remove_mut(error.key.as_str());
-        }
-    }
-    let (shared_key, shared_path) = match &before {
-        Some(before) => (before.key.clone(), before.path.clone()),
-        None => (Arc::new(key), Arc::from(path)),
-    };
-    let after = (!records.is_empty()).then(|| {
-        Arc::new(Entry::new(
-            shared_key,
-            shared_path,
-            records,
-            before.as_deref(),
-        ))
-    });
-    match &after {
-        Some(entry) => {
-            for owner in &entry.owners {
-                let index = format!("{}/{path}", owner.uid);
-                state.owned.insert_mut(index.into(), entry.path.clone());
-            }
-            for error in &entry.unreadable {
-                state
-                    .set_aside
-                    .insert_mut(error.key.as_str().into(), error.clone());
-            }
-            state.objects.insert_mut(entry.path.clone(), entry.clone());
-        }
-        None => {
-            state.objects.remove_mut(path);
-        }
-    }
-    Some(EntryChange {
-        before,
-        after,
-        revision,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -495,7 +663,10 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
+    use bytes::Bytes;
+
     use super::*;
+    use crate::cache::index::By;
     use crate::model::{KindDefinition, Scope};
 
     fn kinds() -> Arc<Kinds> {
@@ -512,6 +683,18 @@ mod tests {
         Arc::new(kinds)
     }
 
+    fn options() -> Options {
+        let sites = KindOptions {
+            labels: vec!["owner".into()],
+            indexes: vec![(
+                "parity",
+                Arc::new(|entry: &Entry| vec![format!("{}", entry.revision().counter() % 2)]),
+            )],
+            ..KindOptions::default()
+        };
+        [(GroupPlural::new("example.dev", "sites"), sites)].into()
+    }
+
     const OWNERS: [&str; 3] = ["u1", "u2", "u3"];
 
     fn value(key: &str, owner: Option<usize>) -> String {
@@ -524,7 +707,11 @@ mod tests {
             .iter()
             .map(|&owner| json!({"apiVersion": "example.dev/v1", "kind": "sites", "name": "x", "uid": OWNERS[owner]}))
             .collect();
-        json!({"metadata": {"name": name, "namespace": "d", "uid": "u", "ownerReferences": owners}})
+        let labels: BTreeMap<_, _> = owner
+            .iter()
+            .map(|&owner| ("owner", OWNERS[owner]))
+            .collect();
+        json!({"metadata": {"name": name, "namespace": "d", "uid": "u", "ownerReferences": owners, "labels": labels}})
             .to_string()
     }
 
@@ -602,13 +789,12 @@ mod tests {
         let view = reader.view();
         let mut seen = BTreeMap::new();
         for entry in view.state.objects.values() {
-            for stored in &entry.records {
-                let key = record_key(&entry.path, &stored.slot);
-                seen.insert(key, (stored.value.clone(), stored.modified));
-            }
-            for owner in &entry.owners {
-                let index = format!("{}/{}", owner.uid, entry.path);
-                assert!(view.state.owned.contains_key(index.as_str()), "{index}");
+            for stored in &*entry.records {
+                let key = record_key(entry.key.path(), &stored.slot);
+                seen.insert(
+                    key,
+                    (Bytes::from_owner(stored.value.clone()), stored.modified),
+                );
             }
         }
         let known = |key: &&str| !key.contains("/unknown/");
@@ -619,8 +805,39 @@ mod tests {
             .map(|(key, record)| ((*key).to_owned(), (record.value.clone(), record.modified)))
             .collect();
         assert_eq!(seen, expected);
-        let owned: usize = view.state.objects.values().map(|e| e.owners.len()).sum();
-        assert_eq!(view.state.owned.size(), owned, "no index is left behind");
+        // Two indexes besides the owners.
+        let mut found = 0;
+        for entry in view.state.objects.values() {
+            let sites = GroupPlural::new("example.dev", "sites");
+            for owner in entry.owners() {
+                let keys = view
+                    .state
+                    .found
+                    .by(&By::Owner(owner.uid.as_str()), "example.dev/");
+                assert!(keys.contains(&&entry.key), "{} by {}", entry.key, owner.uid);
+                found += 1;
+            }
+            if let Some(labels) = &entry.labels
+                && *entry.key.kind() == sites
+            {
+                let keys = view
+                    .state
+                    .found
+                    .by(&By::Label("owner", &labels["owner"]), "example.dev/sites/");
+                assert!(keys.contains(&&entry.key), "{}", entry.key);
+                found += 1;
+            }
+            if *entry.key.kind() == sites {
+                let parity = format!("{}", entry.revision().counter() % 2);
+                let keys = view
+                    .state
+                    .found
+                    .by(&By::Index("parity", &parity), "example.dev/sites/");
+                assert!(keys.contains(&&entry.key), "{}", entry.key);
+                found += 1;
+            }
+        }
+        assert_eq!(view.state.found.len(), found, "no index is left behind");
         let broken = model.records.values().any(|record| record.value == "{");
         assert_eq!(!view.set_aside().is_empty(), broken);
     }
@@ -629,7 +846,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(500))]
         #[test]
         fn lists_and_watches_lead_to_what_the_store_holds_and_every_change_follows_the_last(steps in prop::collection::vec(step(), 0..60)) {
-            let (mut writer, reader) = cache(kinds(), vec![Prefix::new("o/").unwrap()]);
+            let (mut writer, reader) = cache(kinds(), vec![Prefix::new("o/").unwrap()], options());
             let mut model = Model::default();
             let mut objects = BTreeMap::<Arc<str>, Arc<Entry>>::new();
             for step in steps.into_iter().chain([Step::Watch(0)]) {
@@ -652,11 +869,11 @@ mod tests {
                 model.told = newest.counter();
                 for change in changes {
                     let entry = change.after.as_ref().or(change.before.as_ref()).unwrap();
-                    let before = objects.get(&entry.path).map(Arc::as_ptr);
+                    let before = objects.get(entry.key.path()).map(Arc::as_ptr);
                     prop_assert_eq!(before, change.before.as_ref().map(Arc::as_ptr), "a change follows the last one");
                     match &change.after {
-                        Some(after) => objects.insert(after.path.clone(), after.clone()),
-                        None => objects.remove(&entry.path),
+                        Some(after) => objects.insert(after.key.shared_path().clone(), after.clone()),
+                        None => objects.remove(entry.key.path()),
                     };
                 }
                 check(&model, &reader);
@@ -667,7 +884,7 @@ mod tests {
 
     #[test]
     fn a_held_view_does_not_change_and_a_node_is_not_its_longer_namesake() {
-        let (mut writer, reader) = cache(kinds(), vec![Prefix::new("o/").unwrap()]);
+        let (mut writer, reader) = cache(kinds(), vec![Prefix::new("o/").unwrap()], options());
         let mut model = Model::default();
         for key in &KEYS[..7] {
             model.write(key, Some(None));

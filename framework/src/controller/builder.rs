@@ -226,7 +226,7 @@ impl<K: Resource> Controller<K> {
                 if *entry.key.kind() != kind {
                     return;
                 }
-                for owner in &entry.owners {
+                for owner in entry.owners() {
                     if *owner.group == *K::GROUP && *owner.kind == *K::KIND {
                         let owner = ObjectKey::of_scope(
                             &K::group_plural(),
@@ -335,7 +335,7 @@ impl<K: Resource> Controller<K> {
             let view = context.view();
             let found = view
                 .entry(context.key())
-                .and_then(|entry| view.typed::<K>(entry));
+                .and_then(|entry| view.typed_once::<K>(entry));
             match found {
                 Some(Ok(object)) => {
                     let metadata = &object.metadata;

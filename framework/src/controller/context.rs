@@ -17,6 +17,7 @@ use crate::model::{
     EventType, Intent, Joined, Kinds, Object, ObjectKey, ObjectReference, Reality, Resource,
     Status, Tree, Uid, Versioned,
 };
+use crate::queue::Causes;
 use crate::store::{Compare, Key, Prefix, Record, Revision, Store, StoreError, Transaction, Write};
 
 /// Why a key runs. For logs and people: what to do follows from the view alone.
@@ -101,11 +102,12 @@ struct Run {
     setting: Arc<Setting>,
     key: Arc<ObjectKey>,
     view: View,
-    causes: Vec<Cause>,
+    causes: Causes<Cause>,
     attempt: u32,
     id: u64,
     post: Arc<Post>,
-    own: Mutex<Joined>,
+    /// The object's own records, once something asks for them.
+    own: Mutex<Option<Joined>>,
     notes: Mutex<Notes>,
     undecided: AtomicBool,
     commits: tokio::sync::Mutex<()>,
@@ -124,14 +126,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Begin {
     pub(crate) key: Arc<ObjectKey>,
     pub(crate) view: View,
-    pub(crate) causes: Vec<Cause>,
+    pub(crate) causes: Causes<Cause>,
     pub(crate) attempt: u32,
     pub(crate) id: u64,
     pub(crate) post: Arc<Post>,
 }
 
 impl Context {
-    pub(crate) fn new(setting: Arc<Setting>, begin: Begin, own: Joined) -> Self {
+    pub(crate) fn new(setting: Arc<Setting>, begin: Begin) -> Self {
         let Begin {
             key,
             view,
@@ -149,7 +151,7 @@ impl Context {
                 attempt,
                 id,
                 post,
-                own: Mutex::new(own),
+                own: Mutex::default(),
                 notes: Mutex::default(),
                 undecided: AtomicBool::new(false),
                 commits: tokio::sync::Mutex::default(),
@@ -173,13 +175,27 @@ impl Context {
     /// The object's own records, with what this run wrote already.
     #[must_use]
     pub fn joined(&self) -> Joined {
-        lock(&self.run.own).clone()
+        self.with_own(|own| own.clone())
+    }
+
+    /// Decodes the own records when they are first asked for: most runs find that nothing is to
+    /// be done, and write nothing.
+    fn with_own<T>(&self, look: impl FnOnce(&mut Joined) -> T) -> T {
+        let mut own = lock(&self.run.own);
+        let own = own.get_or_insert_with(|| {
+            let key = &self.run.key;
+            let entry = self.run.view.entry(key).map(|entry| entry.joined());
+            // An intent that cannot be read is seen by the run itself.
+            let joined = entry.and_then(Result::ok);
+            joined.unwrap_or_else(|| Joined::empty((**key).clone()))
+        });
+        look(own)
     }
 
     /// Why the key runs.
     #[must_use]
     pub fn causes(&self) -> &[Cause] {
-        &self.run.causes
+        self.run.causes.as_slice()
     }
 
     /// Failures in a row before this run.
@@ -222,10 +238,10 @@ impl Context {
     /// Records something that happened to the object, for people. Never waits, never fails.
     pub fn event(&self, event_type: EventType, reason: &str, message: impl Into<String>) {
         let setting = &self.run.setting;
-        let uid = lock(&self.run.own)
-            .intent
-            .as_ref()
-            .map(|intent| intent.value.metadata.uid.clone());
+        let uid = self.with_own(|own| {
+            let intent = own.intent.as_ref();
+            intent.map(|intent| intent.value.metadata.uid.clone())
+        });
         let object = ObjectReference {
             api_version: setting.api_version.clone(),
             kind: setting.kind.clone(),
@@ -447,33 +463,7 @@ impl Context {
 
     /// Takes what was written into the own records, so that the run's next commit compares it.
     fn remember(&self, writes: Vec<Write>, revision: Revision) {
-        let mut own = lock(&self.run.own);
-        let intent_key = own.key.store_key(Tree::Intent);
-        let reality_key = own.key.store_key(Tree::Reality);
-        let record = |key: &Key, value: Bytes, created: Option<Revision>| Record {
-            key: key.clone(),
-            value,
-            created: created.unwrap_or(revision),
-            modified: revision,
-            lease: None,
-        };
-        for write in writes {
-            match write {
-                Write::Put { key, value, .. } if key == intent_key => {
-                    let created = own.intent.as_ref().map(|old| old.created);
-                    let record = record(&key, value, created);
-                    own.intent = Versioned::<Intent>::from_record(&own.key, &record).ok();
-                }
-                Write::Put { key, value, .. } if key == reality_key => {
-                    let created = own.reality.as_ref().map(|old| old.created);
-                    let record = record(&key, value, created);
-                    own.reality = Versioned::<Reality>::from_record(&own.key, &record).ok();
-                }
-                Write::Delete { key } if key == intent_key => own.intent = None,
-                Write::Delete { key } if key == reality_key => own.reality = None,
-                Write::Put { .. } | Write::Delete { .. } => {}
-            }
-        }
+        self.with_own(|own| remember(own, writes, revision));
     }
 
     /// What the run did, once it has ended.
@@ -489,6 +479,36 @@ fn held(held: Held) -> CommitError {
     CommitError::Held {
         why: held.why,
         retry_after: held.retry_after,
+    }
+}
+
+/// Takes what was written into the own records.
+fn remember(own: &mut Joined, writes: Vec<Write>, revision: Revision) {
+    let intent_key = own.key.store_key(Tree::Intent);
+    let reality_key = own.key.store_key(Tree::Reality);
+    let record = |key: &Key, value: Bytes, created: Option<Revision>| Record {
+        key: key.clone(),
+        value,
+        created: created.unwrap_or(revision),
+        modified: revision,
+        lease: None,
+    };
+    for write in writes {
+        match write {
+            Write::Put { key, value, .. } if key == intent_key => {
+                let created = own.intent.as_ref().map(|old| old.created);
+                let record = record(&key, value, created);
+                own.intent = Versioned::<Intent>::from_record(&own.key, &record).ok();
+            }
+            Write::Put { key, value, .. } if key == reality_key => {
+                let created = own.reality.as_ref().map(|old| old.created);
+                let record = record(&key, value, created);
+                own.reality = Versioned::<Reality>::from_record(&own.key, &record).ok();
+            }
+            Write::Delete { key } if key == intent_key => own.intent = None,
+            Write::Delete { key } if key == reality_key => own.reality = None,
+            Write::Put { .. } | Write::Delete { .. } => {}
+        }
     }
 }
 

@@ -21,8 +21,8 @@ use super::outcome::{Ended, Failing, panic_text};
 use super::posts::{self, Held, Post};
 use super::status::{ControllerStatus, Counters, FailingKey, ParkedKey};
 use crate::cache::{EntryChange, Reader, SourceState, View};
-use crate::model::{Joined, ObjectKey};
-use crate::queue::{Done, Job, Next, Priority, Queue, Request};
+use crate::model::ObjectKey;
+use crate::queue::{Done, Job, Next, Priority, Queue, Request, Ticket};
 use crate::store::{Prefix, Revision};
 
 const MAX_FAILING_SHOWN: usize = 100;
@@ -61,7 +61,7 @@ pub(crate) struct Engine {
 /// Gives a key back even if its worker is dropped.
 struct Taken<'e> {
     engine: &'e Engine,
-    key: Arc<ObjectKey>,
+    ticket: Ticket,
     failures: u32,
     back: bool,
 }
@@ -69,7 +69,7 @@ struct Taken<'e> {
 impl Taken<'_> {
     fn done(mut self, done: Done<Cause>) {
         self.back = true;
-        self.engine.queue.done(&self.key, done);
+        self.engine.queue.done(self.ticket, done);
     }
 }
 
@@ -81,7 +81,7 @@ impl Drop for Taken<'_> {
                 failures: self.failures,
                 ..Done::ok()
             };
-            self.engine.queue.done(&self.key, done);
+            self.engine.queue.done(self.ticket, done);
         }
     }
 }
@@ -390,17 +390,24 @@ impl Engine {
                 Gate::Open => true,
                 Gate::Closed => false,
             };
-            let job = tokio::select! {
-                biased;
-                changed = gate.changed() => {
-                    if changed.is_err() {
-                        return;
+            // What is ready is taken without setting up a wait, up to what tokio lets one task do
+            // at once.
+            let ready = if open { self.queue.try_next() } else { None };
+            let job = match ready {
+                Some(job) => job,
+                None => tokio::select! {
+                    biased;
+                    changed = gate.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        continue;
                     }
-                    continue;
-                }
-                job = self.queue.next(), if open => job,
+                    job = self.queue.next(), if open => job,
+                },
             };
             self.run(job).await;
+            tokio::task::coop::consume_budget().await;
         }
     }
 
@@ -419,7 +426,7 @@ impl Engine {
     async fn run(&self, job: Job<Arc<ObjectKey>, Cause>) {
         let taken = Taken {
             engine: self,
-            key: job.key.clone(),
+            ticket: job.ticket,
             failures: job.failures,
             back: false,
         };
@@ -432,18 +439,13 @@ impl Engine {
         }
         let environment = &self.setting.environment;
         let view = self.reader.view();
-        let entry = view.entry(&job.key).map(|entry| entry.joined());
-        // An intent that cannot be read is seen by the run itself.
-        let own = entry
-            .and_then(Result::ok)
-            .unwrap_or_else(|| Joined::empty((*job.key).clone()));
         let id = self.runs.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!(
             "reconcile",
             controller = self.name(),
             key = %job.key,
             id,
-            causes = ?job.causes,
+            causes = ?job.causes.as_slice(),
             more_causes = job.more_causes,
             waited = ?job.waited,
             outcome = tracing::field::Empty,
@@ -456,7 +458,7 @@ impl Engine {
             id,
             post: duty.post().clone(),
         };
-        let context = Context::new(self.setting.clone(), begin, own);
+        let context = Context::new(self.setting.clone(), begin);
         let run = context.clone();
         let run = AssertUnwindSafe(async move { (self.controller.run)(run).await }).catch_unwind();
         let ended = async {

@@ -425,35 +425,35 @@ pub(super) async fn mirror(
             }
             told = feed.recv() => told,
         };
-        let Some(told) = told else {
-            return;
-        };
-        let (changes, initial) = match told {
-            Feed::List(source, records, revision) => {
+        let mut older = false;
+        let told = match told {
+            None => return,
+            Some(Feed::List(source, records, revision)) => {
                 let known = running.reader.sources()[source];
-                let initial = known.is_none();
+                older = known.is_some_and(|known| known > revision);
                 let view = running.reader.view();
-                let records = guards.gate_list(source, initial, records, revision, &view);
-                let changes = writer.replace(source, records, revision);
-                if known.is_some_and(|known| known > revision) {
-                    // A person has accepted it.
-                    running
-                        .engines()
-                        .iter()
-                        .for_each(|engine| engine.begin_history());
-                }
-                loading.read(source);
-                (changes, initial)
+                let records = guards.gate_list(source, known.is_none(), records, revision, &view);
+                Feed::List(source, records, revision)
             }
-            Feed::Changes(source, changes, revision) => {
+            Some(Feed::Changes(source, changes, revision)) => {
                 let changes = guards.gate_changes(source, changes, revision, &running.reader);
-                (writer.apply(source, changes, revision), false)
+                Feed::Changes(source, changes, revision)
             }
-            Feed::Progress(source, revision) => {
-                writer.progress(source, revision);
-                (Vec::new(), false)
-            }
+            Some(told @ (Feed::Page(..) | Feed::Progress(..))) => told,
         };
+        let Some(taken) = writer.take(told) else {
+            continue;
+        };
+        if older {
+            // A person has accepted it.
+            running
+                .engines()
+                .iter()
+                .for_each(|engine| engine.begin_history());
+        }
+        if let Some(source) = taken.listed {
+            loading.read(source);
+        }
         let view = running.reader.view();
         if !synced && running.is_synced() {
             synced = true;
@@ -461,7 +461,7 @@ pub(super) async fn mirror(
         }
         let reached: Vec<Revision> = view.reached();
         for engine in &*running.engines() {
-            engine.offer(&changes, &view, initial);
+            engine.offer(&taken.changes, &view, taken.initial);
             engine.reached(&reached);
         }
     }

@@ -18,7 +18,7 @@ use super::reaper;
 use super::running::{Running, mirror, must_not_end, watch_eased, watch_parked};
 use super::sharding::Sharding;
 use super::status::RuntimeStatus;
-use crate::cache::{Reader, Source, SourceState, View, cache, feed};
+use crate::cache::{self, Cached, Reader, Source, SourceState, View, cache, feed};
 use crate::environment::Environment;
 use crate::failsafe::{Failsafes, Safeguards, Warden};
 use crate::model::{InvalidName, Kinds, Resource};
@@ -89,6 +89,7 @@ pub struct Runtime {
     name: String,
     prefixes: Vec<Prefix>,
     kinds: Kinds,
+    options: cache::Options,
     controllers: Vec<Registered>,
     division: Division,
     shutdown: Option<BoxFuture<'static, ()>>,
@@ -252,6 +253,7 @@ impl Runtime {
             name: "controllers".to_owned(),
             prefixes: Vec::new(),
             kinds: Kinds::new(),
+            options: cache::Options::new(),
             controllers: Vec::new(),
             division: Division::Alone,
             shutdown: None,
@@ -287,6 +289,15 @@ impl Runtime {
     #[must_use]
     pub fn kind<K: Resource>(mut self) -> Self {
         self.kinds = self.kinds.with::<K>();
+        self
+    }
+
+    /// Mirrors objects of the kind `K` in this way: what is kept, and what finds them.
+    #[must_use]
+    pub fn cached<K: Resource>(mut self, cached: Cached<K>) -> Self {
+        let (kind, options) = cached.into_options();
+        self.kinds = self.kinds.with::<K>();
+        self.options.insert(kind, options);
         self
     }
 
@@ -384,7 +395,11 @@ impl Runtime {
             recorder.with_source("failsafe"),
         )
         .await;
-        let (writer, reader) = cache(Arc::new(self.kinds.clone()), self.prefixes.clone());
+        let (writer, reader) = cache(
+            Arc::new(self.kinds.clone()),
+            self.prefixes.clone(),
+            self.options.clone(),
+        );
         let states = self.prefixes.iter().cloned().map(SourceState::new);
         let states: Vec<_> = states.map(Arc::new).collect();
         let (mirror_in, mirror_out) = mpsc::unbounded_channel();

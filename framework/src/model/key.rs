@@ -1,6 +1,9 @@
 //! Where an object's records are in the store.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -114,9 +117,9 @@ impl Tree {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct GroupPlural {
     /// As `platctrl.dev`.
-    pub group: std::sync::Arc<str>,
+    pub group: Arc<str>,
     /// As `pods`.
-    pub plural: std::sync::Arc<str>,
+    pub plural: Arc<str>,
 }
 
 impl GroupPlural {
@@ -164,23 +167,94 @@ impl fmt::Debug for GroupPlural {
 /// let key = ObjectKey::on_node("platctrl.dev", "pods", "web1", "default", "hello-x2").unwrap();
 /// assert_eq!(key.store_key(Tree::Intent).as_str(), "o/intent/platctrl.dev/pods/web1/default/hello-x2");
 /// ```
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(try_from = "Segments", into = "Segments")]
 pub struct ObjectKey {
+    kind: GroupPlural,
+    /// What its keys are behind `o/<tree>/`. One text, shared by all who name the object: there
+    /// are as many keys as objects, and more.
+    path: Arc<str>,
+    /// Bytes of the last segments; 0 for one that the scope does not have.
+    node: u8,
+    namespace: u8,
+    name: u8,
+}
+
+/// A key as it is written.
+#[derive(Serialize, Deserialize)]
+struct Segments {
     kind: GroupPlural,
     node: Option<Box<str>>,
     namespace: Option<Box<str>>,
     name: Box<str>,
 }
 
+impl From<ObjectKey> for Segments {
+    fn from(key: ObjectKey) -> Self {
+        Self {
+            node: key.node().map(Into::into),
+            namespace: key.namespace().map(Into::into),
+            name: key.name().into(),
+            kind: key.kind,
+        }
+    }
+}
+
+impl TryFrom<Segments> for ObjectKey {
+    type Error = InvalidName;
+
+    fn try_from(segments: Segments) -> Result<Self, InvalidName> {
+        let Segments {
+            kind,
+            node,
+            namespace,
+            name,
+        } = segments;
+        check_name("API group", &kind.group)?;
+        check_name("kind", &kind.plural)?;
+        Self::checked(kind, node.as_deref(), namespace.as_deref(), &name)
+    }
+}
+
+// The path says all: names have no slash, so that as many segments are one scope.
+
+impl PartialEq for ObjectKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
+}
+
+impl Eq for ObjectKey {}
+
+impl Hash for ObjectKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.path.hash(state);
+    }
+}
+
+impl PartialOrd for ObjectKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for ObjectKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        fn parts(key: &ObjectKey) -> (&GroupPlural, Option<&str>, Option<&str>, &str) {
+            (&key.kind, key.node(), key.namespace(), key.name())
+        }
+        parts(self).cmp(&parts(other))
+    }
+}
+
 impl ObjectKey {
+    /// Group and plural are checked already.
     fn checked(
-        (group, plural): (&str, &str),
+        kind: GroupPlural,
         node: Option<&str>,
         namespace: Option<&str>,
         name: &str,
     ) -> Result<Self, InvalidName> {
-        check_name("API group", group)?;
-        check_name("kind", plural)?;
         if let Some(node) = node {
             check_name("node name", node)?;
         }
@@ -188,12 +262,34 @@ impl ObjectKey {
             check_name("namespace", namespace)?;
         }
         check_name("name", name)?;
+        let mut path =
+            String::with_capacity(kind.group.len() + kind.plural.len() + 3 * MAX_NAME_BYTES);
+        path.push_str(&kind.group);
+        for segment in [Some(&*kind.plural), node, namespace, Some(name)] {
+            if let Some(segment) = segment {
+                path.push('/');
+                path.push_str(segment);
+            }
+        }
+        let length = |segment: Option<&str>| segment.map_or(0, |segment| segment.len() as u8);
         Ok(Self {
-            kind: GroupPlural::new(group, plural),
-            node: node.map(Into::into),
-            namespace: namespace.map(Into::into),
-            name: name.into(),
+            kind,
+            path: path.into(),
+            node: length(node),
+            namespace: length(namespace),
+            name: length(Some(name)),
         })
+    }
+
+    fn new(
+        (group, plural): (&str, &str),
+        node: Option<&str>,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<Self, InvalidName> {
+        check_name("API group", group)?;
+        check_name("kind", plural)?;
+        Self::checked(GroupPlural::new(group, plural), node, namespace, name)
     }
 
     /// The key of a cluster-scoped object.
@@ -201,7 +297,7 @@ impl ObjectKey {
     /// # Errors
     /// [`InvalidName`] for a segment that breaks [the rules](check_name); so for all makers.
     pub fn cluster(group: &str, plural: &str, name: &str) -> Result<Self, InvalidName> {
-        Self::checked((group, plural), None, None, name)
+        Self::new((group, plural), None, None, name)
     }
 
     /// The key of a namespaced object.
@@ -214,7 +310,7 @@ impl ObjectKey {
         namespace: &str,
         name: &str,
     ) -> Result<Self, InvalidName> {
-        Self::checked((group, plural), None, Some(namespace), name)
+        Self::new((group, plural), None, Some(namespace), name)
     }
 
     /// The key of an object that one node works on.
@@ -228,7 +324,7 @@ impl ObjectKey {
         namespace: &str,
         name: &str,
     ) -> Result<Self, InvalidName> {
-        Self::checked((group, plural), Some(node), Some(namespace), name)
+        Self::new((group, plural), Some(node), Some(namespace), name)
     }
 
     /// The key of an object of this scope, from its parts.
@@ -250,7 +346,9 @@ impl ObjectKey {
                 Some(namespace.unwrap_or_default()),
             ),
         };
-        Self::checked((&kind.group, &kind.plural), node, namespace, name)
+        check_name("API group", &kind.group)?;
+        check_name("kind", &kind.plural)?;
+        Self::checked(kind.clone(), node, namespace, name)
     }
 
     /// The object's kind.
@@ -259,45 +357,50 @@ impl ObjectKey {
         &self.kind
     }
 
+    /// The segment of `length` bytes, `behind` bytes before the end.
+    fn segment(&self, length: u8, behind: usize) -> Option<&str> {
+        let end = self.path.len().checked_sub(behind)?;
+        let begin = end.checked_sub(usize::from(length))?;
+        self.path.get(begin..end).filter(|_| length > 0)
+    }
+
     /// The node that works on the object, for kinds scoped by node.
     #[must_use]
     pub fn node(&self) -> Option<&str> {
-        self.node.as_deref()
+        let behind = usize::from(self.name) + usize::from(self.namespace) + 2;
+        self.segment(self.node, behind)
     }
 
     /// The namespace, except for cluster-scoped kinds.
     #[must_use]
     pub fn namespace(&self) -> Option<&str> {
-        self.namespace.as_deref()
+        self.segment(self.namespace, usize::from(self.name) + 1)
     }
 
     /// The name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.name
+        self.segment(self.name, 0).unwrap_or_default()
     }
 
-    fn path(&self, tree: Tree) -> String {
-        let mut path = format!(
-            "o/{}/{}/{}",
-            tree.as_str(),
-            self.kind.group,
-            self.kind.plural
-        );
-        for segment in [&self.node, &self.namespace].into_iter().flatten() {
-            path.push('/');
-            path.push_str(segment);
-        }
-        path.push('/');
-        path.push_str(&self.name);
-        path
+    /// What all keys of the object are behind `o/<tree>/`.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    pub(crate) fn shared_path(&self) -> &Arc<str> {
+        &self.path
+    }
+
+    fn in_tree(&self, tree: Tree) -> String {
+        format!("o/{}/{}", tree.as_str(), self.path)
     }
 
     /// The key of the object's record in a tree. Parts have one more segment: see
     /// [`ObjectKey::part`].
     #[must_use]
     pub fn store_key(&self, tree: Tree) -> Key {
-        Key::new(self.path(tree)).expect("checked segments make a valid key")
+        Key::new(self.in_tree(tree)).expect("checked segments make a valid key")
     }
 
     /// The key of a further writer's share of the status.
@@ -306,14 +409,14 @@ impl ObjectKey {
     /// [`InvalidName`] when `writer` is no valid segment.
     pub fn part(&self, writer: &str) -> Result<Key, InvalidName> {
         check_name("writer", writer)?;
-        Ok(Key::new(format!("{}/{writer}", self.path(Tree::Part)))
+        Ok(Key::new(format!("{}/{writer}", self.in_tree(Tree::Part)))
             .expect("checked segments make a valid key"))
     }
 
     /// The range of all further writers' shares.
     #[must_use]
     pub fn parts(&self) -> Prefix {
-        Prefix::new(format!("{}/", self.path(Tree::Part)))
+        Prefix::new(format!("{}/", self.in_tree(Tree::Part)))
             .expect("checked segments make a valid prefix")
     }
 
@@ -324,10 +427,23 @@ impl ObjectKey {
         key: &Key,
         scope: impl FnOnce(&str, &str) -> Option<Scope>,
     ) -> Option<(Tree, Self, Option<&str>)> {
+        Self::parse_known(key, |group, plural| {
+            let scope = scope(group, plural)?;
+            check_name("API group", group).ok()?;
+            check_name("kind", plural).ok()?;
+            Some((GroupPlural::new(group, plural), scope))
+        })
+    }
+
+    /// As [`ObjectKey::parse`], with kinds that exist already and so need no memory each time.
+    pub(crate) fn parse_known(
+        key: &Key,
+        known: impl FnOnce(&str, &str) -> Option<(GroupPlural, Scope)>,
+    ) -> Option<(Tree, Self, Option<&str>)> {
         let mut segments = key.as_str().strip_prefix("o/")?.split('/');
         let tree = Tree::parse(segments.next()?)?;
-        let (group, plural) = (segments.next()?, segments.next()?);
-        let (node, namespace) = match scope(group, plural)? {
+        let (kind, scope) = known(segments.next()?, segments.next()?)?;
+        let (node, namespace) = match scope {
             Scope::Cluster => (None, None),
             Scope::Namespaced => (None, Some(segments.next()?)),
             Scope::Node => (Some(segments.next()?), Some(segments.next()?)),
@@ -341,18 +457,16 @@ impl ObjectKey {
         if segments.next().is_some() {
             return None;
         }
-        let object = Self::checked((group, plural), node, namespace, name).ok()?;
+        let object = Self::checked(kind, node, namespace, name).ok()?;
         Some((tree, object, writer))
     }
 }
 
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.kind.plural)?;
-        for segment in [&self.node, &self.namespace].into_iter().flatten() {
-            write!(f, "/{segment}")?;
-        }
-        write!(f, "/{}", self.name)
+        // All of the path but the group.
+        let path = self.path.get(self.kind.group.len() + 1..);
+        f.write_str(path.unwrap_or_default())
     }
 }
 
@@ -397,6 +511,8 @@ mod tests {
                 }
                 let part = key.part(&writer).unwrap();
                 prop_assert!(part.is_under(&key.parts()));
+                let written = serde_json::to_string(&key).unwrap();
+                prop_assert_eq!(&serde_json::from_str::<ObjectKey>(&written).unwrap(), &key);
                 prop_assert_eq!(ObjectKey::parse(&part, scopes), Some((Tree::Part, key.clone(), Some(writer.as_str()))));
             }
         }

@@ -298,7 +298,15 @@ impl Kinds {
     /// The scope of a kind, for [`ObjectKey::parse`](super::ObjectKey::parse).
     #[must_use]
     pub fn scope(&self, group: &str, plural: &str) -> Option<Scope> {
-        self.get(&GroupPlural::new(group, plural))
-            .map(|known| known.definition.scope)
+        self.known(group, plural).map(|(_, scope)| scope)
+    }
+
+    /// A kind by the segments of a key, with its scope.
+    pub(crate) fn known(&self, group: &str, plural: &str) -> Option<(GroupPlural, Scope)> {
+        // There are few kinds, and this is asked for each change of each record.
+        let mut kinds = self.by_key.iter();
+        kinds
+            .find(|(kind, _)| *kind.plural == *plural && *kind.group == *group)
+            .map(|(kind, known)| (kind.clone(), known.definition.scope))
     }
 }

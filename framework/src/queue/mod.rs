@@ -5,6 +5,7 @@
 //! [`Queue`] lets tasks wait on it. Work that is ready never passes through a timer.
 
 mod schedule;
+mod slots;
 
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -13,7 +14,9 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-pub(crate) use schedule::{Done, Job, Next, Parked, Priority, Request, Schedule, Sizes};
+pub(crate) use schedule::{
+    Causes, Done, Job, Next, Parked, Priority, Request, Schedule, Sizes, Ticket,
+};
 
 use crate::environment::Environment;
 use crate::store::Revision;
@@ -86,11 +89,22 @@ where
         }
     }
 
-    /// Gives a key back.
-    pub(crate) fn done(&self, key: &K, done: Done<C>) {
+    /// The next key to run, if there is one now.
+    pub(crate) fn try_next(&self) -> Option<Job<K, C>> {
         let now = self.environment.monotonic();
         let mut schedule = self.lock();
-        schedule.done(key, done, now);
+        let job = schedule.pop(now);
+        if job.is_some() {
+            self.wake(&mut schedule);
+        }
+        job
+    }
+
+    /// Gives a key back.
+    pub(crate) fn done(&self, ticket: Ticket, done: Done<C>) {
+        let now = self.environment.monotonic();
+        let mut schedule = self.lock();
+        schedule.done(ticket, done, now);
         self.wake(&mut schedule);
     }
 
@@ -174,7 +188,7 @@ mod tests {
                         *runs.lock().unwrap().entry(job.key).or_default() += 1;
                         environment.sleep(Duration::from_millis(2)).await;
                         let at = environment.monotonic() + Duration::from_millis(25);
-                        queue.done(&job.key, Done::next(Next::at(at, Priority::Sync, ())));
+                        queue.done(job.ticket, Done::next(Next::at(at, Priority::Sync, ())));
                     }
                 })
             })

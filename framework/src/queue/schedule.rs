@@ -1,12 +1,14 @@
 //! The queue's logic: states of keys, their order, and what lets a key run.
 
 use std::cmp::Reverse;
-use std::collections::hash_map::Entry as Slot;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::BinaryHeap;
 use std::fmt::Debug;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash, RandomState};
 use std::time::Duration;
 
+use hashbrown::HashTable;
+
+use super::slots::{List, SlotId, Slots};
 use crate::store::Revision;
 
 /// Which work goes first. Within a class it is first come, first served.
@@ -68,11 +70,46 @@ impl<C> Request<C> {
     }
 }
 
+/// Why a key runs. Most runs have one cause, which needs no memory of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Causes<C> {
+    None,
+    One(C),
+    Many(Vec<C>),
+}
+
+impl<C> Causes<C> {
+    pub(crate) fn as_slice(&self) -> &[C] {
+        match self {
+            Self::None => &[],
+            Self::One(cause) => std::slice::from_ref(cause),
+            Self::Many(causes) => causes,
+        }
+    }
+
+    fn push(&mut self, cause: C) {
+        *self = match std::mem::replace(self, Self::None) {
+            Self::None => Self::One(cause),
+            Self::One(first) => Self::Many(vec![first, cause]),
+            Self::Many(mut causes) => {
+                causes.push(cause);
+                Self::Many(causes)
+            }
+        };
+    }
+
+    fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::None)
+    }
+}
+
 /// A key that may run now.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Job<K, C> {
     pub(crate) key: K,
-    pub(crate) causes: Vec<C>,
+    /// Names the run when the key is given back.
+    pub(crate) ticket: Ticket,
+    pub(crate) causes: Causes<C>,
     /// Causes beyond those kept.
     pub(crate) more_causes: u32,
     /// Failures in a row before this run.
@@ -82,6 +119,10 @@ pub(crate) struct Job<K, C> {
     /// How long the key was ready before it was taken.
     pub(crate) waited: Duration,
 }
+
+/// Names a run of a key until it is given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticket(SlotId);
 
 /// A later run of a key that was just given back.
 #[derive(Debug)]
@@ -191,7 +232,7 @@ struct Pending {
     unconditional: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
     /// Kept for its failures or for what it must see.
     Idle,
@@ -209,55 +250,76 @@ enum State {
         priority: Priority,
         since: Duration,
     },
-    Running(Option<Pending>),
+    Running,
 }
 
-#[derive(Debug)]
-struct Entry<C> {
-    state: State,
-    /// Tells the one valid place in `ready`, `waiting` or `parked` from those left behind.
-    stamp: u64,
-    causes: Vec<C>,
+/// What most keys have nothing of: kept apart, so that the keys lie close together.
+#[derive(Debug, Default)]
+struct Memory {
     more_causes: u32,
     failures: u32,
     conflicts: u32,
     must_see: Vec<(usize, Revision)>,
     own_writes: Vec<Revision>,
+    /// What asked while the key runs.
+    pending: Option<Pending>,
 }
 
-/// An item ordered by all but its key.
+impl Memory {
+    fn is_empty(&self) -> bool {
+        self.failures == 0
+            && self.conflicts == 0
+            && self.more_causes == 0
+            && self.must_see.is_empty()
+            && self.own_writes.is_empty()
+            && self.pending.is_none()
+    }
+}
+
 #[derive(Debug)]
-struct Item<O, K>(O, u64, K);
-
-impl<O: Ord, K> PartialEq for Item<O, K> {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-impl<O: Ord, K> Eq for Item<O, K> {}
-impl<O: Ord, K> PartialOrd for Item<O, K> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl<O: Ord, K> Ord for Item<O, K> {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (&self.0, self.1).cmp(&(&other.0, other.1))
-    }
+struct Entry<K, C> {
+    key: K,
+    hash: u64,
+    state: State,
+    /// Tells the one valid place in `waiting` or `parked` from those left behind.
+    stamp: u64,
+    causes: Causes<C>,
+    memory: Option<Box<Memory>>,
 }
 
-/// Keys and when they run. A key is in one state at a time; places it left behind in the queues
-/// carry an old stamp and are dropped when they come up, so that every operation is O(1) but for
-/// the heaps of those that wait.
+impl<K, C> Entry<K, C> {
+    fn must_see(&self) -> &[(usize, Revision)] {
+        self.memory.as_ref().map_or(&[], |memory| &memory.must_see)
+    }
+
+    fn wrote(&self, revision: Revision) -> bool {
+        let memory = self.memory.as_ref();
+        memory.is_some_and(|memory| memory.own_writes.contains(&revision))
+    }
+}
+
+/// A place in a heap: ordered by time or revision, then by age.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Item<O>(O, u64, SlotId);
+
+/// Keys and when they run.
+///
+/// A key has one slot, found by its hash once when it is pushed and named by its number from then
+/// on. Ready keys are linked through their slots, so that every operation is O(1) but for the
+/// heaps of those that wait; places left behind there carry an old stamp and are dropped when
+/// they come up.
 #[derive(Debug)]
 pub(crate) struct Schedule<K, C> {
-    entries: HashMap<K, Entry<C>>,
-    ready: [VecDeque<(K, u64)>; CLASSES],
+    hasher: RandomState,
+    places: HashTable<SlotId>,
+    slots: Slots<Entry<K, C>>,
+    ready: [List; CLASSES],
     passed_over: [u32; CLASSES],
-    waiting: BinaryHeap<Reverse<Item<Duration, K>>>,
-    parked: Vec<BinaryHeap<Reverse<Item<Revision, K>>>>,
+    waiting: BinaryHeap<Reverse<Item<Duration>>>,
+    parked: Vec<BinaryHeap<Reverse<Item<Revision>>>>,
     reached: Vec<Revision>,
     stamp: u64,
+    running: usize,
     deadline_moved: bool,
 }
 
@@ -268,15 +330,53 @@ where
 {
     pub(crate) fn new(sources: usize) -> Self {
         Self {
-            entries: HashMap::new(),
+            hasher: RandomState::new(),
+            places: HashTable::new(),
+            slots: Slots::default(),
             ready: Default::default(),
             passed_over: [0; CLASSES],
             waiting: BinaryHeap::new(),
             parked: (0..sources).map(|_| BinaryHeap::new()).collect(),
             reached: vec![Revision::ZERO; sources],
             stamp: 0,
+            running: 0,
             deadline_moved: false,
         }
+    }
+
+    /// The slot of a key, made if there is none.
+    fn slot(&mut self, key: &K) -> SlotId {
+        let hash = self.hasher.hash_one(key);
+        let slots = &mut self.slots;
+        let same = |&id: &SlotId| slots.get(id).is_some_and(|entry| entry.key == *key);
+        if let Some(&id) = self.places.find(hash, same) {
+            return id;
+        }
+        let id = slots.insert(Entry {
+            key: key.clone(),
+            hash,
+            state: State::Idle,
+            stamp: 0,
+            causes: Causes::None,
+            memory: None,
+        });
+        let rehash = |&id: &SlotId| slots.get(id).map_or(0, |entry| entry.hash);
+        self.places.insert_unique(hash, id, rehash);
+        id
+    }
+
+    fn forget(&mut self, id: SlotId) {
+        if let Some(entry) = self.slots.remove(id)
+            && let Ok(place) = self.places.find_entry(entry.hash, |&other| other == id)
+        {
+            place.remove();
+        }
+    }
+
+    /// How many keys are known.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.places.len()
     }
 
     /// Asks for a run. A waiting key keeps the sooner time and the higher class; a running one
@@ -289,29 +389,23 @@ where
             revision,
         } = request;
         let at = at.filter(|&at| at > now);
-        let entry = match self.entries.entry(key.clone()) {
-            Slot::Occupied(occupied) => occupied.into_mut(),
-            Slot::Vacant(vacant) => vacant.insert(Entry {
-                state: State::Idle,
-                stamp: 0,
-                causes: Vec::new(),
-                more_causes: 0,
-                failures: 0,
-                conflicts: 0,
-                must_see: Vec::new(),
-                own_writes: Vec::new(),
-            }),
+        let id = self.slot(key);
+        let Some(entry) = self.slots.get_mut(id) else {
+            return;
         };
-        if entry.causes.contains(&cause) {
+        let causes = entry.causes.as_slice();
+        if causes.contains(&cause) {
             // Nothing new to tell.
-        } else if entry.causes.len() < MAX_CAUSES {
+        } else if causes.len() < MAX_CAUSES {
             entry.causes.push(cause);
         } else {
-            entry.more_causes = entry.more_causes.saturating_add(1);
+            let memory = entry.memory.get_or_insert_default();
+            memory.more_causes = memory.more_causes.saturating_add(1);
         }
-        match &mut entry.state {
-            State::Running(pending) => {
-                let pending = pending.get_or_insert(Pending {
+        match entry.state {
+            State::Running => {
+                let memory = entry.memory.get_or_insert_default();
+                let pending = memory.pending.get_or_insert(Pending {
                     at,
                     priority,
                     revisions: Vec::new(),
@@ -330,34 +424,33 @@ where
                 }
             }
             State::Idle => match at {
-                None => self.make_ready(key, priority, now),
-                Some(at) => self.make_waiting(key, at, priority, false),
+                None => self.make_ready(id, priority, now),
+                Some(at) => self.make_waiting(id, at, priority, false),
             },
-            &mut State::Ready {
+            State::Ready {
                 priority: old,
                 since,
             }
-            | &mut State::Parked {
+            | State::Parked {
                 priority: old,
                 since,
             } => {
                 if at.is_none() && priority < old {
-                    self.make_ready(key, priority, since);
+                    self.make_ready(id, priority, since);
                 }
             }
-            &mut State::Waiting {
+            State::Waiting {
                 at: old_at,
                 priority: old,
                 backoff,
             } => {
-                let echo = revision.is_some_and(|revision| entry.own_writes.contains(&revision));
-                if backoff && echo {
+                if backoff && revision.is_some_and(|revision| entry.wrote(revision)) {
                     return;
                 }
                 let priority = priority.min(old);
                 match at {
-                    None => self.make_ready(key, priority, now),
-                    Some(at) if at < old_at => self.make_waiting(key, at, priority, backoff),
+                    None => self.make_ready(id, priority, now),
+                    Some(at) if at < old_at => self.make_waiting(id, at, priority, backoff),
                     Some(_) => {}
                 }
             }
@@ -376,32 +469,38 @@ where
             .find(|&(source, revision)| reached.get(source).is_some_and(|&at| at < revision))
     }
 
-    fn make_ready(&mut self, key: &K, priority: Priority, since: Duration) {
+    /// Gives a key a new state. Its place in a list of ready keys is left, and places in heaps
+    /// become old.
+    fn enter(&mut self, id: SlotId, state: State) -> u64 {
         let stamp = self.next_stamp();
-        let Some(entry) = self.entries.get_mut(key) else {
-            return;
-        };
-        entry.stamp = stamp;
-        if let Some((source, revision)) = Self::unmet(&self.reached, &entry.must_see) {
-            entry.state = State::Parked { priority, since };
-            self.parked[source].push(Reverse(Item(revision, stamp, key.clone())));
-            return;
+        if let Some(entry) = self.slots.get_mut(id) {
+            entry.stamp = stamp;
+            let old = std::mem::replace(&mut entry.state, state);
+            if let State::Ready { priority, .. } = old {
+                self.slots.unlink(&mut self.ready[priority as usize], id);
+            }
         }
-        entry.state = State::Ready { priority, since };
-        self.ready[priority as usize].push_back((key.clone(), stamp));
+        stamp
     }
 
-    fn make_waiting(&mut self, key: &K, at: Duration, priority: Priority, backoff: bool) {
-        let stamp = self.next_stamp();
-        let Some(entry) = self.entries.get_mut(key) else {
+    fn make_ready(&mut self, id: SlotId, priority: Priority, since: Duration) {
+        let must_see = self.slots.get(id).map_or(&[][..], Entry::must_see);
+        if let Some((source, revision)) = Self::unmet(&self.reached, must_see) {
+            let stamp = self.enter(id, State::Parked { priority, since });
+            self.parked[source].push(Reverse(Item(revision, stamp, id)));
             return;
-        };
-        entry.stamp = stamp;
-        entry.state = State::Waiting {
+        }
+        self.enter(id, State::Ready { priority, since });
+        self.slots.link(&mut self.ready[priority as usize], id);
+    }
+
+    fn make_waiting(&mut self, id: SlotId, at: Duration, priority: Priority, backoff: bool) {
+        let waiting = State::Waiting {
             at,
             priority,
             backoff,
         };
+        let stamp = self.enter(id, waiting);
         if self
             .waiting
             .peek()
@@ -409,7 +508,12 @@ where
         {
             self.deadline_moved = true;
         }
-        self.waiting.push(Reverse(Item(at, stamp, key.clone())));
+        self.waiting.push(Reverse(Item(at, stamp, id)));
+    }
+
+    /// The entry that a place in a heap stands for, unless it was left behind.
+    fn at_stamp(&self, id: SlotId, stamp: u64) -> Option<&Entry<K, C>> {
+        self.slots.get(id).filter(|entry| entry.stamp == stamp)
     }
 
     /// Makes the keys ready whose time has come.
@@ -417,20 +521,20 @@ where
         while let Some(Reverse(first)) = self.waiting.peek()
             && first.0 <= now
         {
-            let Some(Reverse(Item(at, stamp, key))) = self.waiting.pop() else {
+            let Some(Reverse(Item(at, stamp, id))) = self.waiting.pop() else {
                 return;
             };
-            let entry = self.entries.get(&key).filter(|entry| entry.stamp == stamp);
-            if let Some(&State::Waiting { priority, .. }) = entry.map(|entry| &entry.state) {
-                self.make_ready(&key, priority, at);
+            let state = self.at_stamp(id, stamp).map(|entry| entry.state);
+            if let Some(State::Waiting { priority, .. }) = state {
+                self.make_ready(id, priority, at);
             }
         }
     }
 
     /// When [`Schedule::promote`] has something to do next.
     pub(crate) fn deadline(&mut self) -> Option<Duration> {
-        while let Some(Reverse(Item(at, stamp, key))) = self.waiting.peek() {
-            if self.entries.get(key).is_some_and(|e| e.stamp == *stamp) {
+        while let Some(Reverse(Item(at, stamp, id))) = self.waiting.peek() {
+            if self.at_stamp(*id, *stamp).is_some() {
                 return Some(*at);
             }
             self.waiting.pop();
@@ -442,31 +546,18 @@ where
         std::mem::take(&mut self.deadline_moved)
     }
 
-    fn drop_left_behind(&mut self) {
-        for class in &mut self.ready {
-            while let Some((key, stamp)) = class.front() {
-                if self.entries.get(key).is_some_and(|e| e.stamp == *stamp) {
-                    break;
-                }
-                class.pop_front();
-            }
-        }
-    }
-
     /// Some key can be popped.
-    pub(crate) fn has_ready(&mut self) -> bool {
-        self.drop_left_behind();
-        self.ready.iter().any(|class| !class.is_empty())
+    pub(crate) fn has_ready(&self) -> bool {
+        self.ready.iter().any(|class| class.first().is_some())
     }
 
     /// The next key: the highest class first, but none is passed over for ever.
     pub(crate) fn pop(&mut self, now: Duration) -> Option<Job<K, C>> {
         self.promote(now);
-        self.drop_left_behind();
-        let top = (0..CLASSES).find(|&class| !self.ready[class].is_empty())?;
+        let top = (0..CLASSES).find(|&class| self.ready[class].first().is_some())?;
         let mut chosen = top;
         for class in (top + 1)..CLASSES {
-            if self.ready[class].is_empty() {
+            if self.ready[class].first().is_none() {
                 self.passed_over[class] = 0;
             } else if chosen == top && self.passed_over[class] >= MAX_PASSED_OVER {
                 chosen = class;
@@ -475,46 +566,65 @@ where
             }
         }
         self.passed_over[chosen] = 0;
-        let (key, _) = self.ready[chosen].pop_front()?;
-        let entry = self.entries.get_mut(&key)?;
+        let id = self.ready[chosen].first()?;
+        self.slots.unlink(&mut self.ready[chosen], id);
+        self.running += 1;
+        let entry = self.slots.get_mut(id)?;
         let waited = match entry.state {
             State::Ready { since, .. } => now.saturating_sub(since),
             _ => Duration::ZERO,
         };
-        entry.state = State::Running(None);
-        entry.must_see.clear();
-        entry.own_writes.clear();
-        Some(Job {
-            causes: std::mem::take(&mut entry.causes),
-            more_causes: std::mem::take(&mut entry.more_causes),
-            failures: entry.failures,
-            conflicts: entry.conflicts,
-            key,
+        entry.state = State::Running;
+        let mut job = Job {
+            key: entry.key.clone(),
+            ticket: Ticket(id),
+            causes: entry.causes.take(),
+            more_causes: 0,
+            failures: 0,
+            conflicts: 0,
             waited,
-        })
+        };
+        if let Some(memory) = entry.memory.take() {
+            job.more_causes = memory.more_causes;
+            job.failures = memory.failures;
+            job.conflicts = memory.conflicts;
+        }
+        Some(job)
     }
 
     /// Gives a key back with what became of its run.
-    pub(crate) fn done(&mut self, key: &K, done: Done<C>, now: Duration) {
-        let Some(entry) = self.entries.get_mut(key) else {
+    pub(crate) fn done(&mut self, Ticket(id): Ticket, done: Done<C>, now: Duration) {
+        let Some(entry) = self.slots.get_mut(id) else {
             return;
         };
-        let State::Running(pending) = std::mem::replace(&mut entry.state, State::Idle) else {
+        if entry.state != State::Running {
             return;
-        };
-        entry.failures = done.failures;
-        entry.conflicts = done.conflicts;
-        entry.must_see = done.must_see;
-        entry.own_writes = done.own_writes;
+        }
+        entry.state = State::Idle;
+        self.running -= 1;
+        // What was kept at the begin was taken by the run: this is what came during it.
+        let mut memory = entry
+            .memory
+            .take()
+            .map_or_else(Memory::default, |memory| *memory);
+        let pending = memory.pending.take();
+        memory.failures = done.failures;
+        memory.conflicts = done.conflicts;
+        memory.must_see = done.must_see;
+        memory.own_writes = done.own_writes;
         // A failed run that saw only its own writes come back keeps its backoff.
         let backoff = done.next.as_ref().is_some_and(|next| next.backoff);
         let pending = pending.filter(|pending| {
-            let foreign = |revision| !entry.own_writes.contains(revision);
+            let foreign = |revision| !memory.own_writes.contains(revision);
             !backoff || pending.unconditional || pending.revisions.iter().any(foreign)
         });
+        if !memory.is_empty() {
+            entry.memory = Some(Box::new(memory));
+        }
         let mut wish: Option<(Option<Duration>, Priority, bool)> = None;
         if let Some(next) = done.next {
-            if !entry.causes.contains(&next.cause) && entry.causes.len() < MAX_CAUSES {
+            let causes = entry.causes.as_slice();
+            if !causes.contains(&next.cause) && causes.len() < MAX_CAUSES {
                 entry.causes.push(next.cause);
             }
             wish = Some((next.at, next.priority, next.backoff));
@@ -533,24 +643,26 @@ where
         }
         match wish {
             Some((Some(at), priority, backoff)) if at > now => {
-                self.make_waiting(key, at, priority, backoff);
+                self.make_waiting(id, at, priority, backoff);
             }
-            Some((_, priority, _)) => self.make_ready(key, priority, now),
-            None => self.rest(key),
+            Some((_, priority, _)) => self.make_ready(id, priority, now),
+            None => self.rest(id),
         }
     }
 
     /// Keeps an entry that nothing asks for only as long as it has something to remember.
-    fn rest(&mut self, key: &K) {
-        let Some(entry) = self.entries.get_mut(key) else {
+    fn rest(&mut self, id: SlotId) {
+        let Some(entry) = self.slots.get(id) else {
             return;
         };
-        if let Some((source, revision)) = Self::unmet(&self.reached, &entry.must_see) {
-            self.stamp += 1;
-            entry.stamp = self.stamp;
-            self.parked[source].push(Reverse(Item(revision, self.stamp, key.clone())));
-        } else if entry.failures == 0 && entry.conflicts == 0 {
-            self.entries.remove(key);
+        if let Some((source, revision)) = Self::unmet(&self.reached, entry.must_see()) {
+            let stamp = self.enter(id, State::Idle);
+            self.parked[source].push(Reverse(Item(revision, stamp, id)));
+            return;
+        }
+        let memory = entry.memory.as_ref();
+        if memory.is_none_or(|memory| memory.failures == 0 && memory.conflicts == 0) {
+            self.forget(id);
         }
     }
 
@@ -564,15 +676,14 @@ where
             while let Some(Reverse(first)) = self.parked[source].peek()
                 && first.0 <= revision
             {
-                let Some(Reverse(Item(_, stamp, key))) = self.parked[source].pop() else {
+                let Some(Reverse(Item(_, stamp, id))) = self.parked[source].pop() else {
                     break;
                 };
-                let entry = self.entries.get(&key).filter(|entry| entry.stamp == stamp);
-                match entry.map(|entry| &entry.state) {
-                    Some(&State::Parked { priority, since }) => {
-                        self.make_ready(&key, priority, since.min(now));
+                match self.at_stamp(id, stamp).map(|entry| entry.state) {
+                    Some(State::Parked { priority, since }) => {
+                        self.make_ready(id, priority, since.min(now));
                     }
-                    Some(State::Idle) => self.rest(&key),
+                    Some(State::Idle) => self.rest(id),
                     _ => {}
                 }
             }
@@ -582,8 +693,10 @@ where
     /// Another history is taken from here on: nobody waits for what the one before would have
     /// shown.
     pub(crate) fn begin_history(&mut self, now: Duration) {
-        for entry in self.entries.values_mut() {
-            entry.must_see.clear();
+        for entry in self.slots.values_mut() {
+            if let Some(memory) = &mut entry.memory {
+                memory.must_see.clear();
+            }
         }
         let sources = self.reached.len();
         self.reached(&vec![Revision::from_u64(u64::MAX); sources], now);
@@ -591,35 +704,41 @@ where
     }
 
     pub(crate) fn sizes(&self, now: Duration) -> Sizes {
-        let mut sizes = Sizes::default();
-        for entry in self.entries.values() {
-            match &entry.state {
-                State::Idle => {}
-                State::Ready { since, .. } => {
-                    sizes.ready += 1;
-                    sizes.oldest_ready = sizes.oldest_ready.max(now.saturating_sub(*since));
+        let mut sizes = Sizes {
+            running: self.running,
+            ..Sizes::default()
+        };
+        for class in &self.ready {
+            for entry in self.slots.iter(class) {
+                sizes.ready += 1;
+                if let State::Ready { since, .. } = entry.state {
+                    sizes.oldest_ready = sizes.oldest_ready.max(now.saturating_sub(since));
                 }
-                State::Waiting { .. } => sizes.waiting += 1,
-                State::Parked { .. } => sizes.parked += 1,
-                State::Running(_) => sizes.running += 1,
             }
+        }
+        // The heaps hold little but what waits and is parked, so that not all keys are looked at.
+        for Reverse(Item(_, stamp, id)) in &self.waiting {
+            sizes.waiting += usize::from(self.at_stamp(*id, *stamp).is_some());
+        }
+        for Reverse(Item(_, stamp, id)) in self.parked.iter().flatten() {
+            let state = self.at_stamp(*id, *stamp).map(|entry| entry.state);
+            sizes.parked += usize::from(matches!(state, Some(State::Parked { .. })));
         }
         sizes
     }
 
     pub(crate) fn longest_parked(&self, now: Duration) -> Option<Parked<K>> {
-        // The heaps hold parked keys only, so that this does not walk all entries.
         self.parked
             .iter()
             .enumerate()
             .flat_map(|(source, heap)| heap.iter().map(move |item| (source, &item.0)))
-            .filter_map(|(source, Item(revision, stamp, key))| {
-                let entry = self.entries.get(key).filter(|e| e.stamp == *stamp)?;
+            .filter_map(|(source, Item(revision, stamp, id))| {
+                let entry = self.at_stamp(*id, *stamp)?;
                 let State::Parked { since, .. } = entry.state else {
                     return None;
                 };
                 Some(Parked {
-                    key: key.clone(),
+                    key: entry.key.clone(),
                     source,
                     revision: *revision,
                     waited: now.saturating_sub(since),

@@ -155,6 +155,14 @@ impl Requirement {
         &self.key
     }
 
+    /// The values of which the label must have one, if it must have one of some.
+    pub(crate) fn values(&self) -> Option<&BTreeSet<String>> {
+        match &self.operator {
+            Operator::In(values) => Some(values),
+            _ => None,
+        }
+    }
+
     /// It holds for these labels.
     #[must_use]
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {

@@ -18,6 +18,12 @@ fn pop(schedule: &mut Schedule<u8, u32>, now: Duration) -> Option<u8> {
     schedule.pop(now).map(|job| job.key)
 }
 
+/// Gives back a key that runs.
+fn finish(schedule: &mut Schedule<u8, u32>, key: u8, done: Done<u32>, now: Duration) {
+    let ticket = Ticket(schedule.slot(&key));
+    schedule.done(ticket, done, now);
+}
+
 #[test]
 fn causes_are_merged_and_a_key_is_queued_once() {
     let mut schedule = Schedule::new(1);
@@ -25,7 +31,7 @@ fn causes_are_merged_and_a_key_is_queued_once() {
         schedule.push(&7u8, change(cause), ms(0));
     }
     let job = schedule.pop(ms(0)).unwrap();
-    assert_eq!((job.key, job.causes), (7, vec![1, 2]));
+    assert_eq!((job.key, job.causes.as_slice()), (7, &[1, 2][..]));
     assert_eq!(schedule.pop(ms(0)), None);
 }
 
@@ -37,10 +43,10 @@ fn a_key_that_is_pushed_while_it_runs_runs_once_more() {
     schedule.push(&1, change(2), ms(0));
     schedule.push(&1, change(3), ms(0));
     assert_eq!(pop(&mut schedule, ms(0)), None);
-    schedule.done(&1, Done::ok(), ms(0));
-    assert_eq!(schedule.pop(ms(0)).unwrap().causes, vec![2, 3]);
-    schedule.done(&1, Done::ok(), ms(0));
-    assert!(schedule.entries.is_empty());
+    finish(&mut schedule, 1, Done::ok(), ms(0));
+    assert_eq!(schedule.pop(ms(0)).unwrap().causes.as_slice(), [2, 3]);
+    finish(&mut schedule, 1, Done::ok(), ms(0));
+    assert_eq!(schedule.len(), 0);
 }
 
 #[test]
@@ -53,7 +59,7 @@ fn a_key_waits_until_the_view_shows_what_it_wrote() {
         must_see: vec![(0, revision(9)), (1, revision(5))],
         ..Done::ok()
     };
-    schedule.done(&1, done, ms(0));
+    finish(&mut schedule, 1, done, ms(0));
     schedule.push(&1, change(2), ms(1));
     assert_eq!(pop(&mut schedule, ms(1)), None);
     assert_eq!(schedule.longest_parked(ms(20)).unwrap().waited, ms(19));
@@ -61,8 +67,8 @@ fn a_key_waits_until_the_view_shows_what_it_wrote() {
     assert_eq!(pop(&mut schedule, ms(2)), None);
     schedule.reached(&[revision(9), revision(5)], ms(3));
     assert_eq!(pop(&mut schedule, ms(3)), Some(1));
-    schedule.done(&1, Done::ok(), ms(3));
-    assert!(schedule.entries.is_empty());
+    finish(&mut schedule, 1, Done::ok(), ms(3));
+    assert_eq!(schedule.len(), 0);
 }
 
 #[test]
@@ -74,10 +80,10 @@ fn a_key_that_nothing_asks_for_is_forgotten_once_its_writes_are_seen() {
         must_see: vec![(0, Revision::new(0, 9))],
         ..Done::ok()
     };
-    schedule.done(&1, done, ms(0));
-    assert_eq!(schedule.entries.len(), 1);
+    finish(&mut schedule, 1, done, ms(0));
+    assert_eq!(schedule.len(), 1);
     schedule.reached(&[Revision::new(0, 9)], ms(0));
-    assert!(schedule.entries.is_empty());
+    assert_eq!(schedule.len(), 0);
 }
 
 #[test]
@@ -94,7 +100,7 @@ fn a_failing_run_is_not_brought_forward_by_its_own_writes() {
         own_writes: vec![own],
         ..Done::ok()
     };
-    schedule.done(&1, done, ms(0));
+    finish(&mut schedule, 1, done, ms(0));
     schedule.push(&1, echo(), ms(1));
     assert_eq!(pop(&mut schedule, ms(99)), None);
     schedule.push(
@@ -103,7 +109,7 @@ fn a_failing_run_is_not_brought_forward_by_its_own_writes() {
         ms(99),
     );
     let job = schedule.pop(ms(99)).unwrap();
-    assert_eq!((job.failures, job.causes), (1, vec![2, 3, 4]));
+    assert_eq!((job.failures, job.causes.as_slice()), (1, &[2, 3, 4][..]));
 }
 
 #[test]
@@ -189,7 +195,7 @@ proptest! {
                     let next = after.map(|after| now + u64::from(after));
                     let must_see = wrote.map(|n| (0, Revision::new(0, u64::from(n)))).into_iter().collect();
                     let next_run = next.map(|at| Next::at(ms(at), Priority::Sync, 1));
-                    schedule.done(&key, Done { next: next_run, must_see, ..Done::ok() }, ms(now));
+                    finish(&mut schedule, key, Done { next: next_run, must_see, ..Done::ok() }, ms(now));
                     let owed = owed.entry(key).or_default();
                     owed.sees = wrote.map_or(0, u64::from);
                     if let Some(next) = next {

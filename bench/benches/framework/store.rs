@@ -1,0 +1,224 @@
+//! The server as a store, which the framework's controllers read: the same bytes over the same
+//! connection as the other sides have.
+//!
+//! A store hands out keys, revisions and values, so it finds the two fields that say them in each
+//! line and passes on the object as it is. It is read only.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use platctrl_bench::Result;
+use platctrl_framework::model::identity::{Anchor, AnchorState, PREFIX_ANCHOR};
+use platctrl_framework::store::{
+    Capabilities, Change, Key, Lease, LeaseId, Limits, ListRequest, Page, Prefix, Record, Revision,
+    Snapshot, Store, StoreError, Transaction, WatchEvent, WatchStream,
+};
+use tokio::sync::Mutex;
+
+use crate::api::{Connection, Lines};
+
+/// Objects in a page, for every side.
+pub(crate) const PAGE: usize = 500;
+
+#[derive(Debug)]
+pub(crate) struct ApiStore {
+    port: u16,
+    lists: Mutex<Option<Connection>>,
+}
+
+fn broken(error: impl std::fmt::Display) -> StoreError {
+    StoreError::unavailable(error.to_string())
+}
+
+/// The text behind `name`, up to the next quote.
+fn field(line: &[u8], name: &str) -> Option<Range<usize>> {
+    // Both fields are in the first part of every line.
+    let head = line.get(..line.len().min(300))?;
+    let begin = head
+        .windows(name.len())
+        .position(|window| window == name.as_bytes())?
+        + name.len();
+    let length = head.get(begin..)?.iter().position(|&byte| byte == b'"')?;
+    Some(begin..begin + length)
+}
+
+fn text<'l>(line: &'l [u8], name: &str) -> Option<&'l str> {
+    std::str::from_utf8(line.get(field(line, name)?)?).ok()
+}
+
+fn version(line: &[u8]) -> Option<Revision> {
+    let number = text(line, r#""resourceVersion":""#)?.parse().ok()?;
+    Some(Revision::new(0, number))
+}
+
+fn record(all: &Bytes, object: &[u8]) -> Option<Record> {
+    let name = text(object, r#""name":""#)?;
+    let modified = version(object)?;
+    Some(Record {
+        key: Key::new(format!("o/intent/bench.dev/widgets/default/{name}")).ok()?,
+        value: all.slice_ref(object),
+        created: modified,
+        modified,
+        lease: None,
+    })
+}
+
+fn lines(bytes: &Bytes) -> impl Iterator<Item = &[u8]> {
+    bytes.split(|&byte| byte == b'\n').filter(|l| !l.is_empty())
+}
+
+fn anchor(at: Revision) -> Result<Record, StoreError> {
+    let anchor = Anchor {
+        store_id: "bench".to_owned(),
+        epoch: 0,
+        state: AnchorState::Active,
+    };
+    Ok(Record {
+        key: Key::new(format!("o/{PREFIX_ANCHOR}")).map_err(broken)?,
+        value: serde_json::to_vec(&anchor).map_err(broken)?.into(),
+        created: at,
+        modified: at,
+        lease: None,
+    })
+}
+
+impl ApiStore {
+    pub(crate) fn new(port: u16) -> Self {
+        Self {
+            port,
+            lists: Mutex::default(),
+        }
+    }
+
+    async fn page(&self, request: &ListRequest) -> Result<Page> {
+        let mut lists = self.lists.lock().await;
+        let connection = match &mut *lists {
+            Some(connection) => connection,
+            none => none.insert(Connection::open(self.port).await?),
+        };
+        let after = request.after.as_ref();
+        let after = after.and_then(|key| key.as_str().rsplit('/').next());
+        let body = connection.page(PAGE.min(request.limit), after).await?;
+        let mut lines = lines(&body);
+        let head = lines.next().ok_or("an empty page")?;
+        let revision = version(head).ok_or("a page without a version")?;
+        let mut records = Vec::with_capacity(PAGE + 1);
+        if after.is_none() {
+            records.push(anchor(revision)?);
+        }
+        for line in lines.filter(|line| line.starts_with(b"{")) {
+            let object = line.strip_suffix(b",").unwrap_or(line);
+            records.push(record(&body, object).ok_or("an object without a name")?);
+        }
+        let more = field(head, r#""continue":""#).is_some_and(|more| !more.is_empty());
+        Ok(Page {
+            records,
+            revision,
+            more,
+        })
+    }
+}
+
+/// What one read of the connection brought, each key at most once, in key order.
+fn changes(batch: &Bytes) -> Result<WatchEvent> {
+    let mut changes = Vec::new();
+    for line in lines(batch) {
+        let object = line.strip_prefix(br#"{"type":"MODIFIED","object":"#);
+        let object = object.and_then(|object| object.strip_suffix(b"}"));
+        let object = object.ok_or("a line that is no change")?;
+        changes.push(record(batch, object).ok_or("an object without a name")?);
+    }
+    let newest = changes.iter().map(|record| record.modified).max();
+    // Of one key the last stays.
+    changes.sort_by(|a, b| a.key.cmp(&b.key).then(b.modified.cmp(&a.modified)));
+    changes.dedup_by(|later, first| later.key == first.key);
+    Ok(WatchEvent::Changes {
+        revision: newest.unwrap_or(Revision::ZERO),
+        changes: changes.into_iter().map(Change::Put).collect(),
+    })
+}
+
+enum Watching {
+    Begin,
+    Lines(Box<Lines>),
+    Ended,
+}
+
+impl Store for ApiStore {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::new(Limits {
+            max_writes: 1,
+            max_compares: 1,
+            max_operations: 1,
+            max_transaction_bytes: 1,
+            max_value_bytes: 1,
+        })
+    }
+
+    fn get<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Snapshot, StoreError>> {
+        Box::pin(async move {
+            // Asked for by a source that heard nothing for long: the anchor alone.
+            let request = ListRequest::new(Prefix::all());
+            let revision = self.page(&request).await.map_err(broken)?.revision;
+            let anchor = anchor(revision)?;
+            let found = |key: &Key| (*key == anchor.key).then(|| anchor.clone());
+            Ok(Snapshot {
+                records: keys.iter().map(found).collect(),
+                revision,
+            })
+        })
+    }
+
+    fn list<'a>(&'a self, request: &'a ListRequest) -> BoxFuture<'a, Result<Page, StoreError>> {
+        Box::pin(async move { self.page(request).await.map_err(broken) })
+    }
+
+    fn commit(&self, _: Transaction) -> BoxFuture<'_, Result<Revision, StoreError>> {
+        let reason = "this store is read only".to_owned();
+        Box::pin(async { Err(StoreError::Invalid { reason }) })
+    }
+
+    fn watch(&self, _: Prefix, after: Revision) -> WatchStream {
+        let port = self.port;
+        let next = move |watching| async move {
+            let mut lines = match watching {
+                Watching::Begin => {
+                    let begun = async {
+                        let connection = Connection::open(port).await?;
+                        connection.watch(after.counter()).await
+                    };
+                    match begun.await {
+                        Ok(lines) => Box::new(lines),
+                        Err(error) => return Some((Err(broken(error)), Watching::Ended)),
+                    }
+                }
+                Watching::Lines(lines) => lines,
+                Watching::Ended => return None,
+            };
+            let event = match lines.next().await {
+                Ok(Some(batch)) => changes(&batch),
+                Ok(None) => Err("the watch ended".into()),
+                Err(error) => Err(error),
+            };
+            Some(match event {
+                Ok(event) => (Ok(event), Watching::Lines(lines)),
+                Err(error) => (Err(broken(error)), Watching::Ended),
+            })
+        };
+        futures::stream::unfold(Watching::Begin, next).boxed()
+    }
+
+    fn grant_lease(&self, _: std::time::Duration) -> BoxFuture<'_, Result<Lease, StoreError>> {
+        Box::pin(async { Err(broken("there are no leases here")) })
+    }
+
+    fn keep_alive(&self, _: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async { Err(broken("there are no leases here")) })
+    }
+
+    fn revoke_lease(&self, _: LeaseId) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(async { Err(broken("there are no leases here")) })
+    }
+}
