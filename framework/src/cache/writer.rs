@@ -170,6 +170,12 @@ impl Reader {
         self.shared.moved.subscribe()
     }
 
+    /// Of objects of this kind only some fields are kept.
+    pub(crate) fn is_projected(&self, kind: &GroupPlural) -> bool {
+        let options = self.shared.options.get(kind);
+        options.is_some_and(KindOptions::is_projected)
+    }
+
     pub(crate) fn sources(&self) -> Arc<[Option<Revision>]> {
         self.shared.state().sources.clone()
     }

@@ -214,6 +214,10 @@ impl Running {
             let name = name.to_string();
             return Err(RunError::DuplicateController { name });
         }
+        if self.reader.is_projected(&controller.group_plural) {
+            let (controller, kind) = (name.to_string(), controller.group_plural.to_string());
+            return Err(RunError::Projected { controller, kind });
+        }
         let mut needs = BTreeSet::new();
         let declared = controller.kinds.clone();
         // The reaper works on what there is, and looks itself whether all of it is read.

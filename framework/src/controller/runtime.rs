@@ -69,6 +69,16 @@ pub enum RunError {
     /// A name cannot be part of a key.
     #[error(transparent)]
     Name(#[from] InvalidName),
+    /// A controller's own objects are not kept whole.
+    #[error(
+        "the controller `{controller}` cannot work on {kind} of which only some fields are kept: leave out `projected`, or declare another type for the narrow view"
+    )]
+    Projected {
+        /// The controller.
+        controller: String,
+        /// The kind.
+        kind: String,
+    },
     /// A task of the runtime itself ended, which is a bug in it.
     #[error("the runtime's {task} ended: {reason}")]
     Internal {

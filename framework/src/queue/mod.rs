@@ -65,7 +65,7 @@ where
         let now = self.environment.monotonic();
         let mut schedule = self.lock();
         for (key, request) in requests {
-            schedule.push(&key, request, now);
+            schedule.push(key, request, now);
         }
         self.wake(&mut schedule);
     }
@@ -202,6 +202,34 @@ mod tests {
         for (key, count) in runs.iter() {
             assert!((14..=16).contains(count), "key {key} ran {count} times");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_ready_never_waits_for_a_timer() {
+        let environment = Environment::system();
+        let queue: Arc<Queue<u32, ()>> = Arc::new(Queue::new(1, environment.clone()));
+        let timers = tokio::spawn({
+            let queue = queue.clone();
+            async move { queue.run_timers().await }
+        });
+        let start = environment.monotonic();
+        // One that waits long, so that a timer is set.
+        let late = start + Duration::from_secs(3600);
+        queue.push([(0, Request::at(late, Priority::Sync, ()))]);
+        for key in 1..1000 {
+            let next = tokio::spawn({
+                let queue = queue.clone();
+                async move { queue.next().await }
+            });
+            tokio::task::yield_now().await;
+            queue.push([(key, Request::now(Priority::Change, ()))]);
+            let job = next.await.unwrap();
+            assert_eq!((job.key, job.waited), (key, Duration::ZERO));
+            queue.done(job.ticket, Done::ok());
+        }
+        // Virtual time moves only when everybody waits for a timer: nobody did.
+        assert_eq!(environment.monotonic(), start);
+        timers.abort();
     }
 
     #[tokio::test(start_paused = true)]

@@ -345,15 +345,15 @@ where
     }
 
     /// The slot of a key, made if there is none.
-    fn slot(&mut self, key: &K) -> SlotId {
-        let hash = self.hasher.hash_one(key);
+    fn slot(&mut self, key: K) -> SlotId {
+        let hash = self.hasher.hash_one(&key);
         let slots = &mut self.slots;
-        let same = |&id: &SlotId| slots.get(id).is_some_and(|entry| entry.key == *key);
+        let same = |&id: &SlotId| slots.get(id).is_some_and(|entry| entry.key == key);
         if let Some(&id) = self.places.find(hash, same) {
             return id;
         }
         let id = slots.insert(Entry {
-            key: key.clone(),
+            key,
             hash,
             state: State::Idle,
             stamp: 0,
@@ -381,7 +381,7 @@ where
 
     /// Asks for a run. A waiting key keeps the sooner time and the higher class; a running one
     /// runs once more when it is given back; causes are added up.
-    pub(crate) fn push(&mut self, key: &K, request: Request<C>, now: Duration) {
+    pub(crate) fn push(&mut self, key: K, request: Request<C>, now: Duration) {
         let Request {
             at,
             priority,

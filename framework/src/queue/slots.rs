@@ -3,13 +3,15 @@
 //! What is added one after the other lies one after the other, a list needs no memory of its own,
 //! and a value leaves a list from anywhere in it without a search.
 
-/// The number of a slot. It is given again once its value is removed.
+use std::num::NonZeroU32;
+
+/// The number of a slot, from 1. It is given again once its value is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct SlotId(u32);
+pub(super) struct SlotId(NonZeroU32);
 
 impl SlotId {
     fn place(self) -> usize {
-        self.0 as usize
+        self.0.get() as usize - 1
     }
 }
 
@@ -66,8 +68,9 @@ impl<T> Slots<T> {
                 id
             }
             None => {
-                let number = u32::try_from(self.slots.len());
                 self.slots.push(slot);
+                let number = u32::try_from(self.slots.len()).ok();
+                let number = number.and_then(NonZeroU32::new);
                 SlotId(number.expect("four thousand million keys do not fit into memory"))
             }
         }

@@ -20,7 +20,7 @@ fn pop(schedule: &mut Schedule<u8, u32>, now: Duration) -> Option<u8> {
 
 /// Gives back a key that runs.
 fn finish(schedule: &mut Schedule<u8, u32>, key: u8, done: Done<u32>, now: Duration) {
-    let ticket = Ticket(schedule.slot(&key));
+    let ticket = Ticket(schedule.slot(key));
     schedule.done(ticket, done, now);
 }
 
@@ -28,7 +28,7 @@ fn finish(schedule: &mut Schedule<u8, u32>, key: u8, done: Done<u32>, now: Durat
 fn causes_are_merged_and_a_key_is_queued_once() {
     let mut schedule = Schedule::new(1);
     for cause in [1, 2, 1] {
-        schedule.push(&7u8, change(cause), ms(0));
+        schedule.push(7u8, change(cause), ms(0));
     }
     let job = schedule.pop(ms(0)).unwrap();
     assert_eq!((job.key, job.causes.as_slice()), (7, &[1, 2][..]));
@@ -38,10 +38,10 @@ fn causes_are_merged_and_a_key_is_queued_once() {
 #[test]
 fn a_key_that_is_pushed_while_it_runs_runs_once_more() {
     let mut schedule = Schedule::new(1);
-    schedule.push(&1u8, change(1), ms(0));
+    schedule.push(1u8, change(1), ms(0));
     assert_eq!(pop(&mut schedule, ms(0)), Some(1));
-    schedule.push(&1, change(2), ms(0));
-    schedule.push(&1, change(3), ms(0));
+    schedule.push(1, change(2), ms(0));
+    schedule.push(1, change(3), ms(0));
     assert_eq!(pop(&mut schedule, ms(0)), None);
     finish(&mut schedule, 1, Done::ok(), ms(0));
     assert_eq!(schedule.pop(ms(0)).unwrap().causes.as_slice(), [2, 3]);
@@ -53,14 +53,14 @@ fn a_key_that_is_pushed_while_it_runs_runs_once_more() {
 fn a_key_waits_until_the_view_shows_what_it_wrote() {
     let mut schedule = Schedule::new(2);
     let revision = |n| Revision::new(0, n);
-    schedule.push(&1u8, change(1), ms(0));
+    schedule.push(1u8, change(1), ms(0));
     pop(&mut schedule, ms(0));
     let done = Done {
         must_see: vec![(0, revision(9)), (1, revision(5))],
         ..Done::ok()
     };
     finish(&mut schedule, 1, done, ms(0));
-    schedule.push(&1, change(2), ms(1));
+    schedule.push(1, change(2), ms(1));
     assert_eq!(pop(&mut schedule, ms(1)), None);
     assert_eq!(schedule.longest_parked(ms(20)).unwrap().waited, ms(19));
     schedule.reached(&[revision(9), revision(4)], ms(2));
@@ -74,7 +74,7 @@ fn a_key_waits_until_the_view_shows_what_it_wrote() {
 #[test]
 fn a_key_that_nothing_asks_for_is_forgotten_once_its_writes_are_seen() {
     let mut schedule = Schedule::new(1);
-    schedule.push(&1u8, change(1), ms(0));
+    schedule.push(1u8, change(1), ms(0));
     pop(&mut schedule, ms(0));
     let done = Done {
         must_see: vec![(0, Revision::new(0, 9))],
@@ -91,9 +91,9 @@ fn a_failing_run_is_not_brought_forward_by_its_own_writes() {
     let mut schedule = Schedule::new(1);
     let own = Revision::new(0, 9);
     let echo = || Request::change(Priority::Change, 2, own);
-    schedule.push(&1u8, change(1), ms(0));
+    schedule.push(1u8, change(1), ms(0));
     pop(&mut schedule, ms(0));
-    schedule.push(&1, echo(), ms(0));
+    schedule.push(1, echo(), ms(0));
     let done = Done {
         next: Some(Next::backoff(ms(100), 3)),
         failures: 1,
@@ -101,10 +101,10 @@ fn a_failing_run_is_not_brought_forward_by_its_own_writes() {
         ..Done::ok()
     };
     finish(&mut schedule, 1, done, ms(0));
-    schedule.push(&1, echo(), ms(1));
+    schedule.push(1, echo(), ms(1));
     assert_eq!(pop(&mut schedule, ms(99)), None);
     schedule.push(
-        &1,
+        1,
         Request::change(Priority::Change, 4, Revision::new(0, 10)),
         ms(99),
     );
@@ -115,12 +115,12 @@ fn a_failing_run_is_not_brought_forward_by_its_own_writes() {
 #[test]
 fn lower_classes_are_served_within_a_bound() {
     let mut schedule = Schedule::new(1);
-    schedule.push(&200u8, Request::now(Priority::Sync, 0), ms(0));
-    schedule.push(&201, Request::now(Priority::Retry, 0), ms(0));
+    schedule.push(200u8, Request::now(Priority::Sync, 0), ms(0));
+    schedule.push(201, Request::now(Priority::Retry, 0), ms(0));
     let mut order = Vec::new();
     for key in 0..30 {
-        schedule.push(&key, change(0), ms(0));
-        schedule.push(&(key + 100), change(0), ms(0));
+        schedule.push(key, change(0), ms(0));
+        schedule.push(key + 100, change(0), ms(0));
         order.push(pop(&mut schedule, ms(0)).unwrap());
     }
     let place = |key| order.iter().position(|&k| k == key).unwrap();
@@ -171,7 +171,7 @@ proptest! {
                 Step::Push(key, after, class) => {
                     let at = after.map(|after| now + u64::from(after));
                     let request = Request { at: at.map(ms), priority: classes[usize::from(class)], cause: 0, revision: None };
-                    schedule.push(&key, request, ms(now));
+                    schedule.push(key, request, ms(now));
                     let owed = owed.entry(key).or_default();
                     let at = at.unwrap_or(now);
                     owed.at = Some(owed.at.map_or(at, |old| old.min(at)));
@@ -220,7 +220,7 @@ proptest! {
         let mut schedule = Schedule::<u8, u32>::new(1);
         let mut expected = Vec::new();
         for key in keys {
-            schedule.push(&key, change(0), ms(0));
+            schedule.push(key, change(0), ms(0));
             if !expected.contains(&key) { expected.push(key); }
         }
         let served: Vec<u8> = std::iter::from_fn(|| pop(&mut schedule, ms(0))).collect();

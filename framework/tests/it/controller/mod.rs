@@ -1,5 +1,6 @@
 //! Controllers on a runtime, on the memory store and virtual time.
 
+mod cached;
 mod claims;
 mod end;
 mod failsafe;
