@@ -54,6 +54,14 @@ impl<K: Resource> Index<K> {
     }
 }
 
+impl<K: Resource> Clone for Index<K> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K: Resource> Copy for Index<K> {}
+
 impl<K: Resource> fmt::Debug for Index<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Index").field("name", &self.name).finish()

@@ -318,7 +318,8 @@ pub struct Query<'v, K: Resource> {
     namespace: Option<String>,
     owner: Option<Uid>,
     selector: Option<Selector>,
-    indexed: Option<(&'static str, fn(&Object<K>) -> Vec<String>, String)>,
+    /// An index, and the value that it has to say.
+    indexed: Option<(Index<K>, String)>,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -355,7 +356,7 @@ impl<'v, K: Resource> Query<'v, K> {
     /// declared with [`Cached::index`](super::Cached::index), but then looks at all objects.
     #[must_use]
     pub fn indexed(mut self, index: &Index<K>, value: &str) -> Self {
-        self.indexed = Some((index.name, index.values, value.to_owned()));
+        self.indexed = Some((*index, value.to_owned()));
         self
     }
 
@@ -373,10 +374,10 @@ impl<'v, K: Resource> Query<'v, K> {
         let state = &self.view.state;
         let found = if let Some(owner) = &self.owner {
             Some(state.found.by(&By::Owner(owner.as_str()), &path))
-        } else if let Some((name, _, value)) = &self.indexed
-            && self.view.shared.has_index(&K::group_plural(), name)
+        } else if let Some((index, value)) = &self.indexed
+            && self.view.shared.has_index(&K::group_plural(), index.name)
         {
-            Some(state.found.by(&By::Index(name, value), &path))
+            Some(state.found.by(&By::Index(index.name, value), &path))
         } else if let Some(selector) = &self.selector {
             let labels = self.view.shared.label_indexes(&K::group_plural());
             let label = selector.requirements().iter().find_map(|requirement| {
@@ -446,7 +447,7 @@ impl<'v, K: Resource> Query<'v, K> {
         let selector = self.selector.as_ref();
         let indexed = self.indexed.as_ref();
         let matches = selector.is_none_or(|selector| selector.matches(&object.metadata.labels))
-            && indexed.is_none_or(|(_, values, value)| values(&object).contains(value));
+            && indexed.is_none_or(|(index, value)| (index.values)(&object).contains(value));
         matches.then_some(object)
     }
 

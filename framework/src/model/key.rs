@@ -265,11 +265,10 @@ impl ObjectKey {
         let mut path =
             String::with_capacity(kind.group.len() + kind.plural.len() + 3 * MAX_NAME_BYTES);
         path.push_str(&kind.group);
-        for segment in [Some(&*kind.plural), node, namespace, Some(name)] {
-            if let Some(segment) = segment {
-                path.push('/');
-                path.push_str(segment);
-            }
+        let segments = [Some(&*kind.plural), node, namespace, Some(name)];
+        for segment in segments.into_iter().flatten() {
+            path.push('/');
+            path.push_str(segment);
         }
         let length = |segment: Option<&str>| segment.map_or(0, |segment| segment.len() as u8);
         Ok(Self {

@@ -20,7 +20,7 @@ async fn page(world: &World, name: &str, text: &str, tier: Option<&str>) -> Obje
     world.client.create(&page).await.unwrap()
 }
 
-fn names(pages: Vec<Arc<Object<Page>>>) -> Vec<String> {
+fn names(pages: &[Arc<Object<Page>>]) -> Vec<String> {
     pages
         .iter()
         .map(|page| page.metadata.name.clone())
@@ -60,7 +60,7 @@ async fn indexes_find_what_a_look_at_every_object_finds() {
             let selector: Selector = selector.parse().unwrap();
             let [one, other] = all.map(|running| {
                 let view = running.handle.view().unwrap();
-                names(view.list::<Page>().matching(&selector).to_vec())
+                names(&view.list::<Page>().matching(&selector).to_vec())
             });
             assert_eq!(one, other, "{selector}");
             let expected = match (round, selector.to_string().as_str()) {
@@ -76,7 +76,7 @@ async fn indexes_find_what_a_look_at_every_object_finds() {
                 let back: Selector = "tier=back".parse().unwrap();
                 let found = view.list::<Page>().indexed(&BY_TEXT, text).to_vec();
                 let both = view.list::<Page>().matching(&back).indexed(&BY_TEXT, text);
-                (names(found), names(both.to_vec()))
+                (names(&found), names(&both.to_vec()))
             });
             assert_eq!(one, other, "{text}");
         }
