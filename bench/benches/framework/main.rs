@@ -77,8 +77,8 @@ fn queue_alone() -> Result<()> {
             ours.push(executor.block_on(queue::queue(keys))?);
             floor.push(queue::floor(keys)?);
         }
-        let ours = raw(&format!("queue, {keys} keys"), "keys/s", &ours);
-        let floor = raw(&format!("set and list, {keys} keys"), "keys/s", &floor);
+        let ours = raw(&format!("queue, {keys} keys"), "keys/cpu-s", &ours);
+        let floor = raw(&format!("set and list, {keys} keys"), "keys/cpu-s", &floor);
         let goal = Goal::AtLeast(1e6);
         ratio(
             &format!("framework.queue.add-get-done-per-second.{keys}-keys"),
