@@ -1,7 +1,7 @@
 //! The server that every side reads, in a process of its own: an API server as far as lists in
 //! pages and a chunked JSON watch go, and the one who changes objects when told to.
 //!
-//! It holds every object's bytes and overwrites three numbers in them, so that it takes little of
+//! It holds every object's bytes and overwrites four numbers in them, so that it takes little of
 //! the processor. It writes one object a line. A connection that begins with `LOAD` makes
 //! changes: it says what to do, then how many changes its side has accounted for.
 
@@ -26,6 +26,7 @@ const BURST: usize = 32;
 struct Object {
     json: Vec<u8>,
     version: usize,
+    generation: usize,
     round: usize,
     stamp: usize,
 }
@@ -38,11 +39,13 @@ impl Object {
             json.find(&field).map_or(0, |at| at + name.len())
         };
         let version = place(r#""resourceVersion":""#, FIRST_VERSION);
+        let generation = place(r#""generation":"#, FIRST_ROUND);
         let round = place(r#""round":"#, FIRST_ROUND);
         let stamp = place(r#""stamp":"#, NO_STAMP);
         Self {
             json: json.into_bytes(),
             version,
+            generation,
             round,
             stamp,
         }
@@ -70,6 +73,7 @@ impl World {
         let (version, round) = (self.version, self.rounds[index]);
         let object = &mut self.objects[index];
         object.set(|object| object.version, version);
+        object.set(|object| object.generation, round);
         object.set(|object| object.round, round);
         object.set(|object| object.stamp, stamp);
         out.extend_from_slice(br#"{"type":"MODIFIED","object":"#);

@@ -59,7 +59,7 @@ pub(crate) fn body(index: usize) -> String {
     let filler = text(index as u64, 400);
     let replicas = index % 7;
     format!(
-        r#"{{"apiVersion":"bench.dev/v1","kind":"Widget","metadata":{{"name":"{name}","namespace":"default","uid":"00000000-0000-4000-8000-{index:012x}","resourceVersion":"{FIRST_VERSION}","generation":1,"creationTimestamp":"2026-01-01T00:00:00Z","labels":{{"app":"widget","tier":"backend","team":"team-{replicas}"}}}},"spec":{{"index":{index},"round":{FIRST_ROUND},"stamp":{NO_STAMP},"image":"registry.example.com/team/widget:1.0.0","replicas":{replicas},"ports":[8080,8443,9090],"paused":false,"weight":0.25,"owner":"someone@example.com","text":"{filler}"}}}}"#,
+        r#"{{"apiVersion":"bench.dev/v1","kind":"Widget","metadata":{{"name":"{name}","namespace":"default","uid":"00000000-0000-4000-8000-{index:012x}","resourceVersion":"{FIRST_VERSION}","generation":{FIRST_ROUND},"creationTimestamp":"2026-01-01T00:00:00Z","labels":{{"app":"widget","tier":"backend","team":"team-{replicas}"}}}},"spec":{{"index":{index},"round":{FIRST_ROUND},"stamp":{NO_STAMP},"image":"registry.example.com/team/widget:1.0.0","replicas":{replicas},"ports":[8080,8443,9090],"paused":false,"weight":0.25,"owner":"someone@example.com","text":"{filler}"}}}}"#,
     )
 }
 

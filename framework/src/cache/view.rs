@@ -1,5 +1,6 @@
 //! What a reconcile reads: all objects of a cache at one moment, and the questions to it.
 
+use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::ops::Bound;
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub(crate) struct State {
     pub(crate) objects: EntryMap,
     /// What objects are found by besides their keys.
     pub(crate) found: Found,
+    /// How many objects there are of each kind.
+    pub(crate) counts: Arc<BTreeMap<GroupPlural, usize>>,
     /// Objects' records that cannot be read, by key.
     pub(crate) set_aside: RedBlackTreeMapSync<Arc<str>, Arc<RecordError>>,
     /// Records of known kinds whose keys are no object's, by key.
@@ -264,6 +267,14 @@ impl View {
         entries.map(|entry| entry.key.clone()).collect()
     }
 
+    /// How many objects of a kind have any record.
+    pub(crate) fn count_of(&self, group: &str, plural: &str) -> usize {
+        let mut counts = self.state.counts.iter();
+        counts
+            .find(|(kind, _)| *kind.plural == *plural && *kind.group == *group)
+            .map_or(0, |(_, count)| *count)
+    }
+
     fn entries(&self, path: &str) -> Vec<&Arc<Entry>> {
         let entries = self.state.objects.range(range(path));
         entries.map(|(_, entry)| entry).collect()
@@ -416,7 +427,7 @@ impl<'v, K: Resource> Query<'v, K> {
 
     /// What can be said without decoding.
     fn may_match(&self, entry: &Entry) -> bool {
-        let none = std::collections::BTreeMap::new();
+        let none = BTreeMap::new();
         let labels = entry.labels.as_deref().unwrap_or(&none);
         let owner = self.owner.as_ref();
         self.selector

@@ -394,6 +394,7 @@ impl Writer {
             changes.extend(appeared);
             state.objects = begun.objects;
             state.found = begun.found;
+            state.counts = begun.counts;
             state.set_aside = begun.set_aside;
         } else {
             changes = self.difference(state, &prefix, &begun, edits, revision);
@@ -560,6 +561,15 @@ impl Writer {
             let before = before.as_deref();
             Arc::new(Entry::new(key, records, before, &mut self.labels, options))
         });
+        if before.is_some() != after.is_some() {
+            let counts = Arc::make_mut(&mut state.counts);
+            let count = counts.entry(key.kind().clone()).or_default();
+            *count = if after.is_some() {
+                *count + 1
+            } else {
+                count.saturating_sub(1)
+            };
+        }
         match &after {
             Some(entry) => {
                 state.found.insert(entry, options);
@@ -625,6 +635,7 @@ fn forget(state: &mut State, kind: &GroupPlural, options: Option<&KindOptions>) 
         }
         state.objects.remove_mut(entry.key.path());
     }
+    Arc::make_mut(&mut state.counts).remove(kind);
     let of_kind = Tree::ALL.map(|tree| kind.prefix(tree));
     let malformed = state.malformed.keys().cloned();
     let malformed = malformed.filter(|key| of_kind.iter().any(|prefix| prefix.covers(key)));
@@ -844,6 +855,13 @@ mod tests {
             }
         }
         assert_eq!(view.state.found.len(), found, "no index is left behind");
+        for plural in ["sites", "pods"] {
+            let kind = GroupPlural::new("example.dev", plural);
+            assert_eq!(
+                view.count_of("example.dev", plural),
+                view.keys_of(&kind).len()
+            );
+        }
         let broken = model.records.values().any(|record| record.value == "{");
         assert_eq!(!view.set_aside().is_empty(), broken);
     }
