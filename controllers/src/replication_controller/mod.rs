@@ -11,11 +11,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use platctrl_framework::client::DeleteOptions;
-use platctrl_framework::controller::{Action, Context, Controller, ReconcileError};
+use platctrl_framework::controller::{Action, Changes, Context, Controller, ReconcileError};
 use platctrl_framework::model::{
     Condition, ConditionStatus, EventType, Metadata, Object, Propagation, Resource, Selector,
-    Status,
+    Status, Tree,
 };
+use platctrl_framework::store::Compare;
 use platctrl_kinds::{
     Node, Pod, PodSpec, PodTemplate, ReplicationController, ReplicationControllerStatus, condition,
 };
@@ -27,6 +28,9 @@ use crate::placement::{Placement, Spread};
 /// Pods created, changed or deleted in one commit. Larger work is several commits, each of which
 /// leaves the controller in a state that the next run continues from.
 const BATCH: usize = 32;
+
+/// Commits that one run makes of one plan, at most: making a plan costs as much as there are pods.
+const ROUNDS: usize = 64;
 
 /// Letters and digits behind the controller's name in a pod's.
 const SUFFIX: usize = 10;
@@ -160,65 +164,41 @@ async fn reconcile(
         .map(|pod| (pod.metadata.name.clone(), pod))
         .collect();
 
-    let mut changes = context.changes();
-    let mut notes: Vec<(&str, String)> = Vec::new();
-    let mut room = BATCH;
     let counts = format!(
         "{} of {} there, {} ready",
         plan.live, owner.spec.replicas, plan.ready
     );
-    for node in plan.create.iter().take(room) {
-        let pod = new_pod(&owner, node, &context);
-        let created = changes.create(&pod)?;
-        notes.push((
-            "Created",
-            format!(
-                "created pod {} on node {node}: {counts}",
-                created.metadata.name
-            ),
-        ));
-    }
-    room -= plan.create.len().min(room);
-    for pod in plan
-        .delete
-        .iter()
-        .take(room)
-        .filter_map(|name| pods.get(name))
-    {
-        let mut options = DeleteOptions::default();
-        options.uid = Some(pod.metadata.uid.clone());
-        options.reason = Some(format!(
-            "{} wants {} pods",
-            owner.metadata.name, owner.spec.replicas
-        ));
-        changes.delete(&pod.key()?, &options)?;
-        notes.push((
-            "Deleted",
-            format!(
-                "deleted pod {}, {}: {counts}",
-                pod.metadata.name,
-                why_this(&observed, pod)
-            ),
-        ));
-    }
-    room -= plan.delete.len().min(room);
-    for pod in plan
-        .update
-        .iter()
-        .take(room)
-        .filter_map(|name| pods.get(name))
-    {
-        changes.update(&brought_to_template(&owner, pod))?;
-        let message = format!(
-            "updated pod {} in place, {} more to come: {counts}",
-            pod.metadata.name, plan.outdated
-        );
-        notes.push(("Updated", message));
-    }
-    changes.report::<ReplicationController>(&status(&owner, &plan, &observed, &context))?;
-    changes.commit().await?;
-    for (reason, message) in notes {
-        context.event(EventType::Normal, reason, message);
+    let creates = plan.create.iter().map(|node| Step::Create(node));
+    let with_pod = |name: &String| pods.get(name);
+    let deletes = plan.delete.iter().filter_map(with_pod).map(Step::Delete);
+    let updates = plan.update.iter().filter_map(with_pod).map(Step::Update);
+    let steps: Vec<Step<'_>> = creates.chain(deletes).chain(updates).collect();
+    let mut done = Done::default();
+    let (mut next, mut rest) = steps.split_at(steps.len().min(BATCH));
+    for round in 0..ROUNDS {
+        let mut changes = context.changes();
+        let mut notes: Vec<(&str, String)> = Vec::new();
+        for step in next {
+            let (reason, what) = take(*step, &owner, &observed, &context, &mut changes)?;
+            done.count(*step);
+            notes.push((reason, format!("{what}: {counts}")));
+        }
+        if round > 0 {
+            // The view is not as new as the last commit: whoever changed their mind is heard.
+            require_same_intent(&context, &mut changes);
+            let message = format!("{} more pods after that: {counts}", next.len());
+            notes = vec![("Continued", message)];
+        }
+        let status = status(&owner, &plan, &observed, &context, done);
+        changes.report::<ReplicationController>(&status)?;
+        changes.commit().await?;
+        for (reason, message) in notes {
+            context.event(EventType::Normal, reason, message);
+        }
+        if rest.is_empty() {
+            break;
+        }
+        (next, rest) = rest.split_at(rest.len().min(BATCH));
     }
     let told = owner.status.conditions.get(condition::SCHEDULED);
     let is_news =
@@ -231,6 +211,72 @@ async fn reconcile(
         );
     }
     Ok(Action::await_change())
+}
+
+/// One pod's part of a plan.
+#[derive(Clone, Copy)]
+enum Step<'p> {
+    Create(&'p str),
+    Delete(&'p Arc<Object<Pod>>),
+    Update(&'p Arc<Object<Pod>>),
+}
+
+/// Pods that this run created and deleted so far.
+#[derive(Clone, Copy, Default)]
+struct Done {
+    created: u32,
+    deleted: u32,
+}
+
+impl Done {
+    fn count(&mut self, step: Step<'_>) {
+        match step {
+            Step::Create(_) => self.created += 1,
+            Step::Delete(_) => self.deleted += 1,
+            Step::Update(_) => {}
+        }
+    }
+}
+
+/// Adds a step to the changes, and says what it is.
+fn take(
+    step: Step<'_>,
+    owner: &Object<ReplicationController>,
+    observed: &Observed,
+    context: &Context,
+    changes: &mut Changes<'_>,
+) -> Result<(&'static str, String), ReconcileError> {
+    match step {
+        Step::Create(node) => {
+            let created = changes.create(&new_pod(owner, node, context))?;
+            let name = &created.metadata.name;
+            Ok(("Created", format!("created pod {name} on node {node}")))
+        }
+        Step::Delete(pod) => {
+            let mut options = DeleteOptions::default();
+            options.uid = Some(pod.metadata.uid.clone());
+            options.reason = Some(format!(
+                "{} wants {} pods",
+                owner.metadata.name, owner.spec.replicas
+            ));
+            changes.delete(&pod.key()?, &options)?;
+            let (name, why) = (&pod.metadata.name, why_this(observed, pod));
+            Ok(("Deleted", format!("deleted pod {name}, {why}")))
+        }
+        Step::Update(pod) => {
+            changes.update(&brought_to_template(owner, pod))?;
+            let name = &pod.metadata.name;
+            Ok(("Updated", format!("updated pod {name} in place")))
+        }
+    }
+}
+
+/// A change of the controller's own spec ends what was planned for the old one.
+fn require_same_intent(context: &Context, changes: &mut Changes<'_>) {
+    if let Some(intent) = context.joined().intent {
+        let key = context.key().store_key(Tree::Intent);
+        changes.require(Compare::Revision(key, intent.modified));
+    }
 }
 
 fn new_pod(owner: &Object<ReplicationController>, node: &str, context: &Context) -> Object<Pod> {
@@ -307,10 +353,8 @@ fn status(
     plan: &Plan,
     observed: &Observed,
     context: &Context,
+    done: Done,
 ) -> Status<ReplicationControllerStatus> {
-    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    let created = number(plan.create.len().min(BATCH));
-    let deleted = number(plan.delete.len().min(BATCH));
     let (now, generation) = (context.environment().now(), owner.metadata.generation);
     let joined = context.joined();
     let mut status = owner.status.clone();
@@ -319,7 +363,7 @@ fn status(
         .intent
         .as_ref()
         .map(|intent| intent.value.spec_digest());
-    status.detail.replicas = plan.live + created - deleted;
+    status.detail.replicas = plan.live + done.created - done.deleted;
     status.detail.ready_replicas = plan.ready;
     let wanted = owner.spec.replicas;
     let is = |holds: bool| {
