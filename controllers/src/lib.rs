@@ -5,3 +5,5 @@
 
 pub mod placement;
 pub mod replication_controller;
+#[cfg(feature = "testing")]
+pub mod testing;

@@ -1,6 +1,8 @@
-//! The controllers on a runtime, on the memory store and virtual time, with a fake agent.
+//! The controllers on a runtime, on the memory store and virtual time, with a fake agent, and in
+//! the simulator.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod replication_controller;
+mod simulation;
 mod world;

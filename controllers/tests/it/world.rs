@@ -156,7 +156,7 @@ pub(crate) fn controller_key() -> ObjectKey {
     ObjectKey::namespaced(ReplicationController::GROUP, kind, "default", "hello").unwrap()
 }
 
-fn controller_spec(replicas: u32) -> ReplicationControllerSpec {
+pub(crate) fn controller_spec(replicas: u32) -> ReplicationControllerSpec {
     let launchable: Launchable = serde_json::from_str(r#"{"location": "artifact:one"}"#).unwrap();
     let spec = PodSpec {
         launchables: [("web".to_owned(), launchable)].into(),

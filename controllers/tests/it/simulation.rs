@@ -1,0 +1,118 @@
+//! The controllers in the simulator: whatever goes wrong at any write, they come to the same end.
+
+use platctrl_controllers::{replication_controller, testing};
+use platctrl_framework::client::DeleteOptions;
+use platctrl_framework::model::{Metadata, Object, Propagation};
+use platctrl_framework::testing::{FaultKind, Moment, Process, Replica, Simulation, World};
+use platctrl_kinds::{ReplicationController, ReplicationControllerSpec, Span};
+
+use crate::world::{controller_key, controller_spec};
+
+fn object(replicas: u32) -> Object<ReplicationController> {
+    let metadata = Metadata {
+        namespace: Some("default".into()),
+        ..Metadata::named("hello")
+    };
+    Object::new(metadata, controller_spec(replicas))
+}
+
+async fn change(
+    world: &World,
+    change: impl Fn(&mut ReplicationControllerSpec),
+) -> Result<(), platctrl_framework::testing::ScenarioError> {
+    world
+        .change::<ReplicationController>(&controller_key(), |object| change(&mut object.spec))
+        .await?;
+    world.settled().await
+}
+
+fn fleet(replicas: usize) -> Simulation {
+    testing::fleet(4)
+        .replicas(replicas)
+        .controllers(|replica: Replica| {
+            replica
+                .runtime()
+                .controller(replication_controller::controller())
+                .reap()
+                .elect_leader("controllers")
+        })
+        .invariant("one pod on a node", one_on_a_node)
+}
+
+/// What `maxPerNode: 1` promises, of what really runs.
+fn one_on_a_node(now: &Moment<'_>) -> Result<(), String> {
+    let mut nodes: Vec<&str> = now.processes().map(Process::node).collect();
+    nodes.sort_unstable();
+    match nodes.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(format!("two on {}", pair[0])),
+        None => Ok(()),
+    }
+}
+
+/// Grows, and changes its template.
+fn life(replicas: usize) -> Simulation {
+    fleet(replicas)
+        .scenario(|world| async move {
+            world.create(&object(1)).await?;
+            world.settled().await?;
+            change(&world, |spec| spec.replicas = 2).await?;
+            change(&world, |spec| {
+                spec.template.spec.drain_delay = Some(Span::from_secs(1));
+            })
+            .await
+        })
+        .invariant("never more than two pods", |now| {
+            now.processes().count() <= 2
+        })
+}
+
+#[test]
+fn a_replication_controller_lives_through_whatever_goes_wrong_at_a_write() {
+    let explored = life(1).exhaustive().unwrap();
+    assert!(explored.writes >= 12, "{explored:?}");
+    assert_eq!(explored.runs, explored.faults);
+}
+
+#[test]
+fn two_replicas_of_the_controllers_are_as_good_as_one() {
+    let explored = fleet(2)
+        .scenario(|world| async move {
+            world.create(&object(2)).await?;
+            world.settled().await?;
+            change(&world, |spec| spec.replicas = 1).await
+        })
+        .exhaustive()
+        .unwrap();
+    assert_eq!(explored.runs, explored.faults);
+}
+
+#[test]
+fn a_replication_controller_lives_through_what_is_drawn() {
+    life(2).random(0..24).unwrap();
+}
+
+fn ended(propagation: Propagation) -> Simulation {
+    fleet(1).scenario(move |world| async move {
+        world.create(&object(2)).await?;
+        world.settled().await?;
+        let mut options = DeleteOptions::default();
+        options.propagation = Some(propagation);
+        world.delete_with(&controller_key(), &options).await?;
+        Ok(())
+    })
+}
+
+#[test]
+fn a_cascading_end_leaves_nothing_behind_wherever_it_is_interrupted() {
+    ended(Propagation::Cascade).exhaustive().unwrap();
+}
+
+#[test]
+fn an_orphaning_end_keeps_every_pod_wherever_it_is_interrupted() {
+    ended(Propagation::Orphan)
+        // Alone, nothing was ever there.
+        .history_matters()
+        .without(FaultKind::Restore)
+        .exhaustive()
+        .unwrap();
+}
