@@ -78,6 +78,8 @@ impl Warden {
             loop {
                 let left = minute.saturating_sub(environment.monotonic());
                 tokio::select! {
+                    biased;
+                    () = environment.sleep(pause), if !pause.is_zero() => break,
                     event = stream.next() => match event {
                         Some(Ok(WatchEvent::Progress(_))) => {}
                         Some(Ok(WatchEvent::Changes { .. })) => {
@@ -112,7 +114,6 @@ impl Warden {
                             break;
                         }
                     }
-                    () = environment.sleep(pause), if !pause.is_zero() => break,
                 }
             }
         }

@@ -20,7 +20,7 @@ use super::fault::{Fault, FaultKind, Schedule};
 use super::process::{Moment, Outside, Process, ProcessPhase, Table};
 use super::simulation::Config;
 use super::time::MachineClock;
-use super::trace::{Actor, Line, Touched, Trace, What, place};
+use super::trace::{Actor, Line, Touched, Trace, What, describe, place};
 use crate::controller::RuntimeHandle;
 use crate::environment::Environment;
 use crate::model::{Intent, Joined, ObjectKey, Reality, Tree, Versioned};
@@ -152,8 +152,16 @@ pub(super) fn joined(store: &MemoryStore, key: &ObjectKey) -> Joined {
     joined
 }
 
+/// What a runtime holds back it lists in an object of its own, which is no part of the story.
+pub(super) fn is_failsafe(key: &str) -> bool {
+    key.contains("/platctrl.dev/failsafes/")
+}
+
 fn writes_objects(transaction: &Transaction) -> bool {
-    let objects = |write: &Write| write.key().as_str().starts_with("o/");
+    let objects = |write: &Write| {
+        let key = write.key().as_str();
+        key.starts_with("o/") && !is_failsafe(key)
+    };
     transaction.writes.iter().any(objects)
 }
 
@@ -419,8 +427,9 @@ impl Core {
         let replica = matches!(actor, Actor::Replica(..));
         let counted = state.counting && writes_objects(transaction);
         let next = u32::try_from(state.writes.len() + 1).unwrap_or(u32::MAX);
-        if counted && self.store.would_commit(transaction) {
-            for kind in self.due(state, next, replica, true) {
+        let touched = Touched::by(transaction, |key| self.store.peek(key));
+        if counted && !state.faults.is_empty() && self.store.would_commit(transaction) {
+            for kind in self.due(state, next, actor, &touched, true) {
                 match kind.kind {
                     FaultKind::LoseClaim => self.lose_claims(),
                     FaultKind::Storm => state.storm = kind.which,
@@ -431,7 +440,6 @@ impl Core {
         if state.storm > 0 && replica && counted && self.touch(state, transaction) {
             state.storm -= 1;
         }
-        let touched = Touched::by(transaction, |key| self.store.peek(key));
         let outcome = self.store.commit_now(transaction);
         let revision = match outcome {
             Ok(revision) => revision,
@@ -463,7 +471,7 @@ impl Core {
             What::Commit {
                 write,
                 revision,
-                touched,
+                touched: touched.clone(),
             },
         );
         self.check(state);
@@ -478,7 +486,7 @@ impl Core {
                     Problem::restless(format!("{next} writes and no end")),
                 );
             }
-            for fault in self.due(state, next, replica, false) {
+            for fault in self.due(state, next, actor, &touched, false) {
                 if let Some(answer) = self.strike(state, &fault, actor, revision) {
                     return answer;
                 }
@@ -536,8 +544,16 @@ impl Core {
         }
     }
 
-    /// The faults of this write that were not met yet.
-    fn due(&self, state: &mut State, write: u32, replica: bool, before: bool) -> Vec<Fault> {
+    /// The faults of this write that were not met yet, before or after it.
+    fn due(
+        &self,
+        state: &mut State,
+        write: u32,
+        actor: &Actor,
+        touched: &[Touched],
+        before: bool,
+    ) -> Vec<Fault> {
+        let replica = matches!(actor, Actor::Replica(..));
         let mut due = Vec::new();
         for (fault, met) in &mut state.faults {
             let fits = replica || !fault.kind.is_writers();
@@ -547,11 +563,9 @@ impl Core {
             }
         }
         for fault in &due {
-            self.line(
-                state,
-                Actor::World,
-                What::Fault(fault.in_words("the next one")),
-            );
+            let what = describe(touched).unwrap_or_default();
+            let text = fault.in_words(&format!("{} {what}", actor.name()));
+            self.line(state, Actor::World, What::Fault(text));
         }
         due
     }

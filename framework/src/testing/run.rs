@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 
-use super::core::{Core, Work, WriteInfo};
+use super::core::{Core, Work, WriteInfo, is_failsafe};
 use super::failure::Problem;
 use super::fault::{FaultKind, Schedule};
 use super::process::Process;
@@ -113,7 +113,11 @@ fn end(
 ) -> End {
     let objects = Prefix::new("o/").expect("a constant that is a valid prefix");
     let records = match core.config.keep_history {
-        true => core.store.dump_under(&objects),
+        true => {
+            let mut records = core.store.dump_under(&objects);
+            records.retain(|record| !is_failsafe(record.key.as_str()));
+            records
+        }
         false => Vec::new(),
     };
     End {

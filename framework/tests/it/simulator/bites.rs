@@ -29,7 +29,7 @@ type Outcome = Result<Action, ReconcileError>;
 fn world(pages: &'static [u32]) -> Simulation {
     Simulation::new()
         .worker(Worker::<Page>::new())
-        .quiet(Duration::from_secs(20))
+        .quiet(Duration::from_secs(45))
         .scenario(move |world| async move {
             world.create(&site(pages[0], "hello")).await?;
             for pages in &pages[1..] {
@@ -55,7 +55,7 @@ fn by(failure: &Failure, kinds: &[FaultKind]) {
 }
 
 /// Intermediate state: what was done is written down before it is done.
-fn in_two_steps(bug: bool) -> Simulation {
+pub(super) fn in_two_steps(bug: bool) -> Simulation {
     world(&[2]).controllers(move |replica| {
         let reconcile = move |site: Arc<Object<Site>>, context: Context| async move {
             let wanted = site.spec.pages as usize;

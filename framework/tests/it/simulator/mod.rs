@@ -1,6 +1,9 @@
 //! The simulator: it is deterministic, finds what is planted, and finds nothing where nothing is.
 
 mod bites;
+mod book;
+mod pasted;
+mod report;
 mod toys;
 mod world;
 

@@ -132,7 +132,7 @@ pub(crate) fn sound_controller() -> Controller<Site> {
 pub(crate) fn sound() -> Simulation {
     Simulation::new()
         .worker(Worker::<Page>::new())
-        .quiet(std::time::Duration::from_secs(20))
+        .quiet(std::time::Duration::from_secs(45))
         .controllers(|replica| {
             replica
                 .runtime()
