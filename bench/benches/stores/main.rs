@@ -6,6 +6,7 @@
 //! Afterwards one reader counts what lies in both files.
 
 mod bare;
+mod consul;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -31,7 +32,8 @@ fn main() -> ExitCode {
         commits("64-writers", 64, 16_384)?;
         commits("1-writer", 1, 512)?;
         put_to_event()?;
-        open_and_compact(if full_scale() { 1_000_000 } else { 100_000 })
+        open_and_compact(if full_scale() { 1_000_000 } else { 100_000 })?;
+        consul::run()
     })
 }
 
