@@ -29,12 +29,22 @@ const FILE: &str = "store.redb";
 
 fn main() -> ExitCode {
     platctrl_bench::target("stores", || {
+        if only("consul") {
+            consul::run()?;
+        }
+        if !only("embedded") {
+            return Ok(());
+        }
         commits("64-writers", 64, 16_384)?;
         commits("1-writer", 1, 512)?;
         put_to_event()?;
-        open_and_compact(if full_scale() { 1_000_000 } else { 100_000 })?;
-        consul::run()
+        open_and_compact(if full_scale() { 1_000_000 } else { 100_000 })
     })
+}
+
+/// Whether a store is measured: all of them, unless `PLATCTRL_BENCH_STORE` names one.
+fn only(store: &str) -> bool {
+    std::env::var("PLATCTRL_BENCH_STORE").map_or(true, |only| only == store)
 }
 
 fn key(n: usize) -> String {
