@@ -18,6 +18,7 @@ use platctrl_framework::store::{
 use tokio::sync::Mutex;
 
 use crate::api::{Connection, Lines};
+use crate::widget::FIRST_VERSION;
 
 /// Objects in a page, for every side.
 pub(crate) const PAGE: usize = 500;
@@ -93,6 +94,14 @@ impl ApiStore {
     }
 
     async fn page(&self, request: &ListRequest) -> Result<Page> {
+        if !"o/intent/bench.dev/widgets/".starts_with(request.prefix.as_str()) {
+            // There is nothing else here.
+            return Ok(Page {
+                records: Vec::new(),
+                revision: request.at.unwrap_or(Revision::new(0, FIRST_VERSION)),
+                more: false,
+            });
+        }
         let mut lists = self.lists.lock().await;
         let connection = match &mut *lists {
             Some(connection) => connection,
@@ -180,7 +189,10 @@ impl Store for ApiStore {
         Box::pin(async { Err(StoreError::Invalid { reason }) })
     }
 
-    fn watch(&self, _: Prefix, after: Revision) -> WatchStream {
+    fn watch(&self, prefix: Prefix, after: Revision) -> WatchStream {
+        if !"o/intent/bench.dev/widgets/".starts_with(prefix.as_str()) {
+            return futures::stream::pending().boxed();
+        }
         let port = self.port;
         let next = move |watching| async move {
             let mut lines = match watching {
