@@ -201,7 +201,8 @@ impl Agent {
                 }
             }
         })
-        .triggered_by(pods.trigger());
+        .triggered_by(pods.trigger())
+        .reports_while_frozen();
         let runtime = runtime.controller(controller);
         Ok(Self {
             host,

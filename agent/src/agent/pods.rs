@@ -298,6 +298,14 @@ impl Pods {
         let desired = self.desired(object, &intent);
         let ends = desired.tombstone.is_some();
         let uid = desired.uid.clone();
+        if context.is_frozen() {
+            // What runs goes on and is reported; nothing new is begun, changed or ended.
+            self.record_events(&name, context);
+            if let Some(report) = self.report_on(&name, &uid) {
+                self.publish(context, &report, fence).await?;
+            }
+            return Ok(Action::await_change());
+        }
         if self.is_taken(&name, &uid) {
             // Held by the worker. The reality is the other's, and stays.
             self.order(&name, Order::Want(Box::new(desired)));
@@ -350,7 +358,9 @@ impl Pods {
         if !lives {
             return Ok(Action::await_change());
         }
-        self.order(&name, Order::Missing);
+        if !context.is_frozen() {
+            self.order(&name, Order::Missing);
+        }
         self.record_events(&name, context);
         if let (Some(report), Some(reality)) = (report, &absent.reality)
             && reality.value.metadata.uid == report.uid

@@ -300,6 +300,7 @@ impl Reading {
         let had = self.source.state.known().revision;
         if let Some(had) = had.filter(|&had| had > revision) {
             self.source.guards.went_back(had, revision);
+            self.source.guards.verify(&*self.source.store).await?;
             return Err(SourceError::OlderHistory {
                 had,
                 found: revision,
@@ -399,6 +400,7 @@ impl Reading {
         self.identify(&found.ok_or(SourceError::NoAnchor { prefix })?)?;
         if snapshot.revision < after {
             self.source.guards.went_back(after, snapshot.revision);
+            self.source.guards.verify(&*self.source.store).await?;
             return Err(SourceError::OlderHistory {
                 had: after,
                 found: snapshot.revision,

@@ -54,6 +54,7 @@ pub(crate) struct Registered {
     pub(crate) concurrency: Option<usize>,
     pub(crate) timeout: Duration,
     pub(crate) triggers: Vec<Trigger>,
+    pub(crate) reports_while_frozen: bool,
 }
 
 impl fmt::Debug for Registered {
@@ -133,6 +134,7 @@ pub struct Controller<K: Resource> {
     concurrency: Option<usize>,
     timeout: Duration,
     triggers: Vec<Trigger>,
+    reports_while_frozen: bool,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -183,6 +185,7 @@ impl<K: Resource> Controller<K> {
             concurrency: None,
             timeout: Duration::from_secs(300),
             triggers: Vec::new(),
+            reports_while_frozen: false,
             kind: PhantomData,
         }
     }
@@ -292,6 +295,15 @@ impl<K: Resource> Controller<K> {
         self
     }
 
+    /// Runs also while [everything is frozen](crate::failsafe::freeze), to report what is so:
+    /// [`Context::is_frozen`] tells, and only reports are committed. For who watches things that
+    /// change by themselves, as processes.
+    #[must_use]
+    pub fn reports_while_frozen(mut self) -> Self {
+        self.reports_while_frozen = true;
+        self
+    }
+
     pub(crate) fn register(self) -> Registered {
         let Self {
             name,
@@ -304,6 +316,7 @@ impl<K: Resource> Controller<K> {
             concurrency,
             timeout,
             triggers,
+            reports_while_frozen,
             ..
         } = self;
         let kind = K::group_plural();
@@ -397,6 +410,7 @@ impl<K: Resource> Controller<K> {
             concurrency,
             timeout,
             triggers,
+            reports_while_frozen,
         }
     }
 }

@@ -83,6 +83,7 @@ pub(crate) struct Setting {
     pub(crate) guards: Arc<Safeguards>,
     /// The kinds that the controller declared.
     pub(crate) kinds: Kinds,
+    pub(crate) reports_while_frozen: bool,
 }
 
 /// What a run did to the store, for whoever decides when its key runs again.
@@ -227,6 +228,14 @@ impl Context {
         self.run.post.fence.as_ref()
     }
 
+    /// Everything is frozen: nothing may be changed, neither in the store nor outside, and only
+    /// reports are committed. True in the runs of a controller that
+    /// [reports while frozen](super::Controller::reports_while_frozen) alone; others do not run.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.run.setting.guards.is_frozen()
+    }
+
     /// Begins a set of changes that happen together.
     pub fn changes(&self) -> Changes<'_> {
         Changes {
@@ -363,6 +372,7 @@ impl Context {
             view: self.view(),
             own: &own,
             transaction: &transaction,
+            reports_while_frozen: setting.reports_while_frozen,
         };
         let ticket = setting.guards.admit(&ask).map_err(held)?;
         let outcome = self.submit(transaction).await;

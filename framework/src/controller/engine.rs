@@ -415,9 +415,10 @@ impl Engine {
     /// any more.
     async fn may_run(&self, duty: &posts::Duty) -> bool {
         let mut gate = self.gate.subscribe();
+        let reports = self.controller.reports_while_frozen;
         tokio::select! {
             biased;
-            () = self.setting.guards.runs_allowed() => true,
+            () = self.setting.guards.runs_allowed(reports) => true,
             () = duty.closed() => false,
             _ = gate.wait_for(|gate| matches!(gate, Gate::Over)) => false,
         }

@@ -37,6 +37,7 @@ pub(crate) fn register() -> Registered {
         concurrency: Some(4),
         timeout: Duration::from_secs(60),
         triggers: Vec::new(),
+        reports_while_frozen: false,
     }
 }
 

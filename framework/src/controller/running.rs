@@ -241,6 +241,7 @@ impl Running {
             recorder: self.recorder.with_source(&controller.name),
             guards: self.guards.clone(),
             kinds: declared.clone(),
+            reports_while_frozen: controller.reports_while_frozen,
         });
         let engine = Engine::new(
             controller,

@@ -369,6 +369,8 @@ impl Safeguards {
                 if fate == Fate::Vanished {
                     let key = object.store_key(Tree::Intent).to_string();
                     Self::remember_lost(state, key, was);
+                    // Written down, so that a person finds it.
+                    self.announce();
                 }
             }
             return Vec::new();

@@ -27,7 +27,7 @@ use crate::environment::Environment;
 use crate::model::{
     EventType, GroupPlural, Joined, Kinds, ObjectKey, ObjectReference, Resource as _, Uid,
 };
-use crate::store::{Prefix, Revision, Transaction};
+use crate::store::{Prefix, Revision, Transaction, Write};
 
 /// Objects named in a hold.
 pub(super) const NAMED: usize = 20;
@@ -122,6 +122,8 @@ pub(super) struct State {
     eased: bool,
     /// The revision that the store was at before it went back.
     pub(super) older_than: Option<Revision>,
+    /// The chain, too, tells that it is another history.
+    pub(super) chain_tells: bool,
 }
 
 /// The failsafes of a runtime.
@@ -161,6 +163,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) view: &'a View,
     pub(crate) own: &'a Joined,
     pub(crate) transaction: &'a Transaction,
+    /// Reports pass a freeze.
+    pub(crate) reports_while_frozen: bool,
 }
 
 /// What a runtime holds back at the moment.
@@ -180,7 +184,17 @@ pub struct FailsafeView {
     pub refusals: u64,
 }
 
+impl State {
+    fn is_frozen(&self) -> bool {
+        self.freeze.as_ref().is_some_and(|freeze| freeze.frozen)
+    }
+}
+
 impl Safeguards {
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.state().is_frozen()
+    }
+
     /// The failsafes of a runtime, with what its file remembers.
     pub(crate) async fn open(
         setup: Setup,
@@ -370,6 +384,8 @@ impl Safeguards {
                 tracing::warn!(by, "frozen: nothing is changed");
             } else if was {
                 tracing::warn!("thawed");
+                // Who only reported looks again at what is wanted.
+                state.eased = true;
             }
         }
         state.told = true;
@@ -407,6 +423,11 @@ impl Safeguards {
             let reason = freeze.reason.as_deref().unwrap_or("no reason was given");
             return Some(format!("frozen by {}: {reason}", freeze.by));
         }
+        Self::unsure(state)
+    }
+
+    /// Why not even reports are written, though it is known whether everything is frozen.
+    fn unsure(state: &State) -> Option<String> {
         let other = state.other_history.as_ref().filter(|_| state.blind);
         other.map(|why| format!("the store shows another history: {why}"))
     }
@@ -422,9 +443,15 @@ impl Safeguards {
     }
 
     /// Waits until controllers may run.
-    pub(crate) async fn runs_allowed(&self) {
+    ///
+    /// `reports`: a freeze alone does not stop it.
+    pub(crate) async fn runs_allowed(&self, reports: bool) {
         let mut moved = self.subscribe();
-        while Self::stopped(&self.state()).is_some() {
+        let stopped = |state: &State| match reports && state.is_frozen() {
+            true => Self::unsure(state),
+            false => Self::stopped(state),
+        };
+        while stopped(&self.state()).is_some() {
             if moved.changed().await.is_err() {
                 // Cannot happen while `self` lives; waiting is right either way.
                 std::future::pending::<()>().await;
@@ -597,7 +624,18 @@ impl Safeguards {
         // Parsed without the lock.
         let effects = taken_away(ask.transaction, ask.view, &self.kinds(), &ask.own.key);
         let mut state = self.state();
-        if let Some(why) = Self::stopped(&state) {
+        let is_report = |write: &Write| {
+            let key = write.key().as_str();
+            key.starts_with("o/reality/") || key.starts_with("o/part/")
+        };
+        let passes = ask.reports_while_frozen
+            && state.is_frozen()
+            && ask.transaction.writes.iter().all(is_report);
+        let stopped = match passes {
+            true => Self::unsure(&state),
+            false => Self::stopped(&state),
+        };
+        if let Some(why) = stopped {
             return Err(Self::refuse(&mut state, why, AGAIN));
         }
         let declared = self.declares(&mut state, ask.own, !effects.is_empty());
@@ -740,6 +778,7 @@ impl Safeguards {
                     state.accepted.extend(withheld.into_keys());
                     state.other_history = None;
                     state.older_than = None;
+                    state.chain_tells = false;
                     state.turns += 1;
                     state.link = None;
                     state.store_id.clear();

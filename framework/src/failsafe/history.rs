@@ -90,13 +90,18 @@ impl Safeguards {
                 // Somebody may have accepted it meanwhile.
                 let still = state.link == remembered && state.store_id == known_store;
                 if still {
+                    state.chain_tells = true;
                     self.turn(&mut state, why);
                 }
             }
             History::Same | History::Unknown => {
-                let newer = state.older_than.is_none_or(|had| shown.revision >= had);
+                // Whoever writes moves the revision on. Only a chain that told the difference can
+                // tell that it is gone.
+                let had = state.older_than;
+                let newer = had.is_none_or(|had| state.chain_tells && shown.revision >= had);
                 if history == History::Same && newer && state.other_history.take().is_some() {
                     state.older_than = None;
+                    state.chain_tells = false;
                     state.turns += 1;
                     Self::see(&mut state);
                     let why = "the store shows the history again that was seen before";

@@ -5,8 +5,10 @@
 mod kinds;
 mod path;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -151,7 +153,7 @@ impl Api {
         let bytes = read(body).await?;
         for warning in parts.headers.get_all(header::WARNING) {
             if let Ok(text) = warning.to_str() {
-                output::note(format_args!("warning: {}", warning_text(text)));
+                warn_once(warning_text(text));
             }
         }
         if !parts.status.is_success() {
@@ -293,6 +295,16 @@ async fn read(body: Incoming) -> Result<Bytes> {
             Code::Unreachable,
             format!("the server's answer broke off: {error}"),
         )),
+    }
+}
+
+/// Tells what a server warns of, each thing once for each command.
+fn warn_once(text: String) {
+    static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    if !told.contains(&text) {
+        output::note(format_args!("warning: {text}"));
+        told.insert(text);
     }
 }
 

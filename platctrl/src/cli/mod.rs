@@ -6,6 +6,7 @@ pub(crate) mod apply;
 mod change;
 mod delete;
 mod events;
+pub(crate) mod failsafe;
 mod find;
 mod get;
 mod hoist;
@@ -60,6 +61,9 @@ pub(crate) struct ServerFlags {
     /// The directory that everything is kept in
     #[arg(long, global = true, env = place::DATA_DIR, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Say that this command makes so many changes, so that no failsafe holds them
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    expect_changes: Option<u32>,
 }
 
 /// A namespace.
@@ -101,6 +105,13 @@ enum Verb {
     Events(events::EventsArgs),
     /// Wait until something is so
     Wait(wait::WaitArgs),
+    /// Show and settle what failsafes hold back
+    #[command(subcommand)]
+    Failsafe(failsafe::FailsafeVerb),
+    /// Stop every change; pods keep running
+    Freeze(failsafe::FreezeArgs),
+    /// End a freeze
+    Thaw(failsafe::FreezeArgs),
     /// Make, look at, save and move the store
     Store(store::StoreArgs),
     /// Make and check artifacts
@@ -144,6 +155,9 @@ impl Setting {
     /// The server and the kinds that it serves.
     pub(crate) async fn connect(&self) -> Result<(Api, Catalog)> {
         let api = self.api()?;
+        if let Some(changes) = self.flags.expect_changes {
+            failsafe::expect(&api, changes).await?;
+        }
         let catalog = Catalog::load(&api).await?;
         Ok((api, catalog))
     }
@@ -201,6 +215,9 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Logs(args) => client(logs::run(&args, setting)),
         Verb::Events(args) => client(events::run(&args, setting)),
         Verb::Wait(args) => client(wait::run(&args, setting)),
+        Verb::Failsafe(verb) => client(failsafe::run(&verb, setting)),
+        Verb::Freeze(args) => client(failsafe::freeze(&args, setting)),
+        Verb::Thaw(args) => client(failsafe::thaw(&args, setting)),
         Verb::Store(args) => client(store::run(&args, setting)),
         Verb::Hoist(verb) => hoist::run(&verb),
         Verb::Launch(args) => local::run(&args, setting),

@@ -6,7 +6,7 @@ use futures::StreamExt as _;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Setting, find};
+use super::{Setting, failsafe, find};
 use crate::api::{Api, Collection, Query, Target};
 use crate::error::{Code, Failure, Result};
 use crate::output;
@@ -182,9 +182,13 @@ pub(crate) async fn follow<T>(
             format!("{}: it took too long", target.title()),
         ))
     };
-    tokio::time::timeout_at(deadline, work)
-        .await
-        .unwrap_or_else(|_| late())
+    match tokio::time::timeout_at(deadline, work).await {
+        Ok(answer) => answer,
+        Err(_) => match failsafe::held(api).await {
+            Some(held) => Err(held),
+            None => late(),
+        },
+    }
 }
 
 #[cfg(test)]

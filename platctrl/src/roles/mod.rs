@@ -13,6 +13,7 @@ use platctrl_agent::{Agent, AgentConfig, AgentHandle, HostConfig};
 use platctrl_controllers::replication_controller;
 use platctrl_framework::controller::Runtime;
 use platctrl_framework::environment::Environment;
+use platctrl_framework::failsafe::{Failsafe, Failsafes};
 use platctrl_framework::model::Kinds;
 use platctrl_framework::store::Store;
 use platctrl_kinds::{Node, Pod, ReplicationController};
@@ -32,6 +33,7 @@ pub(crate) fn kinds() -> Kinds {
         .with::<Node>()
         .with::<Pod>()
         .with::<ReplicationController>()
+        .with::<Failsafe>()
 }
 
 /// The signals that end a process in order.
@@ -113,10 +115,19 @@ impl Parts {
     }
 
     /// Starts platctrl's controllers. Several processes may: one of them leads.
-    pub(crate) fn controllers(&mut self, store: Arc<dyn Store>, environment: Environment) {
+    /// What they saw is remembered below `data_dir`, where a restored store cannot reach it.
+    pub(crate) fn controllers(
+        &mut self,
+        store: Arc<dyn Store>,
+        environment: Environment,
+        data_dir: &Path,
+    ) {
+        let memory = data_dir.join("failsafe/controllers.json");
         let controllers = Runtime::new(store, environment)
             .controller(replication_controller::controller())
             .kind::<Node>()
+            .kind::<Failsafe>()
+            .failsafes(Failsafes::new().keep_chain().remember_in(memory))
             .reap()
             .elect_leader("controllers")
             .shutdown_on(self.stop.clone().cancelled_owned());

@@ -120,7 +120,7 @@ pub(crate) async fn controllers(args: &ControllersArgs) -> Result<()> {
     let store = open(&args.store, &environment).await?;
     admission::register(&*store, &kinds()).await?;
     let mut parts = Parts::new();
-    parts.controllers(store, environment);
+    parts.controllers(store, environment, &setting.data_dir()?);
     attend(parts, signals, "controllers").await
 }
 

@@ -12,9 +12,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use platctrl_framework::environment::Environment;
+use platctrl_framework::failsafe::Failsafe;
 use platctrl_framework::model::{
-    GroupPlural, Intent, Joined, Kinds, ObjectKey, RawObject, Reality, Tree, Uid, Versioned,
-    identity,
+    GroupPlural, Intent, Joined, Kinds, ObjectKey, RawObject, Reality, Resource as _, Tree, Uid,
+    Versioned, identity,
 };
 use platctrl_framework::store::{
     Change as StoreChange, Key, ListRequest, Prefix, Record, Revision, Store, StoreError,
@@ -261,6 +262,36 @@ impl Hub {
         position.next += changes.len() as u64;
         let done = position.next == state.first + state.ring.len() as u64;
         Found::Changes(changes, state.revision.filter(|_| done))
+    }
+
+    /// The objects that somebody reports on though their intents are missing.
+    pub(super) fn unexplained(&self) -> Vec<ObjectKey> {
+        let state = self.state();
+        let items = state.objects.values();
+        let missing = items.filter(|item| {
+            let reality = item.records.get(&Slot::Reality);
+            let reality = reality.filter(|_| !item.records.contains_key(&Slot::Intent));
+            let reality = reality
+                .and_then(|record| Versioned::<Reality>::from_record(&item.key, record).ok());
+            let joined = Joined {
+                reality,
+                ..Joined::empty(item.key.clone())
+            };
+            joined.is_unexplained()
+        });
+        missing.map(|item| item.key.clone()).collect()
+    }
+
+    /// How many holds programs have written down.
+    pub(super) fn held(&self) -> u64 {
+        let kind = Failsafe::group_plural().prefix(Tree::Intent);
+        let state = self.state();
+        let programs = state.objects.range(kind.as_str().to_owned()..);
+        programs
+            .take_while(|(path, _)| path.starts_with(kind.as_str()))
+            .filter_map(|(_, item)| item.object())
+            .filter_map(|program| program.status.detail.get("held")?.as_u64())
+            .sum()
     }
 
     /// How many objects name this one as an owner.

@@ -9,6 +9,7 @@ mod artifacts;
 mod delete;
 mod discovery;
 mod events;
+mod failsafe;
 mod hub;
 mod log;
 mod maintenance;
@@ -275,6 +276,8 @@ fn router(app: Arc<App>) -> Router {
         .route("/apis/{group}", get(group))
         .route("/apis/{group}/{version}", get(resources))
         .route("/apis/{group}/{version}/{*rest}", any(objects_at))
+        .route("/failsafe", get(failsafe_state))
+        .route("/failsafe/{what}", any(failsafe_order))
         .route("/kinds", get(kinds))
         .route("/artifacts/sha256/{hex}", any(artifact))
         .route("/store/backup", get(backup))
@@ -328,6 +331,21 @@ async fn resources(
     Path((group, version)): Path<(String, String)>,
 ) -> Result<Response> {
     Ok(ok(&discovery::resources(&app.served, &group, &version)?))
+}
+
+async fn failsafe_state(State(app): State<Arc<App>>) -> Result<Response> {
+    failsafe::show(&app).await
+}
+
+async fn failsafe_order(
+    State(app): State<Arc<App>>,
+    Path(what): Path<String>,
+    Extension(peer): Extension<Peer>,
+    method: Method,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response> {
+    failsafe::order(&app, &what, &peer.name, &method, &headers, body).await
 }
 
 async fn kinds(State(app): State<Arc<App>>) -> Result<Response> {
@@ -401,7 +419,9 @@ async fn objects_at(
             if whole && query.flag("watch")? {
                 return list(&app, &target, &query).await;
             }
-            Ok(ok(&read::get(&client, &target).await?.to_api()))
+            let mut response = ok(&read::get(&client, &target).await?.to_api());
+            failsafe::banner(&app, &mut response).await;
+            Ok(response)
         }
         (true, Part::Scale, Method::GET) => writing(client, target)?.scale().await,
         (true, Part::Log, Method::GET) => {
@@ -437,7 +457,10 @@ async fn list(app: &Arc<App>, target: &Target<'_>, query: &Query) -> Result<Resp
     if query.flag("watch")? {
         return watch::objects(app, target.kind, selection, query).await;
     }
-    read::list(&app.config.store, target.kind, selection, query).await
+    let listed = read::list(&app.config.store, target.kind, selection, query).await;
+    let mut response = listed?;
+    failsafe::banner(app, &mut response).await;
+    Ok(response)
 }
 
 async fn events_at(

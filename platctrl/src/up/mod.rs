@@ -135,7 +135,7 @@ async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
     config.maintained = Some(embedded);
     config.node = Some(node.clone());
     parts.server(data_dir, config)?;
-    parts.controllers(store, environment);
+    parts.controllers(store, environment, data_dir);
     let api = Api::unix(place::socket(data_dir));
     let pointer = Pointer {
         pid: std::process::id(),

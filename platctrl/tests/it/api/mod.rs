@@ -2,6 +2,7 @@
 
 mod artifacts;
 mod events;
+mod failsafe;
 mod invalid;
 mod limits;
 mod logs;

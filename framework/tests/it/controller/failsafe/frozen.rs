@@ -88,6 +88,72 @@ async fn a_run_that_has_begun_before_a_freeze_commits_nothing_in_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_watches_what_changes_by_itself_reports_it_also_while_all_is_frozen() {
+    let world = World::new().await;
+    world.site("a", 2).await;
+    let (so, done) = (Arc::new(Mutex::new(1)), Arc::new(Mutex::new(0)));
+    let trigger = platctrl_framework::controller::Trigger::new();
+    let (is, did) = (so.clone(), done.clone());
+    let controller =
+        Controller::<Site>::new("sites", move |site: Arc<Object<Site>>, context: Context| {
+            let (is, did) = (is.clone(), did.clone());
+            async move {
+                let mut changes = context.changes();
+                if context.is_frozen() {
+                    // A change that is tried all the same is refused.
+                    let mut other = context.changes();
+                    other.create(&page_of(&site, &context))?;
+                    assert!(other.commit().await.is_err());
+                } else {
+                    *did.lock().unwrap() = site.spec.pages;
+                }
+                let detail = SiteStatus {
+                    pages: *is.lock().unwrap(),
+                };
+                changes.report::<Site>(&Status {
+                    detail,
+                    ..site.status.clone()
+                })?;
+                changes.commit().await?;
+                Ok::<_, ReconcileError>(Action::await_change())
+            }
+        })
+        .triggered_by(&trigger)
+        .reports_while_frozen();
+    let _running = world.run(world.runtime().controller(controller));
+    let reported = |pages| {
+        let client = world.client.clone();
+        async move {
+            client
+                .get::<Site>(&site_key("a"))
+                .await
+                .unwrap()
+                .status
+                .detail
+                .pages
+                == pages
+        }
+    };
+    until("it is reported", || reported(1)).await;
+    freeze(&world.store, &world.environment, "ann", None)
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut site = world.client.get::<Site>(&site_key("a")).await.unwrap();
+    site.spec.pages = 9;
+    world.client.update(&site).await.unwrap();
+    *so.lock().unwrap() = 5;
+    trigger.fire(site_key("a"), "something happened");
+    until("that is reported", || reported(5)).await;
+    assert_eq!(*done.lock().unwrap(), 2);
+    assert_eq!(world.count("o/intent/example.dev/pages/"), 0);
+    thaw(&world.store, &world.environment, "ann", None)
+        .await
+        .unwrap();
+    until("it is done", || async { *done.lock().unwrap() == 9 }).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_runtime_stops_in_order_while_all_is_frozen() {
     let world = World::new().await;
     world.site("a", 2).await;

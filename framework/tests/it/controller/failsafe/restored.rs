@@ -165,6 +165,65 @@ async fn failsafe_store_restored_with_newer_revisions_is_found_by_its_chain() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn failsafe_store_restored_and_gone_on_without_this_program_is_found_by_another_link() {
+    let it = Kept::new(3).await;
+    let running = it.run(Failsafes::new().keep_chain());
+    it.world.claimed(3).await;
+    minutes(5).await;
+    let backup = it.world.store.snapshot();
+    minutes(5).await;
+    let faults = it.world.store.faults();
+    faults.set_away(true);
+    faults.come_back_newer(&backup, 1_000);
+    faults.set_away(false);
+    // Another program was faster, and every link that this one could remember is there again.
+    let mut links = Transaction::new();
+    for number in 0..30 {
+        let link = json!({"nonce": format!("other{number}"), "at": "2026-01-01T00:00:00Z"});
+        links = links.put(chain_key(number), link.to_string());
+    }
+    let head = json!({"number": 29, "nonce": "other29"});
+    links = links.put(Key::new("x/chain/head").unwrap(), head.to_string());
+    it.world.store.commit(links).await.unwrap();
+    until("it is held", || async {
+        guards(&running) == [Guard::History]
+    })
+    .await;
+    assert!(
+        held(&running).holds[0]
+            .message
+            .contains("another one than before")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn failsafe_store_older_without_a_chain_is_held_and_can_be_accepted() {
+    let it = Kept::new(3).await;
+    let running = it.run(Failsafes::new());
+    it.world.claimed(3).await;
+    minutes(2).await;
+    let backup = it.world.store.snapshot();
+    it.change("s00", 5).await;
+    until("it is worked on", || async { it.has_seen("s00", 5) }).await;
+    it.seen.lock().unwrap().clear();
+    it.world.store.faults().come_back_older(&backup);
+    until("it is held", || async {
+        guards(&running) == [Guard::History]
+    })
+    .await;
+    minutes(10).await;
+    assert!(!it.has_seen("s00", 1));
+    assert!(held(&running).holds[0].message.contains("at revision"));
+    it.world.reset().await;
+    until("it is taken as it is", || async {
+        guards(&running).is_empty() && it.has_seen("s00", 1)
+    })
+    .await;
+    it.change("s01", 7).await;
+    until("work goes on", || async { it.has_seen("s01", 7) }).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn failsafe_store_restored_carries_out_no_tombstone_until_a_person_looked() {
     let it = Kept::new(2).await;
     let running = it.run(Failsafes::new().keep_chain());
