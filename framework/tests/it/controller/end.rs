@@ -208,3 +208,125 @@ async fn deleted_and_made_again_at_once_is_another_object() {
     .await;
     assert_ne!(first.metadata.uid, again.metadata.uid);
 }
+
+#[tokio::test(start_paused = true)]
+async fn deleted_and_made_again_within_a_millisecond_leaks_nothing() {
+    let mut met = 0;
+    for offset in 0..45_u64 {
+        let world = World::new().await;
+        world.store.faults().set_latency(Duration::from_micros(300));
+        let outside = Outside::default();
+        let runtime = world.runtime().controller(outside_controller(&outside));
+        let _running = world.run(runtime.reap());
+        let first = world.site("a", 0).await;
+        tokio::time::sleep(Duration::from_millis(offset)).await;
+        world.delete(&site_key("a")).await;
+        let site = Object::<Site>::new(named("a"), SiteSpec { pages: 1 });
+        let again = loop {
+            match world.client.create(&site).await {
+                Ok(again) => break again,
+                // It has not come to its end yet.
+                Err(error) => met += usize::from(error.to_string().contains("deleted")),
+            }
+        };
+        assert_ne!(first.metadata.uid, again.metadata.uid);
+        until("only the new one is there", || async {
+            let uid = again.metadata.uid.to_string();
+            *outside.lock().unwrap() == BTreeSet::from([uid])
+        })
+        .await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(outside.lock().unwrap().len(), 1, "after {offset} ms");
+    }
+    assert!(met > 0, "it was asked for while the first was ending");
+}
+
+/// A second writer on the sites, which keeps its share of the status in a part: claims before it
+/// makes something, and says `Gone` once that is taken away. Each step may be its last.
+async fn second_writer(world: World, outside: Outside) {
+    let key = site_key("a");
+    let part = key.part("dns").unwrap();
+    let slow = Duration::from_millis(7);
+    let report = |uid: &str, phase: &str| {
+        json!({
+            "apiVersion": "example.dev/v1", "kind": "Site", "status": {"phase": phase},
+            "metadata": {"name": "a", "namespace": "default", "uid": uid, "claim": "dns"},
+        })
+        .to_string()
+    };
+    loop {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        let joined: Joined = world.client.joined(&key).await.unwrap();
+        let held = joined.parts.get("dns");
+        let Some(intent) = &joined.intent else {
+            continue;
+        };
+        let uid = intent.value.metadata.uid.to_string();
+        let mine = held.filter(|part| part.value.metadata.uid.as_str() == uid);
+        let write = |phase| {
+            Transaction::new()
+                .require_unchanged(key.store_key(Tree::Intent), Some(intent.modified))
+                .require_unchanged(part.clone(), held.map(|part| part.modified))
+                .put(part.clone(), report(&uid, phase))
+        };
+        if intent.value.metadata.is_deleted() {
+            if mine.is_some_and(|part| {
+                part.value.status.phase != platctrl_framework::model::Phase::GONE
+            }) {
+                tokio::time::sleep(slow).await;
+                outside.lock().unwrap().remove(&uid);
+                tokio::time::sleep(slow).await;
+                let _ = world.store.commit(write("Gone")).await;
+            }
+        } else if mine.is_none() {
+            if world.store.commit(write("Running")).await.is_ok() {
+                tokio::time::sleep(slow).await;
+                outside.lock().unwrap().insert(uid);
+            }
+        } else if !outside.lock().unwrap().contains(&uid) {
+            // A crash came between claim and effect.
+            tokio::time::sleep(slow).await;
+            outside.lock().unwrap().insert(uid);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_writers_both_clean_up_wherever_one_of_them_crashes() {
+    let (mut first_left, mut second_left) = (0, 0);
+    for step in 0..40_u64 {
+        let world = World::new().await;
+        world.store.faults().set_latency(Duration::from_millis(1));
+        let (first, second) = (Outside::default(), Outside::default());
+        let controller = || {
+            let runtime = world.runtime().controller(outside_controller(&first));
+            world.run(runtime.reap().elect_leader("sites"))
+        };
+        let writer = || tokio::spawn(second_writer(world.clone(), second.clone()));
+        world.site("a", 0).await;
+        let (mut running, mut other) = (controller(), writer());
+        tokio::time::sleep(Duration::from_millis((step * 23) % 60)).await;
+        world.delete(&site_key("a")).await;
+        tokio::time::sleep(Duration::from_millis(step)).await;
+        // One of them is killed on its way, and comes back.
+        if step % 2 == 0 {
+            running.crash().await;
+            first_left += usize::from(!first.lock().unwrap().is_empty());
+            running = controller();
+        } else {
+            other.abort();
+            let _ = (&mut other).await;
+            second_left += usize::from(!second.lock().unwrap().is_empty());
+            other = writer();
+        }
+        until("its records are gone", || async { world.count("o/") == 0 }).await;
+        assert!(first.lock().unwrap().is_empty(), "step {step}");
+        assert!(second.lock().unwrap().is_empty(), "step {step}");
+        other.abort();
+        drop(running);
+    }
+    assert!(
+        first_left > 0 && second_left > 0,
+        "crashes did happen while something was there: {first_left}, {second_left}"
+    );
+}
