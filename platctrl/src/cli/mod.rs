@@ -203,7 +203,7 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
     match verb {
         Verb::Up(args) => up::run(&args, setting),
         Verb::Server(args) => process(roles::server(&args, setting)),
-        Verb::Controllers(args) => process(roles::controllers(&args)),
+        Verb::Controllers(args) => process(roles::controllers(&args, setting)),
         Verb::Agent(args) => process(roles::agent(&args, setting)),
         Verb::Node(verb) => client(node::run(&verb)),
         Verb::Get(args) => client(get::get(&args, setting)),

@@ -114,7 +114,7 @@ pub(crate) async fn server(args: &ServerArgs, setting: &Setting) -> Result<()> {
     outcome
 }
 
-pub(crate) async fn controllers(args: &ControllersArgs) -> Result<()> {
+pub(crate) async fn controllers(args: &ControllersArgs, setting: &Setting) -> Result<()> {
     let signals = Signals::new()?;
     let environment = Environment::system();
     let store = open(&args.store, &environment).await?;
