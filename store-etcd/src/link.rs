@@ -82,8 +82,8 @@ pub(crate) struct Unreachable {
     pub(crate) reason: String,
 }
 
-/// What could help against it, from the least to the most that a person must do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What could help against it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
     Time,
     Configuration,
@@ -147,6 +147,11 @@ impl Shared {
         if before < revision && self.sleeping.swap(false, Ordering::AcqRel) {
             self.grown.notify_one();
         }
+    }
+
+    /// Another history is at an older revision.
+    pub(crate) fn rewind(&self, revision: i64) {
+        self.newest.store(revision, Ordering::Release);
     }
 
     pub(crate) fn is_secure(&self) -> bool {
@@ -383,7 +388,7 @@ impl Link {
     async fn round(&self) -> Result<Arc<Connection>, Unreachable> {
         let endpoints = self.shared.location.endpoints();
         let first = self.preferred.load(Ordering::Relaxed);
-        let mut kind = Trouble::Time;
+        let mut kinds = Vec::new();
         let mut reasons = Vec::new();
         for offset in 0..endpoints.len() {
             let member = (first + offset) % endpoints.len();
@@ -393,11 +398,19 @@ impl Link {
                     return Ok(Arc::new(connection));
                 }
                 Err(unreachable) => {
-                    kind = kind.max(unreachable.kind);
+                    kinds.push(unreachable.kind);
                     reasons.push(unreachable.reason);
                 }
             }
         }
+        // A password is the same for all members; a certificate or a port is each one's own.
+        let kind = if kinds.contains(&Trouble::Rights) {
+            Trouble::Rights
+        } else if kinds.contains(&Trouble::Time) {
+            Trouble::Time
+        } else {
+            Trouble::Configuration
+        };
         let reason = reasons.join("; ");
         Err(Unreachable { kind, reason })
     }

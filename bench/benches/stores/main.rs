@@ -7,6 +7,7 @@
 
 mod bare;
 mod consul;
+mod etcd;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -31,6 +32,9 @@ fn main() -> ExitCode {
     platctrl_bench::target("stores", || {
         if only("consul") {
             consul::run()?;
+        }
+        if only("etcd") {
+            etcd::run()?;
         }
         if !only("embedded") {
             return Ok(());

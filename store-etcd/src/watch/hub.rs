@@ -449,6 +449,7 @@ impl Hub {
         }
         let (before, now) = (self.cluster, header.cluster_id);
         self.cluster = now;
+        self.shared.rewind(header.revision);
         self.reset_all(&format!(
             "cluster {now:x} answers, where it was {before:x}: another history"
         ));
@@ -520,6 +521,7 @@ impl Hub {
             Checked::Newest(_) | Checked::Quiet(..) if wire != current => None,
             Checked::Newest(Ok(newest)) => {
                 if newest < watcher.reached {
+                    self.shared.rewind(newest);
                     let reason = format!(
                         "the store is at revision {newest}, and {} was reached before: another \
                          history",

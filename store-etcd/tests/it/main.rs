@@ -5,6 +5,7 @@
 mod certificates;
 mod conformance;
 mod faults;
+mod fencing;
 mod network;
 mod proxy;
 mod refusals;
