@@ -14,4 +14,5 @@ macro_rules! chapters {
 chapters! {
     embed_kinds: "../../src/embed/kinds.md";
     embed_client: "../../src/embed/client.md";
+    embed_test_your_controller: "../../src/embed/test-your-controller.md";
 }
