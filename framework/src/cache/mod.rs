@@ -24,6 +24,7 @@ pub(crate) use options::Options;
 pub use options::{Cached, Index, Keep};
 pub(crate) use source::{Feed, Source, SourceState, feed};
 pub use source::{SourceError, SourceStatus, write_prefix_anchor};
+pub(crate) use view::InVain;
 pub use view::{Freshness, Query, View};
 pub use writer::Reader;
 pub(crate) use writer::{EntryChange, Writer, cache};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::ops::Bound;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rpds::RedBlackTreeMapSync;
 
@@ -48,8 +48,21 @@ pub(crate) struct State {
     pub(crate) set_aside: RedBlackTreeMapSync<Arc<str>, Arc<RecordError>>,
     /// Records of known kinds whose keys are no object's, by key.
     pub(crate) malformed: RedBlackTreeMapSync<Arc<str>, Arc<RecordError>>,
+    /// Kinds that some source was not read for yet.
+    pub(crate) unread: Arc<[GroupPlural]>,
+    /// The kinds that are mirrored.
+    pub(crate) mirrored: Arc<[GroupPlural]>,
     /// How far each source has come; None before its first list.
     pub(crate) sources: Arc<[Option<Revision>]>,
+}
+
+/// A question that a view cannot answer: what it shows instead, nothing, is not to be decided on.
+#[derive(Clone, Debug)]
+pub(crate) enum InVain {
+    /// The kind is not mirrored, or not read yet.
+    NotRead(GroupPlural),
+    /// One of the owned objects that were asked for cannot be read.
+    Unreadable(Arc<RecordError>),
 }
 
 /// All objects of a cache at one moment. It does not change; cheap to clone.
@@ -57,6 +70,8 @@ pub(crate) struct State {
 pub struct View {
     pub(super) state: Arc<State>,
     pub(super) shared: Arc<Shared>,
+    /// Where a run's view notes the first question that it could not answer.
+    pub(super) asked: Option<Arc<OnceLock<InVain>>>,
 }
 
 /// The text range of everything that begins with `prefix`, which ends with `/`.
@@ -104,6 +119,7 @@ impl View {
     /// [`View::unreadable`] tells.
     #[must_use]
     pub fn get<K: Resource>(&self, key: &ObjectKey) -> Option<Arc<Object<K>>> {
+        self.ask::<K>();
         self.typed(self.entry(key)?)?.ok()
     }
 
@@ -157,6 +173,7 @@ impl View {
     /// The objects of a kind that have an intent.
     #[must_use]
     pub fn list<K: Resource>(&self) -> Query<'_, K> {
+        self.ask::<K>();
         Query {
             view: self,
             path: path_of_kind(&K::group_plural()),
@@ -194,6 +211,42 @@ impl View {
         let set_aside = self.set_aside();
         let of_kind = |error: &Arc<RecordError>| error.key.starts_with(&prefix);
         set_aside.into_iter().filter(of_kind).collect()
+    }
+
+    /// A view that notes the first question that it cannot answer.
+    pub(crate) fn asking(self) -> Self {
+        let asked = Some(Arc::default());
+        Self { asked, ..self }
+    }
+
+    pub(crate) fn asked_in_vain(&self) -> Option<InVain> {
+        self.asked.as_ref()?.get().cloned()
+    }
+
+    fn ask<K: Resource>(&self) {
+        let Some(asked) = &self.asked else {
+            return;
+        };
+        let is = |kind: &GroupPlural| *kind.plural == *K::PLURAL && *kind.group == *K::GROUP;
+        if !self.state.mirrored.iter().any(is) || self.state.unread.iter().any(is) {
+            let _ = asked.set(InVain::NotRead(K::group_plural()));
+        }
+    }
+
+    /// The value under a key, if it is an object's record that is mirrored.
+    pub(crate) fn value(&self, key: &Key) -> Option<Arc<[u8]>> {
+        let mut segments = key.as_str().splitn(3, '/').skip(1);
+        let (tree, path) = (segments.next()?, segments.next()?);
+        let (path, part) = match path.rsplit_once('/') {
+            Some((path, writer)) if tree == "part" => (path, Some(writer)),
+            _ => (path, None),
+        };
+        let entry = self.state.objects.get(path)?;
+        let stored = entry.records.iter().find(|stored| match &stored.slot {
+            Slot::Part(writer) => part == Some(writer),
+            slot => part.is_none() && slot.tree().as_str() == tree,
+        })?;
+        Some(stored.value.clone())
     }
 
     /// Something is known that cannot be read.
@@ -349,7 +402,8 @@ impl<'v, K: Resource> Query<'v, K> {
         self
     }
 
-    /// Only those that name this uid as an owner.
+    /// Only those that name this uid as an owner. If one of them cannot be read, a reconcile that
+    /// asked for them as objects commits nothing: it does not know what is missing.
     #[must_use]
     pub fn owned_by(mut self, uid: &Uid) -> Self {
         self.owner = Some(uid.clone());
@@ -454,7 +508,16 @@ impl<'v, K: Resource> Query<'v, K> {
     }
 
     fn selected(&self, entry: &Entry) -> Option<Arc<Object<K>>> {
-        let object = self.view.typed::<K>(entry)?.ok()?;
+        let object = match self.view.typed::<K>(entry)? {
+            Ok(object) => object,
+            Err(error) => {
+                // Whoever counts what is owned would make it once more.
+                if let (Some(_), Some(asked)) = (&self.owner, &self.view.asked) {
+                    let _ = asked.set(InVain::Unreadable(error));
+                }
+                return None;
+            }
+        };
         let selector = self.selector.as_ref();
         let indexed = self.indexed.as_ref();
         let matches = selector.is_none_or(|selector| selector.matches(&object.metadata.labels))

@@ -133,6 +133,8 @@ pub(crate) fn cache(
     options: Options,
 ) -> (Writer, Reader) {
     let state = State {
+        mirrored: names(&kinds).into_iter().collect(),
+        unread: names(&kinds).into_iter().collect(),
         sources: vec![None; prefixes.len()].into(),
         ..State::default()
     };
@@ -162,6 +164,7 @@ impl Reader {
         View {
             state: self.shared.state().clone(),
             shared: self.shared.clone(),
+            asked: None,
         }
     }
 
@@ -225,16 +228,13 @@ impl Writer {
     /// Mirrors these kinds from now on, and returns those that it did not before: their objects
     /// are in the view when every source was read again. Objects of other kinds are forgotten.
     pub(crate) fn set_kinds(&mut self, kinds: Arc<Kinds>) -> Vec<GroupPlural> {
-        let names = |kinds: &Kinds| -> BTreeSet<GroupPlural> {
-            let names = kinds.iter().map(|kind| kind.definition.group_plural());
-            names.collect()
-        };
         let (old, new) = (names(&self.kinds), names(&kinds));
         self.kinds = kinds;
         let mut state = State::clone(&self.shared.state());
         for kind in old.difference(&new) {
             forget(&mut state, kind, self.shared.options.get(kind));
         }
+        state.mirrored = new.iter().cloned().collect();
         *self.shared.state() = Arc::new(state);
         for begun in self.begun.values_mut() {
             for kind in old.difference(&new) {
@@ -242,6 +242,16 @@ impl Writer {
             }
         }
         new.difference(&old).cloned().collect()
+    }
+
+    /// The kinds that are mirrored.
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = GroupPlural> {
+        names(&self.kinds).into_iter()
+    }
+
+    /// Says which kinds are not read whole yet.
+    pub(crate) fn set_unread(&mut self, kinds: Vec<GroupPlural>) {
+        Arc::make_mut(&mut *self.shared.state()).unread = kinds.into();
     }
 
     fn place(&self, key: &Key) -> Place {
@@ -621,6 +631,11 @@ fn record_key(path: &str, slot: &Slot) -> String {
         Slot::Part(writer) => format!("o/{}/{path}/{writer}", slot.tree().as_str()),
         _ => format!("o/{}/{path}", slot.tree().as_str()),
     }
+}
+
+fn names(kinds: &Kinds) -> BTreeSet<GroupPlural> {
+    let names = kinds.iter().map(|kind| kind.definition.group_plural());
+    names.collect()
 }
 
 /// Removes all objects of a kind.

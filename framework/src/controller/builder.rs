@@ -53,6 +53,7 @@ pub(crate) struct Registered {
     pub(crate) run: Box<dyn Fn(Context) -> BoxFuture<'static, Outcome> + Send + Sync>,
     pub(crate) concurrency: Option<usize>,
     pub(crate) timeout: Duration,
+    pub(crate) writes_per_second: Option<u32>,
     pub(crate) triggers: Vec<Trigger>,
     pub(crate) reports_while_frozen: bool,
 }
@@ -133,6 +134,7 @@ pub struct Controller<K: Resource> {
     maps: Vec<Map>,
     concurrency: Option<usize>,
     timeout: Duration,
+    writes_per_second: Option<u32>,
     triggers: Vec<Trigger>,
     reports_while_frozen: bool,
     kind: PhantomData<fn() -> K>,
@@ -184,6 +186,7 @@ impl<K: Resource> Controller<K> {
             maps: Vec::new(),
             concurrency: None,
             timeout: Duration::from_secs(300),
+            writes_per_second: None,
             triggers: Vec::new(),
             reports_while_frozen: false,
             kind: PhantomData,
@@ -304,6 +307,15 @@ impl<K: Resource> Controller<K> {
         self
     }
 
+    /// At most this many writes a second on average, of which a second's worth can be saved up;
+    /// without a bound unless set. Over it, runs wait to begin: nothing fails, and
+    /// [`ControllerStatus::over_budget`](super::ControllerStatus::over_budget) shows it.
+    #[must_use]
+    pub fn write_budget(mut self, writes_per_second: u32) -> Self {
+        self.writes_per_second = Some(writes_per_second);
+        self
+    }
+
     pub(crate) fn register(self) -> Registered {
         let Self {
             name,
@@ -315,6 +327,7 @@ impl<K: Resource> Controller<K> {
             mut maps,
             concurrency,
             timeout,
+            writes_per_second,
             triggers,
             reports_while_frozen,
             ..
@@ -409,6 +422,7 @@ impl<K: Resource> Controller<K> {
             run: Box::new(run),
             concurrency,
             timeout,
+            writes_per_second,
             triggers,
             reports_while_frozen,
         }

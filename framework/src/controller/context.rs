@@ -1,15 +1,18 @@
 //! What a reconcile has in hand: its view, its causes, and the only way to write.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::budget::Budget;
 use super::claim::Fence;
 use super::error::CommitError;
 use super::event::EventRecorder;
 use super::posts::Post;
-use crate::cache::View;
+use super::unrest::{Put, Slowed, Writers};
+use crate::cache::{InVain, View};
 use crate::client::{Batch, ClientError, DeleteOptions, Outcome};
 use crate::environment::Environment;
 use crate::failsafe::{Ask, Held, Safeguards};
@@ -44,6 +47,8 @@ pub enum Cause {
     Failed,
     /// The last run was decided on what was not so any more.
     Conflict,
+    /// The last runs did not come to rest, so this one was put off.
+    Slowed,
     /// Something outside of the store.
     Triggered(Arc<str>),
 }
@@ -84,18 +89,31 @@ pub(crate) struct Setting {
     /// The kinds that the controller declared.
     pub(crate) kinds: Kinds,
     pub(crate) reports_while_frozen: bool,
+    pub(crate) budget: Option<Budget>,
+    pub(crate) writers: Arc<Writers>,
 }
 
 /// What a run did to the store, for whoever decides when its key runs again.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
-    /// Commits that happened: which keys, at which revision.
-    pub(crate) wrote: Vec<(Vec<Key>, Revision)>,
+    /// Commits that happened.
+    pub(crate) wrote: Vec<Written>,
     /// What is to be read afresh, because it is not as the view says or not known.
     pub(crate) unsure: Vec<Compare>,
     /// A commit is under way. If the run ends so, it is not known whether it happened.
     in_flight: Vec<Compare>,
     pub(crate) conflict: bool,
+    /// Somebody else keeps changing what the run wrote.
+    pub(crate) contested: Option<Slowed>,
+}
+
+/// A commit that happened.
+#[derive(Debug)]
+pub(crate) struct Written {
+    pub(crate) revision: Revision,
+    pub(crate) keys: Vec<Key>,
+    /// The values that were put.
+    pub(crate) puts: Vec<(Key, Bytes)>,
 }
 
 #[derive(Debug)]
@@ -111,6 +129,8 @@ struct Run {
     own: Mutex<Option<Joined>>,
     notes: Mutex<Notes>,
     undecided: AtomicBool,
+    /// Microseconds that its commits waited for the write budget.
+    waited: AtomicU64,
     commits: tokio::sync::Mutex<()>,
 }
 
@@ -155,6 +175,7 @@ impl Context {
                 own: Mutex::default(),
                 notes: Mutex::default(),
                 undecided: AtomicBool::new(false),
+                waited: AtomicU64::new(0),
                 commits: tokio::sync::Mutex::default(),
             }),
         }
@@ -389,6 +410,14 @@ impl Context {
             return Err(CommitError::Undecided);
         }
         let compares = transaction.compares.clone();
+        match self.run.view.asked_in_vain() {
+            None => {}
+            Some(InVain::NotRead(kind)) => return Err(CommitError::NotRead { kind }),
+            Some(InVain::Unreadable(error)) => {
+                let key = self.key().clone();
+                return Err(CommitError::Unreadable { key, error });
+            }
+        }
         if let Some(fence) = self.fence() {
             if !fence.is_held() {
                 return Err(fenced(fence));
@@ -402,6 +431,7 @@ impl Context {
             .chain(compares.iter().cloned())
             .collect();
         lock(&self.run.notes).in_flight.clone_from(&touched);
+        self.within_budget(writes.len()).await;
         let outcome = self.run.setting.store.commit(transaction).await;
         let outcome = self.note(outcome, &compares, touched, writes);
         if let (Err(StoreError::Conflict { failed }), Some(fence)) = (&outcome, self.fence()) {
@@ -431,8 +461,19 @@ impl Context {
         notes.in_flight.clear();
         match &outcome {
             Ok(revision) => {
-                let keys = writes.iter().map(|write| write.key().clone()).collect();
-                notes.wrote.push((keys, *revision));
+                let puts = writes.iter().filter_map(|write| match write {
+                    Write::Put { key, value, .. } => Some((key.clone(), value.clone())),
+                    Write::Delete { .. } => None,
+                });
+                let written = Written {
+                    revision: *revision,
+                    keys: writes.iter().map(|write| write.key().clone()).collect(),
+                    puts: puts.collect(),
+                };
+                if let Some(contested) = self.contested(&written, compares) {
+                    notes.contested = Some(contested);
+                }
+                notes.wrote.push(written);
                 drop(notes);
                 self.remember(writes, *revision);
             }
@@ -447,6 +488,55 @@ impl Context {
             Err(_) => {}
         }
         outcome
+    }
+
+    /// Pays for a commit. A run that has committed before waits until there is something to pay
+    /// with; the first commit was provided for when the run began.
+    async fn within_budget(&self, writes: usize) {
+        let setting = &self.run.setting;
+        let Some(budget) = &setting.budget else {
+            return;
+        };
+        let environment = &setting.environment;
+        if lock(&self.run.notes).wrote.is_empty() {
+            budget.spend(writes.saturating_sub(1), environment.monotonic());
+            return;
+        }
+        while let Some(wait) = budget.wait(environment.monotonic()) {
+            environment.sleep(wait).await;
+            let wait = u64::try_from(wait.as_micros()).unwrap_or(u64::MAX);
+            self.run.waited.fetch_add(wait, Ordering::Relaxed);
+        }
+        budget.spend(writes, environment.monotonic());
+    }
+
+    /// How long the run's commits have waited for the write budget.
+    pub(crate) fn waited(&self) -> Duration {
+        Duration::from_micros(self.run.waited.load(Ordering::Relaxed))
+    }
+
+    /// Whether somebody else keeps changing what was just written.
+    fn contested(&self, written: &Written, compares: &[Compare]) -> Option<Slowed> {
+        let setting = &self.run.setting;
+        let mut found = None;
+        for (record, value) in &written.puts {
+            let replaced = compares.iter().find_map(|compare| match compare {
+                Compare::Revision(key, revision) if key == record => Some(*revision),
+                _ => None,
+            });
+            let put = Put {
+                controller: &setting.controller,
+                object: &self.run.key,
+                record,
+                replaced,
+                value,
+                revision: written.revision,
+            };
+            let before = || self.run.view.value(record);
+            let slowed = setting.writers.note(&put, before, &setting.environment);
+            found = found.or(slowed);
+        }
+        found
     }
 
     /// A backend may name compares that did hold: looks whether the claim is really lost.

@@ -17,15 +17,16 @@ use tracing::Instrument;
 use super::builder::{Registered, Target};
 use super::claim::Fence;
 use super::context::{Begin, Cause, Context, Setting};
-use super::outcome::{Ended, Failing, panic_text};
-use super::posts::{self, Held, Post};
+use super::outcome::{Ended, Failing, Ran, panic_text};
+use super::posts::{self, Duty, Held, Post};
 use super::status::{ControllerStatus, Counters, FailingKey, ParkedKey};
+use super::unrest::Unrest;
 use crate::cache::{EntryChange, Reader, SourceState, View};
 use crate::model::ObjectKey;
 use crate::queue::{Done, Job, Next, Priority, Queue, Request, Ticket};
 use crate::store::{Prefix, Revision};
 
-const MAX_FAILING_SHOWN: usize = 100;
+const MAX_SHOWN: usize = 100;
 /// After winning a claim, the view gets this long to show the revision it was won at by itself.
 const CATCH_UP: Duration = Duration::from_millis(300);
 /// How often the kinds of a controller are looked at for records that cannot be read.
@@ -54,6 +55,7 @@ pub(crate) struct Engine {
     /// The posts that are taken up: a view of theirs may be decided on.
     live: RwLock<Held>,
     gate: watch::Sender<Gate>,
+    pub(super) unrest: Unrest,
     /// A kind that cannot be read as a whole: nothing runs meanwhile.
     unreadable: Mutex<Option<String>>,
 }
@@ -106,6 +108,7 @@ impl Engine {
             needs,
             live: RwLock::new(vec![None; shards].into()),
             gate: watch::Sender::new(Gate::Closed),
+            unrest: Unrest::default(),
             unreadable: Mutex::default(),
         });
         for trigger in &engine.controller.triggers {
@@ -439,7 +442,22 @@ impl Engine {
             return;
         }
         let environment = &self.setting.environment;
-        let view = self.reader.view();
+        let now = environment.monotonic();
+        if let Some(until) = self.unrest.held_until(&job.key, now) {
+            taken.done(Done {
+                next: Some(Next::backoff(until, Cause::Slowed)),
+                failures: job.failures,
+                conflicts: job.conflicts,
+                ..Done::ok()
+            });
+            return;
+        }
+        if !self.afford(&duty).await {
+            taken.done(Done::ok());
+            return;
+        }
+        let echo = self.unrest.is_echo(&job.key, job.causes.as_slice());
+        let view = self.reader.view().asking();
         let id = self.runs.fetch_add(1, Ordering::Relaxed);
         let span = tracing::info_span!(
             "reconcile",
@@ -469,23 +487,63 @@ impl Engine {
                     Ok(outcome) => Ended::Returned(outcome),
                     Err(panic) => Ended::Panicked(panic_text(&*panic)),
                 },
-                () = environment.sleep(self.controller.timeout) => Ended::TimedOut,
+                () = self.time_is_up(&context) => Ended::TimedOut,
                 () = duty.cut() => Ended::Cut,
             }
         }
         .instrument(span.clone())
         .await;
         let notes = context.take_notes();
-        let own_writes = notes.wrote.iter().map(|(_, revision)| *revision).collect();
+        if let Some(budget) = &self.setting.budget
+            && notes.wrote.is_empty()
+        {
+            budget.give_back(environment.monotonic());
+        }
+        let own_writes = notes.wrote.iter().map(|written| written.revision).collect();
         let must_see = self.must_see(&context, &notes, &duty).await;
-        let done =
-            span.in_scope(|| self.judge(&job.key, ended, &notes, job.failures, job.conflicts));
+        let run = Ran {
+            context: &context,
+            notes: &notes,
+            failures: job.failures,
+            conflicts: job.conflicts,
+            echo,
+        };
+        let done = span.in_scope(|| self.judge(&job.key, ended, &run));
         span.record("outcome", done.1);
         taken.done(Done {
             must_see,
             own_writes,
             ..done.0
         });
+    }
+
+    /// Waits until the write budget has something for a run; false when the run may not begin any
+    /// more.
+    async fn afford(&self, duty: &Duty) -> bool {
+        let Some(budget) = &self.setting.budget else {
+            return true;
+        };
+        let environment = &self.setting.environment;
+        while let Err(wait) = budget.take(environment.monotonic()) {
+            tokio::select! {
+                biased;
+                () = duty.closed() => return false,
+                () = environment.sleep(wait) => {}
+            }
+        }
+        true
+    }
+
+    /// Completes when a run took longer than it may, what it waited for the budget not counted.
+    async fn time_is_up(&self, context: &Context) {
+        let mut counted = Duration::ZERO;
+        let mut left = self.controller.timeout;
+        while !left.is_zero() {
+            self.setting.environment.sleep(left).await;
+            let waited = context.waited();
+            left = waited.saturating_sub(counted);
+            counted = waited;
+        }
     }
 
     /// The key that waits longest for the view, with the index of the source that lags.
@@ -519,8 +577,12 @@ impl Engine {
             ..ControllerStatus::default()
         };
         self.counters.fill(&mut status);
+        let now = self.setting.environment.monotonic();
+        status.restless = self.unrest.shown(MAX_SHOWN, now);
+        let budget = self.setting.budget.as_ref();
+        status.over_budget = budget.and_then(|budget| budget.wait(now));
         let failing = self.failing();
-        let shown = failing.iter().take(MAX_FAILING_SHOWN);
+        let shown = failing.iter().take(MAX_SHOWN);
         status.failing = shown
             .map(|(key, failing)| FailingKey {
                 key: (**key).clone(),

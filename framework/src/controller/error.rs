@@ -21,8 +21,9 @@ pub enum ErrorClass {
     Conflict,
 }
 
-/// A reconcile's failure. Every error becomes one through `?`: conflicts and times to wait that
-/// a store named are recognised, everything else is [`ErrorClass::Transient`].
+/// A reconcile's failure. Every error becomes one through `?`: conflicts, times to wait that a
+/// store named, and objects that can never be written (a name that breaks the rules, a record
+/// that is too large) are recognised, everything else is [`ErrorClass::Transient`].
 pub struct ReconcileError {
     class: ErrorClass,
     /// The store was not reachable: no fault of the object's.
@@ -76,7 +77,9 @@ fn known(error: &(dyn Error + 'static)) -> Option<Known> {
         return match error {
             CommitError::Conflict { .. } => Some(Known::Conflict),
             CommitError::Undecided => Some(Known::StoreAway(None)),
-            CommitError::Fenced { .. } => None,
+            CommitError::Fenced { .. } | CommitError::NotRead { .. } => None,
+            // It runs again when that changes.
+            CommitError::Unreadable { .. } => Some(Known::Terminal),
             CommitError::Held { retry_after, .. } => Some(Known::Wait(*retry_after)),
             CommitError::Client(error) => known(error),
             CommitError::Store(error) => known(error),
@@ -85,6 +88,9 @@ fn known(error: &(dyn Error + 'static)) -> Option<Known> {
     if let Some(error) = error.downcast_ref::<ClientError>() {
         return match error {
             ClientError::Store(error) => known(error),
+            ClientError::Invalid { .. } | ClientError::Name(_) | ClientError::Encode(_) => {
+                Some(Known::Terminal)
+            }
             error => error.is_conflict().then_some(Known::Conflict),
         };
     }
@@ -92,6 +98,7 @@ fn known(error: &(dyn Error + 'static)) -> Option<Known> {
         StoreError::Conflict { .. } => Some(Known::Conflict),
         StoreError::Unavailable { retry_after, .. } => Some(Known::StoreAway(*retry_after)),
         StoreError::Unknown { .. } => Some(Known::StoreAway(None)),
+        StoreError::TooLarge { .. } | StoreError::Invalid { .. } => Some(Known::Terminal),
         _ => None,
     }
 }
@@ -100,6 +107,8 @@ enum Known {
     Conflict,
     Wait(Duration),
     StoreAway(Option<Duration>),
+    /// What was asked for can never be done.
+    Terminal,
 }
 
 fn find(error: &(dyn Error + 'static)) -> Option<Known> {
@@ -118,6 +127,7 @@ impl<E: Error + Send + Sync + 'static> From<E> for ReconcileError {
         let known = find(&error);
         let class = match known {
             Some(Known::Conflict) => ErrorClass::Conflict,
+            Some(Known::Terminal) => ErrorClass::Terminal,
             Some(Known::StoreAway(Some(after)) | Known::Wait(after)) => {
                 ErrorClass::RetryAfter(after)
             }
@@ -178,6 +188,24 @@ pub enum CommitError {
         why: String,
         /// Do not ask again sooner; when the hold ends, the object runs at once.
         retry_after: Duration,
+    },
+    /// The run asked its view for objects of a kind that this runtime does not mirror, or has not
+    /// read yet: what it saw, nothing, may be wrong, so nothing it decided is written.
+    #[error(
+        "the run looked for {kind}, which is not read yet or not mirrored at all: declare the kind with `owns`, `watches` or `Runtime::kind`"
+    )]
+    NotRead {
+        /// The kind.
+        kind: crate::model::GroupPlural,
+    },
+    /// Something that the object owns cannot be read, so that the run does not know what is
+    /// missing: nothing it decided is written.
+    #[error("{key} owns something that cannot be read, so it is left as it is: {error}")]
+    Unreadable {
+        /// The object that was reconciled.
+        key: crate::model::ObjectKey,
+        /// What cannot be read.
+        error: std::sync::Arc<crate::model::RecordError>,
     },
     /// It is not known whether an earlier commit of this run happened; nothing can be decided
     /// before it is.

@@ -73,6 +73,7 @@
 
 mod action;
 mod assign;
+mod budget;
 mod builder;
 mod claim;
 mod context;
@@ -87,7 +88,9 @@ mod running;
 mod runtime;
 mod settle;
 mod sharding;
+mod signal;
 mod status;
+mod unrest;
 
 pub use action::Action;
 pub use builder::{Absent, Controller, Trigger};
@@ -96,4 +99,6 @@ pub use context::{Cause, Changes, Claimed, Context};
 pub use error::{CommitError, ErrorClass, ReconcileError};
 pub use event::EventRecorder;
 pub use runtime::{RunError, Runtime, RuntimeHandle};
+pub use signal::end_signal;
 pub use status::{ControllerStatus, FailingKey, ParkedKey, RuntimeStatus, ShardStatus};
+pub use unrest::RestlessKey;

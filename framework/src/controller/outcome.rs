@@ -4,12 +4,13 @@ use std::any::Any;
 use std::sync::Arc;
 
 use super::action::Action;
-use super::context::{Cause, Notes};
+use super::context::{Cause, Context, Notes};
 use super::engine::Engine;
 use super::error::{ErrorClass, ReconcileError};
 use super::status::Counters;
+use super::unrest::Slowed;
 use crate::backoff::Backoff;
-use crate::model::ObjectKey;
+use crate::model::{EventType, ObjectKey};
 use crate::queue::{Done, Next, Priority};
 
 /// Conflicts in a row that are repeated at once; further ones wait as failures do.
@@ -20,6 +21,17 @@ const QUICK_CONFLICTS: u32 = 3;
 pub(super) struct Failing {
     pub(super) failures: u32,
     pub(super) error: String,
+}
+
+/// A run that has ended.
+pub(super) struct Ran<'r> {
+    pub(super) context: &'r Context,
+    pub(super) notes: &'r Notes,
+    /// Failures and conflicts in a row before it.
+    pub(super) failures: u32,
+    pub(super) conflicts: u32,
+    /// Nothing but what the run before it wrote asked for it.
+    pub(super) echo: bool,
 }
 
 /// How a run ended.
@@ -44,10 +56,15 @@ impl Engine {
         &self,
         key: &Arc<ObjectKey>,
         ended: Ended,
-        notes: &Notes,
-        failures: u32,
-        conflicts: u32,
+        run: &Ran<'_>,
     ) -> (Done<Cause>, &'static str) {
+        let &Ran {
+            context,
+            notes,
+            failures,
+            conflicts,
+            echo,
+        } = run;
         let environment = &self.setting.environment;
         let now = environment.monotonic();
         if !matches!(ended, Ended::Cut) {
@@ -56,11 +73,28 @@ impl Engine {
         let (counter, word, error, wait) = match ended {
             Ended::Returned(Ok(action)) => {
                 self.failing().remove(key);
-                let next = action
+                let mut next = action
                     .after()
                     .map(|after| Next::at(now + after, Priority::Sync, Cause::Requeued));
                 tracing::debug!(?action, "done");
+                let hot = self.unrest.note(key, echo, &notes.wrote, environment);
+                if let Some(slowed) = &hot {
+                    next = Some(Next::backoff(now + slowed.delay, Cause::Slowed));
+                }
+                if let Some(slowed) = &notes.contested {
+                    self.unrest.hold(key, slowed, now);
+                }
+                for slowed in hot.iter().chain(&notes.contested) {
+                    self.tell(context, slowed);
+                }
                 return (Done { next, ..Done::ok() }, "done");
+            }
+            // The claim is lost, and whoever holds it looks at everything.
+            Ended::Returned(Err(error))
+                if context.fence().is_some_and(|fence| !fence.is_held()) =>
+            {
+                tracing::debug!(%error, "the claim was lost meanwhile");
+                return (Done::ok(), "fenced");
             }
             Ended::Returned(Err(error)) => {
                 if notes.conflict || error.class() == ErrorClass::Conflict {
@@ -119,5 +153,15 @@ impl Engine {
             ..Done::ok()
         };
         (done, word)
+    }
+
+    /// Names unrest to people.
+    fn tell(&self, context: &Context, slowed: &Slowed) {
+        Counters::add(&self.counters.slowed);
+        if slowed.tell {
+            let message = slowed.shown.message(self.name(), slowed.delay);
+            tracing::warn!("{message}");
+            context.event(EventType::Warning, slowed.shown.reason(), message);
+        }
     }
 }

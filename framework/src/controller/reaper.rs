@@ -36,6 +36,7 @@ pub(crate) fn register() -> Registered {
         run: Box::new(|context| Box::pin(reap(context))),
         concurrency: Some(4),
         timeout: Duration::from_secs(60),
+        writes_per_second: None,
         triggers: Vec::new(),
         reports_while_frozen: false,
     }

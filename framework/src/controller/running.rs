@@ -11,6 +11,7 @@ use futures::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::budget::Budget;
 use super::builder::Registered;
 use super::context::Setting;
 use super::engine::Engine;
@@ -20,6 +21,7 @@ use super::posts::Posts;
 use super::runtime::RunError;
 use super::sharding::Sharding;
 use super::status::RuntimeStatus;
+use super::unrest::Writers;
 use crate::cache::{Feed, Reader, SourceState, View, Writer};
 use crate::environment::Environment;
 use crate::failsafe::Safeguards;
@@ -55,11 +57,12 @@ struct Crew {
     engine: Arc<Engine>,
     workers: JoinSet<()>,
     /// Dropped with the crew.
-    _others: JoinSet<()>,
+    others: JoinSet<()>,
 }
 
+/// The controllers that run, and the kinds that are mirrored besides theirs.
 #[derive(Default)]
-struct Crews {
+pub(super) struct Crews {
     all: Vec<Crew>,
     /// The engines of all crews.
     engines: Arc<[Arc<Engine>]>,
@@ -68,6 +71,13 @@ struct Crews {
 }
 
 impl Crews {
+    pub(super) fn new(base: Kinds) -> Self {
+        Self {
+            base,
+            ..Self::default()
+        }
+    }
+
     fn changed(&mut self) {
         self.engines = self.all.iter().map(|crew| crew.engine.clone()).collect();
     }
@@ -98,7 +108,9 @@ pub(super) struct Running {
     pub(super) mirror: mpsc::UnboundedSender<NewKinds>,
     pub(super) failed: mpsc::UnboundedSender<RunError>,
     pub(super) guards: Arc<Safeguards>,
-    crews: Mutex<Crews>,
+    /// Who of the controllers wrote what last.
+    pub(super) writers: Arc<Writers>,
+    pub(super) crews: Mutex<Crews>,
 }
 
 /// Reports a task that ended though it must not.
@@ -115,47 +127,6 @@ pub(super) async fn must_not_end(
 }
 
 impl Running {
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of one whole, named where it is made"
-    )]
-    pub(super) fn new(
-        store: Arc<dyn Store>,
-        environment: Environment,
-        reader: Reader,
-        prefixes: Vec<Prefix>,
-        sources: Vec<Arc<SourceState>>,
-        shards: usize,
-        elects: bool,
-        sharding: Option<Sharding>,
-        recorder: EventRecorder,
-        grace: Duration,
-        base: Kinds,
-        mirror: mpsc::UnboundedSender<NewKinds>,
-        failed: mpsc::UnboundedSender<RunError>,
-        guards: Arc<Safeguards>,
-    ) -> Self {
-        Self {
-            store,
-            environment,
-            reader,
-            prefixes,
-            sources: sources.into(),
-            posts: Arc::new(Posts::new(shards)),
-            elects,
-            sharding,
-            recorder,
-            grace,
-            mirror,
-            failed,
-            guards,
-            crews: Mutex::new(Crews {
-                base,
-                ..Crews::default()
-            }),
-        }
-    }
-
     fn crews(&self) -> MutexGuard<'_, Crews> {
         self.crews.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -203,6 +174,21 @@ impl Running {
         told
     }
 
+    /// Some source tells of each kind.
+    ///
+    /// # Errors
+    /// `NotWatched`.
+    pub(super) fn must_tell_of(&self, who: &str, kinds: &Kinds) -> Result<(), RunError> {
+        for kind in kinds.iter() {
+            let kind = kind.definition.group_plural();
+            if sources_of(&kind, &self.prefixes).is_empty() {
+                let (who, kind) = (who.to_owned(), kind.to_string());
+                return Err(RunError::NotWatched { who, kind });
+            }
+        }
+        Ok(())
+    }
+
     /// Begins with a controller. Must be called on the runtime's executor.
     ///
     /// # Errors
@@ -214,6 +200,7 @@ impl Running {
             let name = name.to_string();
             return Err(RunError::DuplicateController { name });
         }
+        self.must_tell_of(&format!("the controller `{name}`"), &controller.kinds)?;
         if self.reader.is_projected(&controller.group_plural) {
             let (controller, kind) = (name.to_string(), controller.group_plural.to_string());
             return Err(RunError::Projected { controller, kind });
@@ -224,13 +211,7 @@ impl Running {
         let also = (declared.iter().next().is_some()).then(|| crews.base.clone());
         for kind in declared.iter().chain(also.iter().flat_map(Kinds::iter)) {
             let kind = kind.definition.group_plural();
-            let sources = sources_of(&kind, &self.prefixes);
-            if sources.is_empty() && declared.get(&kind).is_some() {
-                let controller = name.to_string();
-                let kind = kind.to_string();
-                return Err(RunError::NotWatched { controller, kind });
-            }
-            needs.extend(sources);
+            needs.extend(sources_of(&kind, &self.prefixes));
         }
         let setting = Arc::new(Setting {
             controller: name,
@@ -242,6 +223,10 @@ impl Running {
             guards: self.guards.clone(),
             kinds: declared.clone(),
             reports_while_frozen: controller.reports_while_frozen,
+            budget: controller
+                .writes_per_second
+                .map(|writes| Budget::new(writes, &self.environment)),
+            writers: self.writers.clone(),
         });
         let engine = Engine::new(
             controller,
@@ -270,14 +255,14 @@ impl Running {
         crews.all.push(Crew {
             engine: engine.clone(),
             workers,
-            _others: others,
+            others,
         });
         crews.changed();
         let loaded = self.tell_kinds(crews.kinds(), &declared);
         let (held, sources) = (self.posts.subscribe(), self.sources.clone());
         let failed = self.failed.clone();
         let crew = crews.all.last_mut().expect("pushed above");
-        crew._others
+        crew.others
             .spawn(must_not_end("follower", failed, async move {
                 engine.follow(held, &sources, loaded).await;
             }));
@@ -408,6 +393,10 @@ pub(super) async fn mirror(
     let mut loading = Loading::default();
     let guards = running.guards.clone();
     let mut synced = false;
+    for kind in writer.kinds() {
+        let sources = sources_of(&kind, &running.prefixes);
+        loading.missing.insert(kind, sources);
+    }
     loop {
         let told = tokio::select! {
             biased;
@@ -424,6 +413,7 @@ pub(super) async fn mirror(
                     loading.missing.insert(kind, sources);
                 }
                 loading.missing.retain(|_, sources| !sources.is_empty());
+                writer.set_unread(loading.missing.keys().cloned().collect());
                 loading.waiting.push((wanted, loaded));
                 loading.tell();
                 continue;
@@ -458,6 +448,7 @@ pub(super) async fn mirror(
         }
         if let Some(source) = taken.listed {
             loading.read(source);
+            writer.set_unread(loading.missing.keys().cloned().collect());
         }
         let view = running.reader.view();
         if !synced && running.is_synced() {

@@ -14,8 +14,9 @@ use super::builder::{Controller, Registered};
 use super::claim::TTL;
 use super::event::EventRecorder;
 use super::lead::{Division, Lead};
+use super::posts::Posts;
 use super::reaper;
-use super::running::{Running, mirror, must_not_end, watch_eased, watch_parked};
+use super::running::{Crews, Running, mirror, must_not_end, watch_eased, watch_parked};
 use super::sharding::Sharding;
 use super::status::RuntimeStatus;
 use crate::cache::{self, Cached, Reader, Source, SourceState, View, cache, feed};
@@ -47,11 +48,11 @@ pub enum RunError {
     },
     /// None of the prefixes that the runtime watches can hold objects of a kind.
     #[error(
-        "the controller `{controller}` works with {kind}, of which no watched prefix tells: add one with `Runtime::watch`, or none at all to watch everything"
+        "{who} works with {kind}, of which no watched prefix tells: add one with `Runtime::watch`, or none at all to watch everything"
     )]
     NotWatched {
-        /// The controller.
-        controller: String,
+        /// Who: a controller, or the runtime itself.
+        who: String,
         /// The kind.
         kind: String,
     },
@@ -228,10 +229,12 @@ impl RuntimeHandle {
     /// Mirrors objects of the kind `K` too, and returns when they are read.
     ///
     /// # Errors
-    /// The runtime does not run.
+    /// No watched prefix tells of the kind; the runtime does not run.
     pub async fn add_kind<K: Resource>(&self) -> Result<(), RunError> {
         let running = self.running().ok_or(RunError::NotRunning)?;
-        let loaded = running.mirror_also(&Kinds::new().with::<K>());
+        let kinds = Kinds::new().with::<K>();
+        running.must_tell_of("the runtime", &kinds)?;
+        let loaded = running.mirror_also(&kinds);
         drop(running);
         loaded.await.map_err(|_| RunError::NotRunning)
     }
@@ -414,25 +417,27 @@ impl Runtime {
         let states: Vec<_> = states.map(Arc::new).collect();
         let (mirror_in, mirror_out) = mpsc::unbounded_channel();
         let (failed_in, mut failed) = mpsc::unbounded_channel();
-        let running = Arc::new(Running::new(
-            self.store.clone(),
-            self.environment.clone(),
+        let running = Arc::new(Running {
+            store: self.store.clone(),
+            environment: self.environment.clone(),
             reader,
-            self.prefixes.clone(),
-            states.clone(),
-            self.division.shards(),
-            matches!(self.division, Division::Leader { .. }),
+            prefixes: self.prefixes.clone(),
+            sources: states.clone().into(),
+            posts: Arc::new(Posts::new(self.division.shards())),
+            elects: matches!(self.division, Division::Leader { .. }),
             sharding,
-            recorder.clone(),
-            self.grace,
-            self.kinds.clone(),
-            mirror_in,
-            failed_in.clone(),
-            guards.clone(),
-        ));
+            recorder: recorder.clone(),
+            grace: self.grace,
+            mirror: mirror_in,
+            failed: failed_in.clone(),
+            guards: guards.clone(),
+            writers: Arc::default(),
+            crews: Mutex::new(Crews::new(self.kinds.clone())),
+        });
         let (orders_in, mut orders) = mpsc::unbounded_channel();
         set(&self.running, Some((running.clone(), orders_in)));
         let _in_slot = InSlot(self.running.clone());
+        running.must_tell_of("the runtime", &self.kinds)?;
         for controller in std::mem::take(&mut self.controllers) {
             running.add(controller)?;
         }

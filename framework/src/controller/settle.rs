@@ -29,9 +29,9 @@ impl Engine {
                 *at = revision.max(*at);
             }
         };
-        for (keys, revision) in &notes.wrote {
-            for key in keys {
-                see(key, *revision);
+        for written in &notes.wrote {
+            for key in &written.keys {
+                see(key, written.revision);
             }
         }
         if !notes.unsure.is_empty() {

@@ -33,6 +33,8 @@ use crate::store::{
 /// The most shards: so many claims can be read and given up on every backend without ado.
 pub(super) const MOST_SHARDS: usize = 256;
 
+/// Whatever makes a process read or join again and again does so at this pace.
+const PAUSE: Duration = Duration::from_millis(200);
 /// How long the last events are waited for.
 const FLUSH: Duration = Duration::from_secs(2);
 
@@ -69,6 +71,8 @@ struct Member {
     posts: BTreeMap<usize, Arc<Post>>,
     /// Shards that are being left.
     leaving: BTreeSet<usize>,
+    /// The newest revision that was seen: nothing older is decided on.
+    seen: Revision,
 }
 
 /// Why a membership ended.
@@ -136,7 +140,12 @@ impl Sharding {
                     });
                     member.kept.release().await;
                 }
-                Ok(None) => failures = 0,
+                // Others join too, or the list was an old one.
+                Ok(None) => {
+                    failures = 0;
+                    let pause = lead.environment.jitter(PAUSE);
+                    lead.environment.sleep(pause).await;
+                }
                 Err(error) => {
                     failures += 1;
                     tracing::warn!(prefix = %self.prefix, %error, "cannot take part");
@@ -210,8 +219,8 @@ impl Sharding {
                 count_key,
                 serde_json::to_vec(&wanted).expect("plain records are written as JSON"),
             );
-        match lead.store.commit(join).await {
-            Ok(_) => {}
+        let joined = match lead.store.commit(join).await {
+            Ok(joined) => joined,
             // If it happened, it ends with the lease.
             Err(error) => {
                 kept.release().await;
@@ -221,7 +230,7 @@ impl Sharding {
                     Err(error)
                 };
             }
-        }
+        };
         tracing::info!(prefix = %self.prefix, member = id, "this process takes part");
         self.tell(|seen| seen.member = Some(id.clone()));
         Ok(Some(Member {
@@ -230,6 +239,7 @@ impl Sharding {
             kept,
             posts: BTreeMap::new(),
             leaving: BTreeSet::new(),
+            seen: joined,
         }))
     }
 
@@ -282,6 +292,13 @@ impl Sharding {
     ) -> Result<Ended, StoreError> {
         loop {
             let mut group = self.read(&*lead.store).await?;
+            if group.revision < member.seen {
+                return Err(StoreError::unavailable(format!(
+                    "the list of {} is as of revision {}, and {} was seen before",
+                    self.prefix, group.revision, member.seen
+                )));
+            }
+            member.seen = group.revision;
             let mut watch = lead.store.watch(self.prefix.clone(), group.revision);
             let again = lead.environment.jitter(lead.ttl / 2);
             let again = lead.environment.sleep(again);
@@ -294,7 +311,8 @@ impl Sharding {
                     () = stop.cancelled() => return Ok(Ended::Stopped),
                     Some(shard) = leaving.next(), if !leaving.is_empty() => {
                         let fences = self.left(lead, member, [shard]);
-                        self.give_up(lead, &fences, None).await?;
+                        let given_up = self.give_up(lead, &fences, None).await?;
+                        member.seen = member.seen.max(given_up);
                         for fence in &fences {
                             group.records.remove(fence.key());
                         }
@@ -302,6 +320,7 @@ impl Sharding {
                     event = watch.next() => match event {
                         Some(Ok(WatchEvent::Changes { revision, changes })) => {
                             group.revision = revision;
+                            member.seen = member.seen.max(revision);
                             for change in changes {
                                 match change {
                                     Change::Put(record) => {
@@ -313,9 +332,16 @@ impl Sharding {
                                 }
                             }
                         }
-                        Some(Ok(WatchEvent::Progress(revision))) => group.revision = revision,
+                        Some(Ok(WatchEvent::Progress(revision))) => {
+                            group.revision = revision;
+                            member.seen = member.seen.max(revision);
+                        }
                         Some(Err(error)) => return Err(error),
-                        Some(Ok(WatchEvent::Reset { .. })) | None => break,
+                        Some(Ok(WatchEvent::Reset { .. })) | None => {
+                            let pause = lead.environment.jitter(PAUSE);
+                            lead.environment.sleep(pause).await;
+                            break;
+                        }
                     },
                     () = &mut again => break,
                 }
@@ -383,7 +409,8 @@ impl Sharding {
                         self.take_up(lead, member, shard, epoch);
                     } else {
                         let fence = self.fence(member, shard, epoch);
-                        self.give_up(lead, &[fence], None).await?;
+                        let given_up = self.give_up(lead, &[fence], None).await?;
+                        member.seen = member.seen.max(given_up);
                         group.records.remove(&key);
                     }
                 }
@@ -423,6 +450,7 @@ impl Sharding {
     }
 
     fn take_up(&self, lead: &Lead, member: &mut Member, shard: usize, epoch: Revision) {
+        member.seen = member.seen.max(epoch);
         let fence = self.fence(member, shard, epoch);
         let writer = format!("{}.{shard:03}", lead.name);
         let recorder = EventRecorder::new(
@@ -465,7 +493,8 @@ impl Sharding {
         lead: &Lead,
         fences: &[Fence],
         mut own: Option<Key>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Revision, StoreError> {
+        let mut last = Revision::ZERO;
         let most = lead.store.capabilities().limits.max_operations;
         for fences in fences.chunks((most / 2).saturating_sub(1).clamp(1, 30)) {
             let delete = |fence: &Fence, transaction: Transaction| {
@@ -482,18 +511,19 @@ impl Sharding {
                 Err(StoreError::Conflict { .. }) => {
                     for fence in fences {
                         match lead.store.commit(delete(fence, Transaction::new())).await {
-                            Ok(_) | Err(StoreError::Conflict { .. }) => {}
+                            Ok(revision) => last = revision,
+                            Err(StoreError::Conflict { .. }) => {}
                             Err(error) => return Err(error),
                         }
                     }
                 }
-                outcome => drop(outcome?),
+                outcome => last = outcome?,
             }
         }
         if let Some(key) = own {
-            lead.store.commit(Transaction::new().delete(key)).await?;
+            last = lead.store.commit(Transaction::new().delete(key)).await?;
         }
-        Ok(())
+        Ok(last)
     }
 
     /// Leaves everything in order: what is idle at once, and each other shard when its runs have

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::unrest::RestlessKey;
 use crate::cache::{Freshness, SourceStatus};
 use crate::failsafe::FailsafeView;
 use crate::model::ObjectKey;
@@ -76,8 +77,14 @@ pub struct ControllerStatus {
     pub timeouts: u64,
     /// Runs that panicked.
     pub panics: u64,
+    /// Runs after which the key was slowed because it does not come to rest.
+    pub slowed: u64,
     /// Keys whose last run failed, at most a hundred of them.
     pub failing: Vec<FailingKey>,
+    /// Keys that do not come to rest and are slowed, at most a hundred of them.
+    pub restless: Vec<RestlessKey>,
+    /// How long no run begins because the write budget is used up; None within it.
+    pub over_budget: Option<Duration>,
 }
 
 /// A key that waits for the view.
@@ -113,6 +120,7 @@ pub(crate) struct Counters {
     pub(crate) conflicts: AtomicU64,
     pub(crate) timeouts: AtomicU64,
     pub(crate) panics: AtomicU64,
+    pub(crate) slowed: AtomicU64,
 }
 
 impl Counters {
@@ -126,5 +134,6 @@ impl Counters {
         status.conflicts = self.conflicts.load(Ordering::Relaxed);
         status.timeouts = self.timeouts.load(Ordering::Relaxed);
         status.panics = self.panics.load(Ordering::Relaxed);
+        status.slowed = self.slowed.load(Ordering::Relaxed);
     }
 }

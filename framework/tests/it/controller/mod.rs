@@ -1,12 +1,16 @@
 //! Controllers on a runtime, on the memory store and virtual time.
 
+mod alone;
 mod cached;
 mod claims;
 mod end;
 mod failsafe;
+mod fresh;
+mod input;
 mod life;
 mod shards;
 mod trouble;
+mod unrest;
 
 use std::future::Future;
 use std::sync::Arc;
