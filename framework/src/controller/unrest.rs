@@ -442,7 +442,7 @@ mod tests {
                 value: value.as_bytes(),
                 revision: Revision::new(0, revision),
             };
-            writers.note(&put, || Some(before.to_owned().into()), &environment)
+            writers.note(&put, || Some(before.as_bytes().into()), &environment)
         };
         let mut found = None;
         for _ in 0..7 {
