@@ -281,6 +281,14 @@ fn failing(core: &Core) -> Option<String> {
             continue;
         };
         for controller in status.controllers {
+            let mut restless = controller.restless.iter();
+            if let Some(hot) = restless.find(|restless| restless.contender.is_none()) {
+                // The runtime slows it, so that it may look settled for a while.
+                core.fail(Problem::restless(format!(
+                    "{} wakes itself, {} times in a row, by {}",
+                    hot.key, hot.times, hot.record
+                )));
+            }
             if let Some(key) = controller.failing.iter().min_by(|a, b| a.key.cmp(&b.key)) {
                 failing = Some(format!(
                     "{} fails {} times: {}",
