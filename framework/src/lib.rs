@@ -26,6 +26,7 @@ pub mod environment;
 pub mod failpoint;
 pub mod failsafe;
 pub mod model;
+pub mod observe;
 mod queue;
 pub mod root;
 pub mod store;

@@ -19,7 +19,7 @@ mod source;
 mod view;
 mod writer;
 
-pub(crate) use entry::Entry;
+pub(crate) use entry::{Entry, Slot};
 pub(crate) use options::Options;
 pub use options::{Cached, Index, Keep};
 pub(crate) use source::{Feed, Source, SourceState, feed};

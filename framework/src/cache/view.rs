@@ -111,6 +111,11 @@ impl View {
         self.freshness().complete_to()
     }
 
+    /// How many objects there are.
+    pub(crate) fn len(&self) -> usize {
+        self.state.objects.size()
+    }
+
     pub(crate) fn entry(&self, key: &ObjectKey) -> Option<&Arc<Entry>> {
         self.state.objects.get(key.path())
     }

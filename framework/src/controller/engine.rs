@@ -23,6 +23,7 @@ use super::status::{ControllerStatus, Counters, FailingKey, ParkedKey};
 use super::unrest::Unrest;
 use crate::cache::{EntryChange, Reader, SourceState, View};
 use crate::model::ObjectKey;
+use crate::observe::{Convergence, Finished, Journal};
 use crate::queue::{Done, Job, Next, Priority, Queue, Request, Ticket};
 use crate::store::{Prefix, Revision};
 
@@ -48,16 +49,20 @@ pub(crate) struct Engine {
     pub(super) reader: Reader,
     pub(super) queue: Queue<Arc<ObjectKey>, Cause>,
     pub(super) counters: Counters,
+    pub(super) journal: Journal,
+    pub(super) convergence: Convergence,
+    /// When it began, on the environment's clock.
+    pub(super) begun: Duration,
     failing: Mutex<BTreeMap<Arc<ObjectKey>, Failing>>,
     runs: AtomicU64,
     /// The sources without which nothing runs.
-    needs: Box<[usize]>,
+    pub(super) needs: Box<[usize]>,
     /// The posts that are taken up: a view of theirs may be decided on.
     live: RwLock<Held>,
     gate: watch::Sender<Gate>,
     pub(super) unrest: Unrest,
     /// A kind that cannot be read as a whole: nothing runs meanwhile.
-    unreadable: Mutex<Option<String>>,
+    pub(super) unreadable: Mutex<Option<String>>,
 }
 
 /// Gives a key back even if its worker is dropped.
@@ -99,6 +104,9 @@ impl Engine {
         let queue = Queue::new(reader.sources().len(), setting.environment.clone());
         let engine = Arc::new(Self {
             controller,
+            begun: setting.environment.monotonic(),
+            journal: Journal::new(),
+            convergence: Convergence::default(),
             setting,
             reader,
             queue,
@@ -146,6 +154,11 @@ impl Engine {
         live.clone()
     }
 
+    /// The key is this process's to work on.
+    pub(super) fn holds(&self, key: &ObjectKey) -> bool {
+        posts::holds(&self.live(), key)
+    }
+
     /// Takes note of what changed.
     pub(crate) fn offer(&self, changes: &[EntryChange], view: &View, initial: bool) {
         let live = self.live();
@@ -153,6 +166,9 @@ impl Engine {
         if initial && !any {
             // Everything is looked at when a post is taken up.
             return;
+        }
+        if !initial {
+            self.time_wishes(changes);
         }
         let mut requests = Vec::new();
         for change in changes {
@@ -442,8 +458,8 @@ impl Engine {
             return;
         }
         let environment = &self.setting.environment;
-        let now = environment.monotonic();
-        if let Some(until) = self.unrest.held_until(&job.key, now) {
+        let begun = environment.monotonic();
+        if let Some(until) = self.unrest.held_until(&job.key, begun) {
             taken.done(Done {
                 next: Some(Next::backoff(until, Cause::Slowed)),
                 failures: job.failures,
@@ -508,12 +524,24 @@ impl Engine {
             conflicts: job.conflicts,
             echo,
         };
-        let done = span.in_scope(|| self.judge(&job.key, ended, &run));
-        span.record("outcome", done.1);
+        let judged = span.in_scope(|| self.judge(&job.key, ended, &run));
+        span.record("outcome", judged.ending.as_str());
+        self.journal.note(Finished {
+            key: job.key,
+            id,
+            begun,
+            took: environment.monotonic().saturating_sub(begun),
+            waited: job.waited,
+            causes: context.causes().to_vec(),
+            more_causes: job.more_causes,
+            wrote: notes.wrote.iter().map(|written| written.revision).max(),
+            ending: judged.ending,
+            error: judged.error,
+        });
         taken.done(Done {
             must_see,
             own_writes,
-            ..done.0
+            ..judged.done
         });
     }
 
@@ -568,7 +596,7 @@ impl Engine {
             name: self.name().to_owned(),
             waits_for: unread.map(|&source| prefixes[source].clone()).collect(),
             unreadable: unreadable.unwrap_or_else(PoisonError::into_inner).clone(),
-            ready: sizes.ready,
+            ready: sizes.ready.iter().sum(),
             waiting: sizes.waiting,
             parked: sizes.parked,
             running: sizes.running,

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -26,6 +27,9 @@ const COLLECT: Duration = Duration::from_millis(50);
 /// Attempts on a store that is away before the waiting events are dropped.
 const ATTEMPTS: u32 = 5;
 const MAX_MESSAGE_CHARS: usize = 1024;
+/// Events on one object for one reason that may differ in their message within the window;
+/// further ones are added up with the newest of them, so that nobody floods the ring.
+const ALIKE: usize = 8;
 
 enum Order {
     Record(Box<Event>),
@@ -37,6 +41,7 @@ enum Order {
 #[derive(Clone)]
 pub struct EventRecorder {
     orders: mpsc::Sender<Order>,
+    lost: Arc<AtomicU64>,
     environment: Environment,
     source: Arc<str>,
 }
@@ -58,7 +63,9 @@ impl EventRecorder {
         let ring =
             Prefix::new(format!("x/event/{writer}/")).expect("a checked name makes a valid prefix");
         let (orders, inbox) = mpsc::channel(BACKLOG);
+        let lost = Arc::new(AtomicU64::new(0));
         let ring = Ring {
+            lost: lost.clone(),
             store,
             prefix: ring,
             environment: environment.clone(),
@@ -69,6 +76,7 @@ impl EventRecorder {
         tokio::spawn(ring.run(inbox));
         Ok(Self {
             orders,
+            lost,
             environment,
             source: source.into(),
         })
@@ -112,8 +120,14 @@ impl EventRecorder {
             .try_send(Order::Record(Box::new(event)))
             .is_err()
         {
+            self.lost.fetch_add(1, Ordering::Relaxed);
             tracing::debug!("an event was lost: more happens than can be written");
         }
+    }
+
+    /// How many events could not be written.
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// Waits until everything recorded so far was written, or given up on.
@@ -139,6 +153,8 @@ impl fmt::Debug for EventRecorder {
 }
 
 struct Ring {
+    /// Events that could not be written.
+    lost: Arc<AtomicU64>,
     store: Arc<dyn Store>,
     prefix: Prefix,
     environment: Environment,
@@ -211,16 +227,22 @@ impl Ring {
         {
             self.recent.pop_front();
         }
-        let same = |(_, old): &&mut (Duration, Event)| {
+        let alike = |old: &Event| {
             old.involved_object == event.involved_object
                 && old.event_type == event.event_type
                 && old.reason == event.reason
-                && old.message == event.message
                 && old.source == event.source
         };
-        if let Some((_, old)) = self.recent.iter_mut().find(same) {
-            old.count += 1;
+        let like: Vec<usize> = (0..self.recent.len())
+            .filter(|&place| alike(&self.recent[place].1))
+            .collect();
+        let same = |place: &&usize| self.recent[**place].1.message == event.message;
+        let flooded = like.last().filter(|_| like.len() >= ALIKE);
+        if let Some(&place) = like.iter().find(same).or(flooded) {
+            let (_, old) = &mut self.recent[place];
+            old.count = old.count.saturating_add(1);
             old.last_timestamp = event.last_timestamp;
+            old.message = event.message;
             self.pending.insert(old.sequence % SLOTS, old.clone());
             return;
         }
@@ -254,6 +276,7 @@ impl Ring {
             );
             if useless || attempt >= ATTEMPTS {
                 let lost = self.pending.len();
+                self.lost.fetch_add(lost as u64, Ordering::Relaxed);
                 tracing::debug!(lost, %error, "events were lost: they cannot be written");
                 self.pending.clear();
                 return;

@@ -11,6 +11,7 @@ use super::status::Counters;
 use super::unrest::Slowed;
 use crate::backoff::Backoff;
 use crate::model::{EventType, ObjectKey};
+use crate::observe::Ending;
 use crate::queue::{Done, Next, Priority};
 
 /// Conflicts in a row that are repeated at once; further ones wait as failures do.
@@ -50,14 +51,28 @@ pub(super) fn panic_text(panic: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "a panic without a text".to_owned())
 }
 
+/// What follows from how a run ended.
+pub(super) struct Judged {
+    /// When its key runs again.
+    pub(super) done: Done<Cause>,
+    pub(super) ending: Ending,
+    /// What was wrong.
+    pub(super) error: Option<Box<str>>,
+}
+
+impl Judged {
+    fn new(done: Done<Cause>, ending: Ending) -> Self {
+        Self {
+            done,
+            ending,
+            error: None,
+        }
+    }
+}
+
 impl Engine {
-    /// Decides when the key runs again, and says how the run ended in one word.
-    pub(super) fn judge(
-        &self,
-        key: &Arc<ObjectKey>,
-        ended: Ended,
-        run: &Ran<'_>,
-    ) -> (Done<Cause>, &'static str) {
+    /// Decides when the key runs again, and says how the run ended.
+    pub(super) fn judge(&self, key: &Arc<ObjectKey>, ended: Ended, run: &Ran<'_>) -> Judged {
         let &Ran {
             context,
             notes,
@@ -70,7 +85,7 @@ impl Engine {
         if !matches!(ended, Ended::Cut) {
             Counters::add(&self.counters.runs);
         }
-        let (counter, word, error, wait) = match ended {
+        let (counter, ending, error, wait) = match ended {
             Ended::Returned(Ok(action)) => {
                 self.failing().remove(key);
                 let mut next = action
@@ -87,14 +102,18 @@ impl Engine {
                 for slowed in hot.iter().chain(&notes.contested) {
                     self.tell(context, slowed);
                 }
-                return (Done { next, ..Done::ok() }, "done");
+                let ending = match next {
+                    Some(_) => Ending::Requeued,
+                    None => Ending::Done,
+                };
+                return Judged::new(Done { next, ..Done::ok() }, ending);
             }
             // The claim is lost, and whoever holds it looks at everything.
             Ended::Returned(Err(error))
                 if context.fence().is_some_and(|fence| !fence.is_held()) =>
             {
                 tracing::debug!(%error, "the claim was lost meanwhile");
-                return (Done::ok(), "fenced");
+                return Judged::new(Done::ok(), Ending::Cut);
             }
             Ended::Returned(Err(error)) => {
                 if notes.conflict || error.class() == ErrorClass::Conflict {
@@ -113,7 +132,7 @@ impl Engine {
                         conflicts,
                         ..Done::ok()
                     };
-                    return (done, "conflict");
+                    return Judged::new(done, Ending::Conflict);
                 }
                 let wait = match error.class() {
                     ErrorClass::Terminal => None,
@@ -123,14 +142,18 @@ impl Engine {
                     }
                     _ => Some(Backoff::KEY.delay(failures.saturating_add(1), environment)),
                 };
-                (&self.counters.errors, "error", error.to_string(), wait)
+                let ending = match wait {
+                    Some(_) => Ending::Error,
+                    None => Ending::Terminal,
+                };
+                (&self.counters.errors, ending, error.to_string(), wait)
             }
             // Nobody waits for it any more, and whoever comes next looks at everything.
-            Ended::Cut => return (Done::ok(), "cut"),
+            Ended::Cut => return Judged::new(Done::ok(), Ending::Cut),
             Ended::Panicked(text) => {
                 let wait = Backoff::KEY.delay(failures.saturating_add(1), environment);
                 let text = format!("the reconcile panicked: {text}");
-                (&self.counters.panics, "panic", text, Some(wait))
+                (&self.counters.panics, Ending::Panic, text, Some(wait))
             }
             Ended::TimedOut => {
                 let wait = Backoff::KEY.delay(failures.saturating_add(1), environment);
@@ -138,12 +161,13 @@ impl Engine {
                     "the reconcile did not return within {:?}",
                     self.controller.timeout
                 );
-                (&self.counters.timeouts, "timeout", text, Some(wait))
+                (&self.counters.timeouts, Ending::Timeout, text, Some(wait))
             }
         };
         Counters::add(counter);
         let failures = failures.saturating_add(1);
         tracing::warn!(failures, retry_after = ?wait, "{error}");
+        let told = Some(error.as_str().into());
         let failing = Failing { failures, error };
         self.failing().insert(key.clone(), failing);
         let next = wait.map(|wait| Next::backoff(now + wait, Cause::Failed));
@@ -152,7 +176,11 @@ impl Engine {
             failures,
             ..Done::ok()
         };
-        (done, word)
+        Judged {
+            done,
+            ending,
+            error: told,
+        }
     }
 
     /// Names unrest to people.

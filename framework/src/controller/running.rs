@@ -26,6 +26,7 @@ use crate::cache::{Feed, Reader, SourceState, View, Writer};
 use crate::environment::Environment;
 use crate::failsafe::Safeguards;
 use crate::model::{GroupPlural, Kinds, Tree};
+use crate::observe::MeteredStore;
 use crate::store::{Compare, Prefix, Revision, Store};
 
 /// How often parked keys are looked at.
@@ -94,6 +95,9 @@ impl Crews {
 
 /// What a runtime is made of while it runs.
 pub(super) struct Running {
+    pub(super) name: String,
+    /// What `store` is.
+    pub(super) metered: MeteredStore,
     pub(super) store: Arc<dyn Store>,
     pub(super) environment: Environment,
     pub(super) reader: Reader,
@@ -333,6 +337,7 @@ impl Running {
         };
         let engines = self.engines();
         RuntimeStatus {
+            name: self.name.clone(),
             sources: self
                 .sources
                 .iter()

@@ -22,7 +22,8 @@ use super::status::RuntimeStatus;
 use crate::cache::{self, Cached, Reader, Source, SourceState, View, cache, feed};
 use crate::environment::Environment;
 use crate::failsafe::{Failsafes, Safeguards, Warden};
-use crate::model::{InvalidName, Kinds, Resource};
+use crate::model::{InvalidName, Kinds, ObjectKey, Resource};
+use crate::observe::{Explanation, MeteredStore, Metrics, RuntimeFacts};
 use crate::store::{Pipeline, Prefix, Store};
 
 /// Messages from sources that may wait.
@@ -187,6 +188,24 @@ impl RuntimeHandle {
     #[must_use]
     pub fn reader(&self) -> Option<Reader> {
         Some(self.running()?.reader.clone())
+    }
+
+    /// Says why an object is where it is: what its records say, what each controller of this
+    /// process did about it lately and why, and what the next run waits for. None while the
+    /// runtime does not run.
+    #[must_use]
+    pub fn explain(&self, key: &ObjectKey) -> Option<Explanation> {
+        Some(self.running()?.explain(key))
+    }
+
+    /// The runtime's metrics, for `/metrics` or a registry of yours.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        Metrics::new().runtime(self)
+    }
+
+    pub(crate) fn facts(&self) -> Option<RuntimeFacts> {
+        Some(self.running()?.facts())
     }
 
     async fn order<T>(
@@ -394,6 +413,8 @@ impl Runtime {
             Division::Shards { count } => Some(Sharding::new(&self.name, *count)?),
             _ => None,
         };
+        let metered = MeteredStore::new(self.store.clone(), self.environment.clone());
+        self.store = Arc::new(metered.clone());
         let recorder = EventRecorder::new(
             self.store.clone(),
             &self.name,
@@ -418,6 +439,8 @@ impl Runtime {
         let (mirror_in, mirror_out) = mpsc::unbounded_channel();
         let (failed_in, mut failed) = mpsc::unbounded_channel();
         let running = Arc::new(Running {
+            name: self.name.clone(),
+            metered,
             store: self.store.clone(),
             environment: self.environment.clone(),
             reader,

@@ -13,6 +13,8 @@ use crate::store::{Prefix, Revision};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RuntimeStatus {
+    /// The name of the program.
+    pub name: String,
     /// The sources of its view.
     pub sources: Vec<SourceStatus>,
     /// How new its view is; None before every source was read once.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 pub(crate) use schedule::{
-    Causes, Done, Job, Next, Parked, Priority, Request, Schedule, Sizes, Ticket,
+    Causes, Done, Job, Look, Next, Parked, Place, Priority, Request, Schedule, Sizes, Ticket,
 };
 
 use crate::environment::Environment;
@@ -152,6 +152,11 @@ where
     /// How many keys are in which state, and how long the oldest waits.
     pub(crate) fn sizes(&self) -> Sizes {
         self.lock().sizes(self.environment.monotonic())
+    }
+
+    /// Where a key is; None for one that nothing is known of.
+    pub(crate) fn look(&self, key: &K) -> Option<Look> {
+        self.lock().look(key, self.environment.monotonic())
     }
 
     /// The key that has waited longest for the view to show its own writes.

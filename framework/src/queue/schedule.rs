@@ -211,17 +211,6 @@ pub(crate) struct Parked<K> {
     pub(crate) waited: Duration,
 }
 
-/// How many keys are in which state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Sizes {
-    pub(crate) ready: usize,
-    pub(crate) waiting: usize,
-    pub(crate) parked: usize,
-    pub(crate) running: usize,
-    /// How long the oldest ready key waits.
-    pub(crate) oldest_ready: Duration,
-}
-
 #[derive(Debug)]
 struct Pending {
     at: Option<Duration>,
@@ -250,7 +239,9 @@ enum State {
         priority: Priority,
         since: Duration,
     },
-    Running,
+    Running {
+        since: Duration,
+    },
 }
 
 /// What most keys have nothing of: kept apart, so that the keys lie close together.
@@ -321,6 +312,7 @@ pub(crate) struct Schedule<K, C> {
     stamp: u64,
     running: usize,
     deadline_moved: bool,
+    adds: u64,
 }
 
 impl<K, C> Schedule<K, C>
@@ -341,6 +333,7 @@ where
             stamp: 0,
             running: 0,
             deadline_moved: false,
+            adds: 0,
         }
     }
 
@@ -389,6 +382,7 @@ where
             revision,
         } = request;
         let at = at.filter(|&at| at > now);
+        self.adds += 1;
         let id = self.slot(key);
         let Some(entry) = self.slots.get_mut(id) else {
             return;
@@ -403,7 +397,7 @@ where
             memory.more_causes = memory.more_causes.saturating_add(1);
         }
         match entry.state {
-            State::Running => {
+            State::Running { .. } => {
                 let memory = entry.memory.get_or_insert_default();
                 let pending = memory.pending.get_or_insert(Pending {
                     at,
@@ -574,7 +568,7 @@ where
             State::Ready { since, .. } => now.saturating_sub(since),
             _ => Duration::ZERO,
         };
-        entry.state = State::Running;
+        entry.state = State::Running { since: now };
         let mut job = Job {
             key: entry.key.clone(),
             ticket: Ticket(id),
@@ -597,7 +591,7 @@ where
         let Some(entry) = self.slots.get_mut(id) else {
             return;
         };
-        if entry.state != State::Running {
+        if !matches!(entry.state, State::Running { .. }) {
             return;
         }
         entry.state = State::Idle;
@@ -703,30 +697,6 @@ where
         self.reached.fill(Revision::ZERO);
     }
 
-    pub(crate) fn sizes(&self, now: Duration) -> Sizes {
-        let mut sizes = Sizes {
-            running: self.running,
-            ..Sizes::default()
-        };
-        for class in &self.ready {
-            for entry in self.slots.iter(class) {
-                sizes.ready += 1;
-                if let State::Ready { since, .. } = entry.state {
-                    sizes.oldest_ready = sizes.oldest_ready.max(now.saturating_sub(since));
-                }
-            }
-        }
-        // The heaps hold little but what waits and is parked, so that not all keys are looked at.
-        for Reverse(Item(_, stamp, id)) in &self.waiting {
-            sizes.waiting += usize::from(self.at_stamp(*id, *stamp).is_some());
-        }
-        for Reverse(Item(_, stamp, id)) in self.parked.iter().flatten() {
-            let state = self.at_stamp(*id, *stamp).map(|entry| entry.state);
-            sizes.parked += usize::from(matches!(state, Some(State::Parked { .. })));
-        }
-        sizes
-    }
-
     pub(crate) fn longest_parked(&self, now: Duration) -> Option<Parked<K>> {
         self.parked
             .iter()
@@ -748,5 +718,8 @@ where
     }
 }
 
+mod look;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use look::{Look, Place, Sizes};

@@ -8,6 +8,7 @@ mod failsafe;
 mod fresh;
 mod input;
 mod life;
+mod seeing;
 mod shards;
 mod trouble;
 mod unrest;
