@@ -58,7 +58,11 @@ pub async fn queue(keys: usize) -> Result<f64> {
             taken += 1;
         }
     }
-    same("the number of keys left", &0, &queue.sizes().ready.iter().sum::<usize>())?;
+    same(
+        "the number of keys left",
+        &0,
+        &queue.sizes().ready.iter().sum::<usize>(),
+    )?;
     per_second(keys, started, taken)
 }
 
