@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use platctrl_framework::environment::Environment;
 use platctrl_framework::store::Store;
+use platctrl_framework::store::StoreError;
+use platctrl_store_consul::{self as consul, ConsulStore};
 use platctrl_store_embedded::EmbeddedStore;
 use platctrl_store_etcd::{self as etcd, EtcdStore};
 
@@ -19,12 +21,14 @@ pub(crate) enum StoreUrl {
     Embedded(PathBuf),
     /// An etcd cluster.
     Etcd(etcd::Location),
+    /// A root in Consul.
+    Consul(consul::Address),
 }
 
 /// The store that a process works on.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct StoreFlags {
-    /// The store: etcd://HOST:PORT,…/ROOT
+    /// The store: etcd://HOST:PORT,…/ROOT or consul://HOST:PORT/ROOT
     #[arg(long, env = "PLATCTRL_STORE", value_name = "URL")]
     store: String,
     #[command(flatten)]
@@ -93,6 +97,22 @@ pub(crate) struct StoreAccess {
         requires = "store_user"
     )]
     store_password_file: Option<PathBuf>,
+    /// The file with the token that is shown to the store (Consul)
+    #[arg(
+        long,
+        global = true,
+        env = "PLATCTRL_STORE_TOKEN_FILE",
+        value_name = "FILE"
+    )]
+    store_token_file: Option<PathBuf>,
+    /// The datacenter, when it is not that of the agent that is asked (Consul)
+    #[arg(
+        long,
+        global = true,
+        env = "PLATCTRL_STORE_DATACENTER",
+        value_name = "NAME"
+    )]
+    store_datacenter: Option<String>,
 }
 
 impl StoreAccess {
@@ -119,11 +139,25 @@ impl StoreAccess {
     }
 }
 
+impl StoreAccess {
+    fn consul(&self) -> consul::Options {
+        let mut options = consul::Options::default();
+        options.token_file.clone_from(&self.store_token_file);
+        options.datacenter.clone_from(&self.store_datacenter);
+        options.tls = self.store_ca.as_ref().map(|ca| {
+            let mut tls = consul::TlsOptions::with_ca(ca);
+            tls.client = self.store_cert.clone().zip(self.store_key.clone());
+            tls.server_name.clone_from(&self.store_server_name);
+            tls
+        });
+        options
+    }
+}
+
 impl StoreUrl {
-    /// Reads `embedded:DIR` or `etcd://HOST:PORT,…/ROOT`.
+    /// Reads `embedded:DIR`, `etcd://HOST:PORT,…/ROOT` or `consul://HOST:PORT/ROOT`.
     pub(crate) fn parse(url: &str) -> Result<Self> {
-        let hint =
-            "write embedded:DIR, as embedded:/var/lib/platctrl/store, or etcd://HOST:PORT,…/ROOT";
+        let hint = "write embedded:DIR, as embedded:/var/lib/platctrl/store, etcd://HOST:PORT,…/ROOT, or consul://HOST:PORT/ROOT";
         match url.split_once(':') {
             Some(("embedded", dir)) if !dir.is_empty() => std::path::absolute(Path::new(dir))
                 .map(Self::Embedded)
@@ -132,6 +166,13 @@ impl StoreUrl {
                 .parse()
                 .map(Self::Etcd)
                 .map_err(|error| Failure::usage(output::plain(&format!("{error}")))),
+            Some(("consul", _)) => {
+                url.parse()
+                    .map(Self::Consul)
+                    .map_err(|error: consul::InvalidAddress| {
+                        Failure::usage(output::plain(&format!("{error}")))
+                    })
+            }
             _ => Err(Failure::usage(format!("`{}` is no store", output::plain(url))).hint(hint)),
         }
     }
@@ -140,10 +181,10 @@ impl StoreUrl {
     pub(crate) fn directory(&self) -> Result<&Path> {
         match self {
             Self::Embedded(dir) => Ok(dir),
-            Self::Etcd(_) => Err(Failure::usage(format!(
-                "{self} is saved, checked and restored by etcd's own tools"
+            Self::Etcd(_) | Self::Consul(_) => Err(Failure::usage(format!(
+                "{self} is saved, checked and restored by its own tools"
             ))
-            .hint("`etcdctl snapshot save`, `etcdutl snapshot restore`; then say so with `platctrl store restored`")),
+            .hint("etcdctl and etcdutl, or `consul snapshot`; then say so with `platctrl store restored`")),
         }
     }
 
@@ -173,21 +214,36 @@ impl StoreUrl {
                 let store = EtcdStore::connect(location.clone(), access.etcd()?).await;
                 Ok(Arc::new(store.map_err(|error| etcd_failure(&error))?))
             }
+            Self::Consul(address) => {
+                let opened = ConsulStore::open(address, access.consul(), environment.clone());
+                let store = opened.await.map_err(|error| consul_failure(&error))?;
+                Ok(Arc::new(store))
+            }
         }
     }
 
     /// Opens a store that many processes use, whether or not it can be reached now.
     pub(crate) fn open_later(&self, access: &StoreAccess) -> Result<Arc<dyn Store>> {
         match self {
-            Self::Embedded(_) => Err(Failure::usage(format!(
-                "{self} is no store of many machines"
-            ))),
+            Self::Embedded(_) | Self::Consul(_) => Err(Failure::new(
+                Code::Unreachable,
+                format!("{self} can only be opened while it answers"),
+            )),
             Self::Etcd(location) => {
                 let store = EtcdStore::open(location.clone(), access.etcd()?);
                 Ok(Arc::new(store.map_err(|error| etcd_failure(&error))?))
             }
         }
     }
+}
+
+fn consul_failure(error: &consul::OpenError) -> Failure {
+    let code = match error.store_error() {
+        Some(StoreError::Denied { .. }) => Code::Denied,
+        Some(StoreError::Unavailable { .. } | StoreError::Unknown { .. }) => Code::Unreachable,
+        _ => Code::Failed,
+    };
+    Failure::new(code, output::plain(&error.to_string()))
 }
 
 fn etcd_failure(error: &etcd::ConnectError) -> Failure {
@@ -204,6 +260,7 @@ impl fmt::Display for StoreUrl {
         match self {
             Self::Embedded(dir) => write!(f, "embedded:{}", dir.display()),
             Self::Etcd(location) => location.fmt(f),
+            Self::Consul(address) => address.fmt(f),
         }
     }
 }

@@ -25,12 +25,12 @@ use crate::store::{StoreAccess, StoreUrl};
 pub(crate) enum StoreVerb {
     /// Make an empty store ready for use
     Init {
-        /// Which: embedded:DIR or etcd://HOST:PORT,…/ROOT
+        /// Which: embedded:DIR, etcd://HOST:PORT,…/ROOT or consul://HOST:PORT/ROOT
         url: String,
     },
     /// Show which store it is, and whether it may be written
     Info {
-        /// Which: embedded:DIR or etcd://HOST:PORT,…/ROOT
+        /// Which: embedded:DIR, etcd://HOST:PORT,…/ROOT or consul://HOST:PORT/ROOT
         url: String,
     },
     /// Read all of an embedded store that nobody has open, or of a backup, and compare it with its checksums
@@ -54,19 +54,19 @@ pub(crate) enum StoreVerb {
     Compact,
     /// Copy a store into an empty one of any kind; the source is sealed, the copy goes on as the same store
     Copy {
-        /// The source: embedded:DIR or etcd://HOST:PORT,…/ROOT
+        /// The source: embedded:DIR, etcd://HOST:PORT,…/ROOT or consul://HOST:PORT/ROOT
         from: String,
-        /// The target, which must be empty: embedded:DIR or etcd://HOST:PORT,…/ROOT
+        /// The target, which must be empty: embedded:DIR, etcd://HOST:PORT,…/ROOT or consul://HOST:PORT/ROOT
         to: String,
     },
     /// Let a store that was copied be written again; only if its copy is not in use
     Unseal {
-        /// Which: embedded:DIR or etcd://HOST:PORT,…/ROOT
+        /// Which: embedded:DIR, etcd://HOST:PORT,…/ROOT or consul://HOST:PORT/ROOT
         url: String,
     },
     /// Note that a store was restored by its own tools: its history begins anew
     Restored {
-        /// Which: embedded:DIR or etcd://HOST:PORT,…/ROOT
+        /// Which: embedded:DIR, etcd://HOST:PORT,…/ROOT or consul://HOST:PORT/ROOT
         url: String,
     },
 }

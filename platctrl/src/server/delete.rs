@@ -73,7 +73,7 @@ pub(super) async fn delete(
         options.reason = asked.reason.clone();
         let orphans = options.propagation.unwrap_or(options.policy) == Propagation::Orphan
             && !intent.value.metadata.is_deleted();
-        let mut batch = Batch::new();
+        let mut batch = Batch::for_store(&writing.client.store().capabilities());
         let now = writing.client.environment().now();
         batch.delete(&joined, &options, writing.client.actor(), now)?;
         let response = match writing.finish(joined, batch).await {

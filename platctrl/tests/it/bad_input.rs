@@ -291,8 +291,8 @@ fn every_verb_says_what_is_wrong_and_ends_with_its_code() {
         .fails(2, &["unix:"]);
     rig.cli(&["--server", "unix:/nowhere/at/all", "get", "pods"])
         .fails(3, &["/nowhere/at/all", "platctrl up"]);
-    rig.cli(&["store", "init", "etcd://localhost:2379/a"])
-        .fails(2, &["embedded store only"]);
+    rig.cli(&["store", "init", "zookeeper://localhost/a"])
+        .fails(2, &["is no store", "etcd://"]);
     let other = format!("embedded:{}", rig.path("other").display());
     assert!(
         rig.cli(&["store", "init", &other])

@@ -205,10 +205,15 @@ fn a_store_that_cannot_be_reached_is_named() {
     let url = format!("etcd://127.0.0.1:{port}/fleet");
     rig.cli(&["store", "info", &url])
         .fails(3, &[&format!("127.0.0.1:{port}")]);
+    let consul = format!("consul://127.0.0.1:{port}/fleet");
+    rig.cli(&["store", "info", &consul])
+        .fails(3, &[&format!("127.0.0.1:{port}")]);
+    rig.cli(&["store", "info", "consul://127.0.0.1"])
+        .fails(2, &["consul://"]);
     rig.cli(&["store", "info", "etcd://127.0.0.1"])
         .fails(2, &["etcd://"]);
     rig.cli(&["store", "check", &url])
-        .fails(2, &["etcd's own tools"]);
+        .fails(2, &["its own tools"]);
     rig.cli(&["store", "--store-user", "me", "info", &url])
         .fails(2, &["--store-password-file"]);
 }
