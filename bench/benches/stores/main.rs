@@ -8,6 +8,7 @@
 mod bare;
 mod consul;
 mod etcd;
+mod shared;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         commits("64-writers", 64, 16_384)?;
         commits("1-writer", 1, 512)?;
         put_to_event()?;
+        shared::shared_commits()?;
         open_and_compact(if full_scale() { 1_000_000 } else { 100_000 })
     })
 }
