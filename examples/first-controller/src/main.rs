@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use platctrl_framework::controller::{Action, CommitError, Context, Controller, Runtime, end_signal};
+use platctrl_framework::controller::{
+    Action, Context, Controller, ReconcileError, Runtime, end_signal,
+};
 use platctrl_framework::environment::Environment;
 use platctrl_framework::model::{Object, Phase, Resource, identity};
 use platctrl_store_embedded::EmbeddedStore;
@@ -16,7 +18,7 @@ struct SiteSpec {
     pages: u32,
 }
 
-async fn reconcile(site: Arc<Object<Site>>, ctx: Context) -> Result<Action, CommitError> {
+async fn reconcile(site: Arc<Object<Site>>, ctx: Context) -> Result<Action, ReconcileError> {
     println!("{} wants {} pages", site.metadata.name, site.spec.pages);
     let mut status = site.status.clone();
     status.phase = Phase::new("Seen");

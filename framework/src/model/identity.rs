@@ -187,6 +187,22 @@ pub async fn initialise(
     }
 }
 
+/// The anchor of a root; an empty root is made a store first. For a program whose store is its
+/// own: elsewhere an empty root is a reason to ask a person.
+///
+/// # Errors
+/// As for [`open`] and [`initialise`].
+pub async fn open_or_initialise(
+    store: &dyn Store,
+    environment: &Environment,
+) -> Result<Anchor, IdentityError> {
+    match open(store).await {
+        Ok((anchor, _)) => Ok(anchor),
+        Err(IdentityError::Uninitialised) => initialise(store, environment).await,
+        Err(error) => Err(error),
+    }
+}
+
 /// Reads the anchor and checks that this version can use the root. Also returns the revision of
 /// the read.
 ///
