@@ -7,7 +7,7 @@
 
 mod plan;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use platctrl_framework::client::DeleteOptions;
@@ -156,13 +156,15 @@ async fn reconcile(
         .map_err(ReconcileError::terminal)?;
     let observed = observe(&owner, &selector, &context);
     let plan = plan(&observed, &*placement);
-    let pods: HashMap<String, Arc<Object<Pod>>> = context
-        .view()
-        .list::<Pod>()
-        .owned_by(&owner.metadata.uid)
-        .into_iter()
-        .map(|pod| (pod.metadata.name.clone(), pod))
-        .collect();
+    let touched: HashSet<&String> = plan.delete.iter().chain(&plan.update).collect();
+    let mut pods: HashMap<String, Arc<Object<Pod>>> = HashMap::new();
+    // Of 100,000 pods it is worth to go through all only for those that something happens to.
+    if !touched.is_empty() {
+        let owned = context.view().list::<Pod>();
+        let owned = owned.owned_by(&owner.metadata.uid).into_iter();
+        let touched = owned.filter(|pod| touched.contains(&pod.metadata.name));
+        pods.extend(touched.map(|pod| (pod.metadata.name.clone(), pod)));
+    }
 
     let counts = format!(
         "{} of {} there, {} ready",
