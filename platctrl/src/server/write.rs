@@ -4,7 +4,9 @@
 use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, HeaderValue, StatusCode};
-use platctrl_framework::client::{Batch, Client, ClientError, Outcome, applied, first_applied};
+use platctrl_framework::client::{
+    Batch, Client, ClientError, Outcome, applied, first_applied, merge,
+};
 use platctrl_framework::model::{
     FieldError, Intent, Joined, KnownKind, MAX_NAME_BYTES, ObjectKey, RawObject, Reality, Scope,
     Status, Tree, Versioned, schema,
@@ -12,7 +14,7 @@ use platctrl_framework::model::{
 use platctrl_framework::store::{Record, Revision, StoreError, Write};
 use serde_json::{Map, Value, json};
 
-use super::objects::{check, check_change, decode, merge, place, title};
+use super::objects::{check, check_change, decode, place, title};
 use super::read::{existing, locate};
 use super::request::{self, shown};
 use super::status::{Failure, Result, json_response};
