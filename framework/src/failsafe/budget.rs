@@ -16,7 +16,7 @@ pub(crate) struct Overspent {
     pub(crate) spent: u32,
     /// What may be.
     pub(crate) limit: u32,
-    /// What was asked for now.
+    /// How much this request would take away.
     pub(crate) asked: u32,
 }
 
