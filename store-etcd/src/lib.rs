@@ -23,6 +23,7 @@
 //!
 //! [`StoreError::Unknown`]: platctrl_framework::store::StoreError::Unknown
 
+mod alert;
 mod call;
 mod commit;
 mod error;

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::alert::Candid;
 use crate::error::{Refusal, Verdict, judge};
 use crate::grpc::{CallError, Head, Method, Outgoing, Status, chain, frame, unary};
 use crate::keys::Keys;
@@ -469,7 +470,7 @@ async fn open(
         let reason = "it speaks TLS, but not HTTP/2: is this the port of an etcd?";
         return Err((Trouble::Configuration, reason.to_owned()));
     }
-    handshake(shared, endpoint, member, name, stream).await
+    handshake(shared, endpoint, member, name, Candid::new(stream)).await
 }
 
 fn explain_tls(error: &std::io::Error) -> (Trouble, String) {
@@ -604,7 +605,14 @@ fn broken(shared: &Shared, connection: &Connection, error: &CallError) -> (Troub
             format!("closed at the first request: is it an etcd, or does it expect TLS? ({why})"),
         );
     }
-    (Trouble::Time, why)
+    // A server that refuses a certificate may be gone before its reason arrives.
+    (
+        Trouble::Time,
+        format!(
+            "closed at the first request: does it refuse this process's certificate, or ask for \
+             one? ({why})"
+        ),
+    )
 }
 
 async fn introduce(
