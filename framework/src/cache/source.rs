@@ -8,7 +8,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::backoff::Backoff;
 use crate::environment::Environment;
-use crate::failsafe::Safeguards;
+use crate::failsafe::{Safeguard, Safeguards};
 use crate::model::identity::{Anchor, IdentityError, PREFIX_ANCHOR, anchor_key, open};
 use crate::store::{
     Change, Key, ListRequest, Prefix, Record, Revision, Store, StoreError, Transaction, WatchEvent,
@@ -298,7 +298,8 @@ impl Reading {
             None => self.read_prefix().await?,
         };
         let had = self.source.state.known().revision;
-        if let Some(had) = had.filter(|&had| had > revision) {
+        let looks = self.source.guards.is_on(Safeguard::OlderRevision);
+        if let Some(had) = had.filter(|&had| had > revision && looks) {
             self.source.guards.went_back(had, revision);
             self.source.guards.verify(&*self.source.store).await?;
             return Err(SourceError::OlderHistory {
@@ -351,7 +352,7 @@ impl Reading {
                 break;
             }
         }
-        if !anchored {
+        if !anchored && self.source.guards.is_on(Safeguard::Anchor) {
             let prefix = self.source.state.prefix.clone();
             return Err(SourceError::NoAnchor { prefix });
         }
@@ -382,7 +383,7 @@ impl Reading {
             SourceError::BadAnchor { key, reason }
         })?;
         let expected = self.store_id.get_or_insert_with(|| anchor.store_id.clone());
-        if *expected == anchor.store_id {
+        if *expected == anchor.store_id || !self.source.guards.is_on(Safeguard::Identity) {
             return Ok(());
         }
         Err(SourceError::OtherStore {
@@ -398,7 +399,7 @@ impl Reading {
         let snapshot = self.source.store.get(&[self.anchor()]).await?;
         let found = snapshot.records.into_iter().flatten().next();
         self.identify(&found.ok_or(SourceError::NoAnchor { prefix })?)?;
-        if snapshot.revision < after {
+        if snapshot.revision < after && self.source.guards.is_on(Safeguard::OlderRevision) {
             self.source.guards.went_back(after, snapshot.revision);
             self.source.guards.verify(&*self.source.store).await?;
             return Err(SourceError::OlderHistory {

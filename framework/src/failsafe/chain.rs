@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::environment::Environment;
-use crate::model::identity::{Anchor, ChainLink, anchor_key, chain_key};
+use crate::model::identity::{Anchor, ChainLink, Format, anchor_key, chain_key, format_key};
 use crate::store::{
     Compare, Key, ListRequest, Prefix, Record, Revision, Store, StoreError, Transaction,
 };
@@ -33,6 +33,8 @@ pub(crate) struct Shown {
     pub(crate) revision: Revision,
     /// The store's identity, where it can be read.
     pub(crate) store_id: Option<String>,
+    /// What has to be understood to work here; the reason if it cannot be read.
+    pub(crate) format: Option<Result<Format, String>>,
     /// The newest link, and the revision of the head that names it (None: there is no head yet).
     pub(crate) newest: Option<(Link, Option<Revision>)>,
     /// The link that was asked for.
@@ -103,12 +105,16 @@ pub(crate) async fn read(
     store: &dyn Store,
     remembered: Option<&Link>,
 ) -> Result<Shown, StoreError> {
-    let mut keys = vec![anchor_key(), head_key()];
+    let mut keys = vec![anchor_key(), format_key(), head_key()];
     keys.extend(remembered.map(|link| chain_key(link.number)));
     let snapshot = store.get(&keys).await?;
     let mut records = snapshot.records.into_iter();
     let anchor = records.next().flatten();
     let anchor = anchor.and_then(|record| serde_json::from_slice::<Anchor>(&record.value).ok());
+    let format = records
+        .next()
+        .flatten()
+        .map(|record| serde_json::from_slice(&record.value).map_err(|error| error.to_string()));
     let head = records.next().flatten();
     // A link that cannot be read is as good as none.
     let asked = records.next().flatten().and_then(|record| link_of(&record));
@@ -123,6 +129,7 @@ pub(crate) async fn read(
     Ok(Shown {
         revision: snapshot.revision,
         store_id: anchor.map(|anchor| anchor.store_id),
+        format,
         newest,
         asked,
     })
@@ -207,6 +214,7 @@ mod tests {
         let shown = |newest: u64, asked: Option<Link>| Shown {
             revision: Revision::ZERO,
             store_id: None,
+            format: None,
             newest: Some((link(newest, "n"), None)),
             asked,
         };
@@ -242,6 +250,7 @@ mod tests {
         let far = Shown {
             revision: Revision::ZERO,
             store_id: None,
+            format: None,
             newest: Some((link(KEPT, "n"), shown.newest.unwrap().1)),
             asked: None,
         };

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use super::guards::{Safeguards, State, Withheld, name_of};
 use super::record::Guard;
 use super::step::{Alarm, Fate, Step, fate, is_newer_order, judge};
+use super::switch::Safeguard;
 use crate::cache::{Reader, View};
 use crate::model::{GroupPlural, ObjectKey, Phase, Tree, Uid};
 use crate::store::{Change, Key, Prefix, Record, Revision};
@@ -82,14 +83,20 @@ impl Safeguards {
         }
     }
 
+    /// Nothing is believed that nobody ordered.
+    fn is_strict(&self, state: &State) -> bool {
+        state.other_history.is_some() && self.is_on(Safeguard::HistorySteps)
+    }
+
     /// Takes the place of what is there now for an intent that is withheld.
-    fn next(state: &State, key: &str, now: Option<&[u8]>) -> Next {
+    fn next(&self, state: &State, key: &str, now: Option<&[u8]>) -> Next {
         let Some(withheld) = state.withheld.get(key) else {
             return Next::Pass;
         };
+        let strict = self.is_strict(state);
         let good = now.is_some_and(|now| {
             is_newer_order(&withheld.was, now)
-                || fate(&withheld.was, Some(now)) == Fate::Ordered && state.other_history.is_none()
+                || fate(&withheld.was, Some(now)) == Fate::Ordered && !strict
                 || *now == *withheld.was
         });
         if good { Next::Pass } else { Next::Stay }
@@ -139,7 +146,7 @@ impl Safeguards {
                     of_kind.step.known += 1;
                     let value = now.map(|record| &*record.value);
                     if state.withheld.contains_key(key.as_str()) {
-                        match Self::next(&state, key.as_str(), value) {
+                        match self.next(&state, key.as_str(), value) {
                             Next::Pass => self.believe(&mut state, key.as_str()),
                             Next::Stay => kept.push((key, was, modified)),
                         }
@@ -252,7 +259,7 @@ impl Safeguards {
             };
             match tree {
                 Tree::Intent if state.withheld.contains_key(key.as_str()) => {
-                    match Self::next(&state, key.as_str(), now) {
+                    match self.next(&state, key.as_str(), now) {
                         Next::Pass => self.believe(&mut state, key.as_str()),
                         Next::Stay => {
                             dropped.insert(key.clone());
@@ -295,7 +302,7 @@ impl Safeguards {
         }
         for (kind, mut found) in found {
             let many = found.step.affected().max(found.reports.len());
-            if many >= self.limits().step_least || state.other_history.is_some() {
+            if many >= self.limits().step_least || self.is_strict(&state) {
                 let keys = view.keys_of(&kind);
                 let under = |tree: Tree| {
                     let mine = keys
@@ -361,8 +368,9 @@ impl Safeguards {
             reports,
         } = found;
         self.decide_reports(state, kind, reports, step.known, revision);
-        let strict = state.other_history.is_some();
+        let strict = self.is_strict(state);
         let alarm = judge(&step, self.limits(), strict)
+            .filter(|alarm| strict || self.is_on(alarm.safeguard()))
             .filter(|_| strict || !self.is_expected(state, step.affected()));
         let Some(alarm) = alarm else {
             for (object, was, _, fate) in objects {
@@ -409,7 +417,10 @@ impl Safeguards {
         known: usize,
         revision: Revision,
     ) {
-        if !self.limits().is_mass(reports.len(), known) || self.is_expected(state, reports.len()) {
+        if !self.limits().is_mass(reports.len(), known)
+            || !self.is_on(Safeguard::RealityLost)
+            || self.is_expected(state, reports.len())
+        {
             return;
         }
         let message = format!(

@@ -21,6 +21,7 @@ use super::control::{EXPECTED_FOR, Expected, Freeze};
 use super::effect::taken_away;
 use super::limits::Limits;
 use super::record::{Failsafe, Guard, Hold, Reset};
+use super::switch::{Safeguard, Switches};
 use crate::cache::View;
 use crate::controller::EventRecorder;
 use crate::environment::Environment;
@@ -52,6 +53,7 @@ pub(crate) struct Setup {
     pub(crate) holder: String,
     pub(crate) file: Option<std::path::PathBuf>,
     pub(crate) keep_chain: bool,
+    pub(crate) switches: Switches,
 }
 
 impl fmt::Debug for Setup {
@@ -100,6 +102,8 @@ pub(super) struct State {
     pub(super) turns: u64,
     /// Nothing good was seen before the history was another one.
     blind: bool,
+    /// Why this program is too old for the store.
+    pub(super) too_new: Option<String>,
     began: Option<Duration>,
     pub(super) holds: BTreeMap<String, Hold>,
     /// By the key of the intent.
@@ -173,6 +177,8 @@ pub(crate) struct Ask<'a> {
 pub struct FailsafeView {
     /// Everything is frozen, by whom and why.
     pub frozen: Option<Freeze>,
+    /// Why this program is too old for the store's format; nothing is changed meanwhile.
+    pub too_new: Option<String>,
     /// What is held.
     pub holds: Vec<Hold>,
     /// How long it takes until something that nobody declared may be taken away; None before
@@ -207,7 +213,12 @@ impl Safeguards {
         if let Some(file) = setup.file.clone() {
             let loaded = tokio::task::spawn_blocking(move || Baseline::load(&file)).await;
             match loaded.map_err(std::io::Error::other).flatten() {
-                Ok(Some(baseline)) => recall(&mut state, baseline, environment.monotonic()),
+                Ok(Some(baseline)) => recall(
+                    &mut state,
+                    baseline,
+                    environment.monotonic(),
+                    &setup.switches,
+                ),
                 Ok(None) => {}
                 Err(error) => {
                     let file = setup.file.as_deref();
@@ -268,6 +279,7 @@ impl Safeguards {
         let state = self.state();
         FailsafeView {
             frozen: state.freeze.clone().filter(|freeze| freeze.frozen),
+            too_new: state.too_new.clone(),
             holds: state.holds.values().cloned().collect(),
             grace_left: state
                 .began
@@ -415,20 +427,30 @@ impl Safeguards {
     }
 
     /// Why nothing runs, while nothing does.
-    fn stopped(state: &State) -> Option<String> {
+    fn stopped(&self, state: &State) -> Option<String> {
         if !state.told {
             return Some("it is not known yet whether everything is frozen".to_owned());
         }
-        if let Some(freeze) = state.freeze.as_ref().filter(|freeze| freeze.frozen) {
+        let frozen = |freeze: &&Freeze| freeze.frozen && self.is_on(Safeguard::Freeze);
+        if let Some(freeze) = state.freeze.as_ref().filter(frozen) {
             let reason = freeze.reason.as_deref().unwrap_or("no reason was given");
             return Some(format!("frozen by {}: {reason}", freeze.by));
         }
-        Self::unsure(state)
+        self.unsure(state)
+    }
+
+    /// All are, but in tests that prove what one is good for.
+    pub(crate) fn is_on(&self, safeguard: Safeguard) -> bool {
+        self.setup.switches.is_on(safeguard)
     }
 
     /// Why not even reports are written, though it is known whether everything is frozen.
-    fn unsure(state: &State) -> Option<String> {
-        let other = state.other_history.as_ref().filter(|_| state.blind);
+    fn unsure(&self, state: &State) -> Option<String> {
+        if let Some(why) = &state.too_new {
+            return Some(why.clone());
+        }
+        let blind = state.blind && self.is_on(Safeguard::HistoryBlind);
+        let other = state.other_history.as_ref().filter(|_| blind);
         other.map(|why| format!("the store shows another history: {why}"))
     }
 
@@ -448,8 +470,8 @@ impl Safeguards {
     pub(crate) async fn runs_allowed(&self, reports: bool) {
         let mut moved = self.subscribe();
         let stopped = |state: &State| match reports && state.is_frozen() {
-            true => Self::unsure(state),
-            false => Self::stopped(state),
+            true => self.unsure(state),
+            false => self.stopped(state),
         };
         while stopped(&self.state()).is_some() {
             if moved.changed().await.is_err() {
@@ -472,7 +494,8 @@ impl Safeguards {
         };
         let found = self.counts(view);
         for (kind, remembered, found) in baseline.fewer(&found, self.limits()) {
-            let Some(kind) = self.kind_named(&kind) else {
+            let kind = self.kind_named(&kind);
+            let Some(kind) = kind.filter(|_| self.is_on(Safeguard::Fewer)) else {
                 continue;
             };
             let lost = usize::try_from(remembered - found).unwrap_or(usize::MAX);
@@ -507,8 +530,9 @@ impl Safeguards {
 
     /// What forbids whatever takes something away, declared or not.
     fn nothing_goes(&self, state: &mut State) -> Option<Held> {
-        let why = Self::stopped(state).or_else(|| {
-            let other = state.other_history.as_ref()?;
+        let why = self.stopped(state).or_else(|| {
+            let orders = self.is_on(Safeguard::HistoryOrders);
+            let other = state.other_history.as_ref().filter(|_| orders)?;
             Some(format!("the store shows another history: {other}"))
         })?;
         Some(Self::refuse(state, why, AGAIN))
@@ -519,6 +543,7 @@ impl Safeguards {
         let mut holds = state.holds.values();
         let about = |hold: &&Hold| {
             !matches!(hold.guard, Guard::Budget | Guard::History)
+                && self.is_on(Safeguard::KindHeld)
                 && kinds
                     .iter()
                     .any(|known| name_of(&known.definition.group_plural()) == hold.kind)
@@ -533,7 +558,7 @@ impl Safeguards {
             }
             None => self.limits().grace,
         };
-        if left.is_zero() {
+        if left.is_zero() || !self.is_on(Safeguard::ColdStart) {
             return None;
         }
         let why = format!("this program began a moment ago: it takes nothing away for {left:?}");
@@ -543,6 +568,7 @@ impl Safeguards {
     fn domain(&self, key: &ObjectKey, view: &View) -> Arc<str> {
         let domain = self.setup.domain.as_ref();
         domain
+            .filter(|_| self.is_on(Safeguard::Domains))
             .and_then(|domain| domain(key, view))
             .unwrap_or_default()
             .into()
@@ -558,6 +584,9 @@ impl Safeguards {
         let now = self.environment.monotonic();
         let window = self.limits().window;
         let mut ticket = Ticket::default();
+        if !self.is_on(Safeguard::Budget) {
+            return Ok(ticket);
+        }
         for (account, objects) in victims {
             let asked = u32::try_from(objects.len()).unwrap_or(u32::MAX);
             let held = state.holds.values().find(|hold| {
@@ -632,8 +661,8 @@ impl Safeguards {
             && state.is_frozen()
             && ask.transaction.writes.iter().all(is_report);
         let stopped = match passes {
-            true => Self::unsure(&state),
-            false => Self::stopped(&state),
+            true => self.unsure(&state),
+            false => self.stopped(&state),
         };
         if let Some(why) = stopped {
             return Err(Self::refuse(&mut state, why, AGAIN));
@@ -683,7 +712,7 @@ impl Safeguards {
         };
         let metadata = &intent.value.metadata;
         let declared = metadata.deletion.as_ref().is_some_and(|it| it.declared);
-        if declared || state.ended.contains(&metadata.uid) {
+        if declared || state.ended.contains(&metadata.uid) || !self.is_on(Safeguard::Ends) {
             return Ok(());
         }
         let kind = own.key.kind();
@@ -769,7 +798,8 @@ impl Safeguards {
             let after = hold.since.duration_since(reset.since);
             let is_it = after.is_negative() || after.unsigned_abs() <= SAME_HOLD;
             // Once: the next hold of this id is another one.
-            if !is_it || !state.resets.insert((reset.id.clone(), reset.since)) {
+            let first = state.resets.insert((reset.id.clone(), reset.since));
+            if self.is_on(Safeguard::ResetOnce) && !(is_it && first) {
                 continue;
             }
             match hold.guard {
@@ -894,15 +924,21 @@ impl Safeguards {
     pub(super) fn recall_stored(&self, baseline: Baseline) {
         let mut state = self.state();
         if state.baseline.is_none() && state.began.is_none() {
-            recall(&mut state, baseline, self.environment.monotonic());
+            recall(
+                &mut state,
+                baseline,
+                self.environment.monotonic(),
+                &self.setup.switches,
+            );
         }
     }
 }
 
-fn recall(state: &mut State, baseline: Baseline, now: Duration) {
+fn recall(state: &mut State, baseline: Baseline, now: Duration, switches: &Switches) {
     state.link.clone_from(&baseline.link);
     state.store_id.clone_from(&baseline.store_id);
-    for (name, &count) in &baseline.spent {
+    let spent = switches.is_on(Safeguard::BudgetMemory);
+    for (name, &count) in baseline.spent.iter().filter(|_| spent) {
         let (kind, domain) = name.split_once('@').unwrap_or((name, ""));
         if let Some((plural, group)) = kind.split_once('.') {
             let account = (GroupPlural::new(group, plural), Arc::from(domain));

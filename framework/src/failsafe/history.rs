@@ -2,8 +2,10 @@
 
 use super::chain::{self, History, Link};
 use super::control::{self, freeze_key, parse_freeze};
-use super::guards::Safeguards;
+use super::guards::{Safeguards, State};
 use super::record::{Failsafe, FailsafeStatus, Guard};
+use super::switch::Safeguard;
+use crate::model::identity::{FORMAT_VERSION, Format, IdentityError};
 use crate::model::{ObjectKey, Reality, Resource as _, Tree};
 use crate::store::{Key, Record, Store, StoreError};
 
@@ -70,7 +72,7 @@ impl Safeguards {
         };
         let other_store = shown.store_id.as_ref().filter(|id| {
             let known = !known_store.is_empty();
-            known && **id != known_store
+            known && **id != known_store && self.is_on(Safeguard::IdentityMemory)
         });
         let history = match other_store {
             Some(found) => {
@@ -82,9 +84,19 @@ impl Safeguards {
                     way_out.unwrap_or_default()
                 ))
             }
-            None => chain::compare(remembered.as_ref(), &shown),
+            None => {
+                let safeguard = match &shown.asked {
+                    Some(_) => Safeguard::ChainOther,
+                    None => Safeguard::ChainMissing,
+                };
+                match chain::compare(remembered.as_ref(), &shown) {
+                    History::Other(_) if !self.is_on(safeguard) => History::Unknown,
+                    history => history,
+                }
+            }
         };
         let mut state = self.state();
+        self.heed(&mut state, shown.format.as_ref());
         match history {
             History::Other(why) => {
                 // Somebody may have accepted it meanwhile.
@@ -120,6 +132,30 @@ impl Safeguards {
             }
         }
         Ok(state.turns)
+    }
+
+    /// Takes note of what a program has to understand to work here. Without that record nothing
+    /// says that this one does not; one that it cannot read may say so.
+    fn heed(&self, state: &mut State, format: Option<&Result<Format, String>>) {
+        let too_new = match format {
+            _ if !self.is_on(Safeguard::Format) => None,
+            None => None,
+            Some(Ok(format)) if format.min_reader <= FORMAT_VERSION => None,
+            Some(Ok(format)) => {
+                let (needed, known) = (format.min_reader, FORMAT_VERSION);
+                Some(IdentityError::TooNew { needed, known }.to_string())
+            }
+            Some(Err(reason)) => Some(format!("the store's format is not readable: {reason}")),
+        };
+        if state.too_new == too_new {
+            return;
+        }
+        match &too_new {
+            Some(why) => tracing::error!("nothing is changed: {why}"),
+            None => tracing::warn!("the store's format is one that this program understands"),
+        }
+        state.too_new = too_new;
+        self.announce();
     }
 
     /// Takes note of a link that this program appended itself.

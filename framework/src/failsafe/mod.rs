@@ -31,6 +31,7 @@ mod limits;
 mod record;
 mod setup;
 mod step;
+mod switch;
 mod warden;
 
 pub use baseline::Baseline;
@@ -41,4 +42,8 @@ pub(crate) use guards::{Ask, Held, Safeguards};
 pub use limits::Limits;
 pub use record::{Failsafe, FailsafeSpec, FailsafeStatus, Guard, Hold, Recall, Reset};
 pub use setup::Failsafes;
+#[cfg(feature = "conformance")]
+pub use switch::Safeguard;
+#[cfg(not(feature = "conformance"))]
+pub(crate) use switch::Safeguard;
 pub(crate) use warden::Warden;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::guards::{Domain, Setup};
 use super::limits::Limits;
+use super::switch::Switches;
 use crate::cache::View;
 use crate::model::ObjectKey;
 
@@ -27,6 +28,7 @@ pub struct Failsafes {
     holder: Option<String>,
     file: Option<PathBuf>,
     keep_chain: bool,
+    switches: Switches,
 }
 
 impl fmt::Debug for Failsafes {
@@ -91,6 +93,14 @@ impl Failsafes {
         self
     }
 
+    /// Switches a safeguard off, for a test that proves what it is good for.
+    #[cfg(feature = "conformance")]
+    #[must_use]
+    pub fn without(mut self, safeguard: super::Safeguard) -> Self {
+        self.switches.off.insert(safeguard);
+        self
+    }
+
     pub(crate) fn into_setup(self, runtime: &str) -> Setup {
         Setup {
             limits: self.limits,
@@ -98,6 +108,7 @@ impl Failsafes {
             holder: self.holder.unwrap_or_else(|| runtime.to_owned()),
             file: self.file,
             keep_chain: self.keep_chain,
+            switches: self.switches,
         }
     }
 }

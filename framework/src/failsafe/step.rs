@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::limits::Limits;
+use super::switch::Safeguard;
 use crate::model::Uid;
 
 /// What became of an object's intent in a step.
@@ -123,6 +124,17 @@ pub(crate) enum Alarm {
     Vanished,
     Changed,
     WentBack,
+}
+
+impl Alarm {
+    /// What keeps it from doing harm.
+    pub(crate) fn safeguard(self) -> Safeguard {
+        match self {
+            Self::Vanished => Safeguard::Vanished,
+            Self::Changed => Safeguard::Changed,
+            Self::WentBack => Safeguard::WentBack,
+        }
+    }
 }
 
 impl Step {

@@ -13,6 +13,7 @@ use super::control::{self, EXPECTED_FOR, parse_freeze};
 use super::guards::Safeguards;
 use super::history::{parse, told_keys};
 use super::record::{Failsafe, FailsafeSpec, FailsafeStatus, Recall};
+use super::switch::Safeguard;
 use crate::cache::{Reader, SourceState};
 use crate::client::{Batch, Client, ClientError};
 use crate::model::identity::{Anchor, anchor_key};
@@ -167,6 +168,11 @@ impl Warden {
         let appended = async {
             let shown = chain::read(&*self.store, remembered.as_ref()).await?;
             let other = self.guards.state().other_history.is_some();
+            if !self.guards.is_on(Safeguard::HistoryLinks) {
+                return chain::append(&*self.store, environment, &shown, fence)
+                    .await
+                    .map(Some);
+            }
             if other
                 || matches!(
                     chain::compare(remembered.as_ref(), &shown),

@@ -1,6 +1,8 @@
 //! Failsafes through a real runtime and store: what is held when the records themselves are wrong.
 
+mod bites;
 mod budgets;
+mod format;
 mod frozen;
 mod restored;
 mod steps;

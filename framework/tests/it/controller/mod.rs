@@ -22,6 +22,7 @@ use platctrl_framework::controller::{
     Action, Context, Controller, ReconcileError, RunError, Runtime, RuntimeHandle,
 };
 use platctrl_framework::environment::Environment;
+use platctrl_framework::failsafe::{Failsafes, Safeguard};
 use platctrl_framework::model::{
     Metadata, Object, ObjectKey, Resource, Status, identity::initialise,
 };
@@ -102,7 +103,7 @@ impl World {
     }
 
     pub(crate) fn runtime(&self) -> Runtime {
-        Runtime::new(self.store(), self.environment.clone())
+        Runtime::new(self.store(), self.environment.clone()).failsafes(failsafes())
     }
 
     pub(crate) fn run(&self, runtime: Runtime) -> Running {
@@ -144,6 +145,19 @@ pub(crate) fn named(name: &str) -> Metadata {
 
 pub(crate) fn site_key(name: &str) -> ObjectKey {
     ObjectKey::namespaced("example.dev", "sites", "default", name).unwrap()
+}
+
+thread_local! {
+    /// A safeguard that the test on this thread has to do without.
+    static WITHOUT: std::cell::Cell<Option<Safeguard>> = const { std::cell::Cell::new(None) };
+}
+
+/// The failsafes that tests run with: all, unless one is to be proven.
+pub(crate) fn failsafes() -> Failsafes {
+    match WITHOUT.get() {
+        Some(safeguard) => Failsafes::new().without(safeguard),
+        None => Failsafes::new(),
+    }
 }
 
 /// Waits for a condition on virtual time.

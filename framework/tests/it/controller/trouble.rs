@@ -359,7 +359,7 @@ async fn a_store_that_is_away_for_an_hour_is_read_again_when_it_is_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_root_an_answer_without_its_anchor_is_no_empty_fleet() {
+pub(crate) async fn failsafe_root_an_answer_without_its_anchor_is_no_empty_fleet() {
     let world = World::new().await;
     world.site("a", 1).await;
     let gone = Arc::new(AtomicU32::new(0));
@@ -388,7 +388,7 @@ async fn failsafe_root_an_answer_without_its_anchor_is_no_empty_fleet() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_root_a_refused_read_at_the_start_is_no_empty_fleet() {
+pub(crate) async fn failsafe_root_a_refused_read_at_the_start_is_no_empty_fleet() {
     let world = World::new().await;
     world.site("a", 1).await;
     let faults = world.store.faults();
@@ -442,7 +442,7 @@ async fn a_source_that_fails_does_not_hold_another_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_root_another_store_or_an_older_one_is_not_taken_for_this() {
+pub(crate) async fn failsafe_root_another_store_or_an_older_one_is_not_taken_for_this() {
     let world = World::new().await;
     world.site("a", 1).await;
     let early = world.store.snapshot();

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use platctrl_framework::controller::Trigger;
-use platctrl_framework::failsafe::{Failsafes, expect_changes};
+use platctrl_framework::failsafe::expect_changes;
 
 use super::*;
 
@@ -77,7 +77,7 @@ async fn settled(count: u32) -> (World, Running, Whim) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_budget_removals_that_nobody_declared_are_held_beyond_twenty() {
+pub(super) async fn failsafe_budget_removals_that_nobody_declared_are_held_beyond_twenty() {
     let (world, running, whim) = settled(40).await;
     whim.have("a", 22);
     until("eighteen are ended", || async { pages(&world) == 22 }).await;
@@ -102,7 +102,7 @@ async fn failsafe_budget_removals_that_nobody_declared_are_held_beyond_twenty() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_budget_does_not_count_what_a_newer_spec_orders() {
+pub(super) async fn failsafe_budget_does_not_count_what_a_newer_spec_orders() {
     let (world, running, _) = settled(100).await;
     let mut site = world.client.get::<Site>(&site_key("a")).await.unwrap();
     site.spec.pages = 10;
@@ -112,7 +112,7 @@ async fn failsafe_budget_does_not_count_what_a_newer_spec_orders() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_budget_has_a_share_of_a_large_kind() {
+pub(super) async fn failsafe_budget_has_a_share_of_a_large_kind() {
     let (world, running, whim) = settled(110).await;
     whim.have("a", 88);
     until("twenty in a hundred are ended", || async {
@@ -128,7 +128,7 @@ async fn failsafe_budget_has_a_share_of_a_large_kind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_budget_lets_pass_what_somebody_said_to_expect() {
+pub(super) async fn failsafe_budget_lets_pass_what_somebody_said_to_expect() {
     let (world, running, whim) = settled(40).await;
     expect_changes(&world.store, &world.environment, "ann", 35)
         .await
@@ -140,7 +140,7 @@ async fn failsafe_budget_lets_pass_what_somebody_said_to_expect() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_budget_of_each_failure_domain_is_its_own() {
+pub(super) async fn failsafe_budget_of_each_failure_domain_is_its_own() {
     let world = World::new().await;
     for site in ["a", "b"] {
         world.site(site, 25).await;
@@ -150,7 +150,7 @@ async fn failsafe_budget_of_each_failure_domain_is_its_own() {
         key.name().split('-').next().map(str::to_owned)
     };
     let runtime = world.runtime().controller(keeper(&whim));
-    let running = world.run(runtime.failsafes(Failsafes::new().failure_domain(domain)));
+    let running = world.run(runtime.failsafes(failsafes().failure_domain(domain)));
     until("all pages are made", || async { pages(&world) == 50 }).await;
     minutes(30).await;
     whim.have("a", 5);
@@ -166,7 +166,7 @@ async fn failsafe_budget_of_each_failure_domain_is_its_own() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_budget_commits_that_fail_cost_nothing() {
+pub(super) async fn failsafe_budget_commits_that_fail_cost_nothing() {
     let (world, running, whim) = settled(25).await;
     let faults = world.store.faults();
     faults.next_commits(5, platctrl_framework::store::CommitFault::Unavailable);
@@ -177,7 +177,7 @@ async fn failsafe_budget_commits_that_fail_cost_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_cold_start_takes_nothing_away_for_a_while() {
+pub(super) async fn failsafe_cold_start_takes_nothing_away_for_a_while() {
     let (world, running, whim) = settled(6).await;
     running.crash().await;
     whim.have("a", 3);
@@ -194,7 +194,7 @@ async fn failsafe_cold_start_takes_nothing_away_for_a_while() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_cold_start_does_not_delay_what_a_person_orders() {
+pub(super) async fn failsafe_cold_start_does_not_delay_what_a_person_orders() {
     let (world, running, _) = settled(6).await;
     running.crash().await;
     let mut site = world.client.get::<Site>(&site_key("a")).await.unwrap();
@@ -207,14 +207,14 @@ async fn failsafe_cold_start_does_not_delay_what_a_person_orders() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_cold_start_finds_far_fewer_objects_than_there_were() {
+pub(super) async fn failsafe_cold_start_finds_far_fewer_objects_than_there_were() {
     for in_file in [true, false] {
         let world = World::new().await;
         world.site("a", 20).await;
         let dir = tempfile::tempdir().unwrap();
         let failsafes = match in_file {
-            true => Failsafes::new().remember_in(dir.path().join("memory.json")),
-            false => Failsafes::new().keep_chain(),
+            true => failsafes().remember_in(dir.path().join("memory.json")),
+            false => failsafes().keep_chain(),
         };
         let whim = Whim::default();
         let run = || {
@@ -252,6 +252,34 @@ async fn failsafe_cold_start_finds_far_fewer_objects_than_there_were() {
         world.reset().await;
         until("it is let go", || async { guards(&running).is_empty() }).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+pub(super) async fn failsafe_cold_start_counts_what_was_taken_away_before_it() {
+    let world = World::new().await;
+    world.site("a", 40).await;
+    let dir = tempfile::tempdir().unwrap();
+    let whim = Whim::default();
+    let run = || {
+        let runtime = world.runtime().controller(keeper(&whim));
+        let file = dir.path().join("memory.json");
+        world.run(runtime.failsafes(failsafes().remember_in(file)))
+    };
+    let running = run();
+    until("all pages are made", || async { pages(&world) == 40 }).await;
+    minutes(30).await;
+    whim.have("a", 22);
+    until("eighteen are ended", || async { pages(&world) == 22 }).await;
+    minutes(2).await;
+    running.crash().await;
+    let running = run();
+    minutes(1).await;
+    whim.have("a", 17);
+    until("five more are held", || async {
+        guards(&running) == [Guard::Budget]
+    })
+    .await;
+    assert_eq!(pages(&world), 22);
 }
 
 /// A page with a tombstone that a worker has to carry out.
@@ -313,7 +341,7 @@ async fn ended_of_thirty(declared: bool) -> (World, Running, Arc<Mutex<BTreeSet<
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_tombstones_in_bulk_that_nobody_declared_are_held_beyond_the_budget() {
+pub(super) async fn failsafe_tombstones_in_bulk_that_nobody_declared_are_held_beyond_the_budget() {
     let (world, running, ended) = ended_of_thirty(false).await;
     assert_eq!(ended.lock().unwrap().len(), 20);
     assert_eq!(guards(&running), [Guard::Budget]);
@@ -325,7 +353,7 @@ async fn failsafe_tombstones_in_bulk_that_nobody_declared_are_held_beyond_the_bu
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_tombstones_in_bulk_that_a_person_ordered_are_carried_out() {
+pub(super) async fn failsafe_tombstones_in_bulk_that_a_person_ordered_are_carried_out() {
     let (_world, running, ended) = ended_of_thirty(true).await;
     assert_eq!(ended.lock().unwrap().len(), 30);
     assert_eq!(guards(&running), []);

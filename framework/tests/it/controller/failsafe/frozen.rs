@@ -5,7 +5,7 @@ use platctrl_framework::failsafe::{freeze, thaw};
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn frozen_nothing_is_changed_until_it_is_thawed() {
+pub(super) async fn frozen_nothing_is_changed_until_it_is_thawed() {
     let world = World::new().await;
     world.site("a", 2).await;
     let running = world.run(world.runtime().controller(sites()).reap());

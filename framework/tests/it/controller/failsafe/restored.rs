@@ -55,7 +55,7 @@ impl Kept {
 #[tokio::test(start_paused = true)]
 async fn the_chain_grows_by_a_link_each_minute() {
     let it = Kept::new(1).await;
-    let _running = it.run(Failsafes::new().keep_chain());
+    let _running = it.run(failsafes().keep_chain());
     it.world.claimed(1).await;
     minutes(10).await;
     let links = it.world.count("x/chain/") - 1;
@@ -68,7 +68,7 @@ async fn of_two_programs_only_the_one_that_leads_appends_to_the_chain() {
     let world = World::new().await;
     let run = || {
         let runtime = world.runtime().controller(sites()).elect_leader("sites");
-        world.run(runtime.failsafes(Failsafes::new().keep_chain()))
+        world.run(runtime.failsafes(failsafes().keep_chain()))
     };
     let (_first, _second) = (run(), run());
     minutes(10).await;
@@ -77,9 +77,10 @@ async fn of_two_programs_only_the_one_that_leads_appends_to_the_chain() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_store_restored_with_older_revisions_takes_nothing_until_a_person_looked() {
+pub(super) async fn failsafe_store_restored_with_older_revisions_takes_nothing_until_a_person_looked()
+ {
     let it = Kept::new(3).await;
-    let running = it.run(Failsafes::new().keep_chain());
+    let running = it.run(failsafes().keep_chain());
     it.world.claimed(3).await;
     minutes(5).await;
     let backup = it.world.store.snapshot();
@@ -119,9 +120,9 @@ async fn failsafe_store_restored_with_older_revisions_takes_nothing_until_a_pers
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_store_restored_with_newer_revisions_is_found_by_its_chain() {
+pub(super) async fn failsafe_store_restored_with_newer_revisions_is_found_by_its_chain() {
     let it = Kept::new(3).await;
-    let running = it.run(Failsafes::new().keep_chain());
+    let running = it.run(failsafes().keep_chain());
     it.world.claimed(3).await;
     minutes(5).await;
     let backup = it.world.store.snapshot();
@@ -165,9 +166,10 @@ async fn failsafe_store_restored_with_newer_revisions_is_found_by_its_chain() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_store_restored_and_gone_on_without_this_program_is_found_by_another_link() {
+pub(super) async fn failsafe_store_restored_and_gone_on_without_this_program_is_found_by_another_link()
+ {
     let it = Kept::new(3).await;
-    let running = it.run(Failsafes::new().keep_chain());
+    let running = it.run(failsafes().keep_chain());
     it.world.claimed(3).await;
     minutes(5).await;
     let backup = it.world.store.snapshot();
@@ -197,9 +199,9 @@ async fn failsafe_store_restored_and_gone_on_without_this_program_is_found_by_an
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_store_older_without_a_chain_is_held_and_can_be_accepted() {
+pub(super) async fn failsafe_store_older_without_a_chain_is_held_and_can_be_accepted() {
     let it = Kept::new(3).await;
-    let running = it.run(Failsafes::new());
+    let running = it.run(failsafes());
     it.world.claimed(3).await;
     minutes(2).await;
     let backup = it.world.store.snapshot();
@@ -224,9 +226,9 @@ async fn failsafe_store_older_without_a_chain_is_held_and_can_be_accepted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_store_restored_carries_out_no_tombstone_until_a_person_looked() {
+pub(super) async fn failsafe_store_restored_carries_out_no_tombstone_until_a_person_looked() {
     let it = Kept::new(2).await;
-    let running = it.run(Failsafes::new().keep_chain());
+    let running = it.run(failsafes().keep_chain());
     it.world.claimed(2).await;
     minutes(5).await;
     let backup = it.world.store.snapshot();
@@ -254,9 +256,9 @@ async fn failsafe_store_restored_carries_out_no_tombstone_until_a_person_looked(
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_store_that_comes_back_right_ends_the_hold_by_itself() {
+pub(super) async fn failsafe_store_that_comes_back_right_ends_the_hold_by_itself() {
     let it = Kept::new(3).await;
-    let running = it.run(Failsafes::new().keep_chain());
+    let running = it.run(failsafes().keep_chain());
     it.world.claimed(3).await;
     minutes(5).await;
     let old = it.world.store.snapshot();
@@ -274,12 +276,13 @@ async fn failsafe_store_that_comes_back_right_ends_the_hold_by_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_store_restored_while_nobody_looked_stops_everything_until_a_person_did() {
+pub(super) async fn failsafe_store_restored_while_nobody_looked_stops_everything_until_a_person_did()
+ {
     let it = Kept::new(3).await;
     let dir = tempfile::tempdir().unwrap();
     let failsafes = || {
         let file = dir.path().join("memory.json");
-        Failsafes::new().keep_chain().remember_in(file)
+        failsafes().keep_chain().remember_in(file)
     };
     let running = it.run(failsafes());
     it.world.claimed(3).await;
@@ -311,9 +314,9 @@ async fn failsafe_store_restored_while_nobody_looked_stops_everything_until_a_pe
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_store_that_comes_back_empty_is_no_empty_fleet() {
+pub(super) async fn failsafe_store_that_comes_back_empty_is_no_empty_fleet() {
     let it = Kept::new(3).await;
-    let running = it.run(Failsafes::new().keep_chain());
+    let running = it.run(failsafes().keep_chain());
     it.world.claimed(3).await;
     minutes(5).await;
     let right = it.world.store.snapshot();
@@ -330,10 +333,11 @@ async fn failsafe_store_that_comes_back_empty_is_no_empty_fleet() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_store_another_one_under_the_same_address_is_refused_also_after_a_restart() {
+pub(super) async fn failsafe_store_another_one_under_the_same_address_is_refused_also_after_a_restart()
+ {
     let it = Kept::new(3).await;
     let dir = tempfile::tempdir().unwrap();
-    let failsafes = || Failsafes::new().remember_in(dir.path().join("memory.json"));
+    let failsafes = || failsafes().remember_in(dir.path().join("memory.json"));
     let running = it.run(failsafes());
     it.world.claimed(3).await;
     minutes(5).await;
@@ -353,12 +357,41 @@ async fn failsafe_store_another_one_under_the_same_address_is_refused_also_after
 }
 
 #[tokio::test(start_paused = true)]
+pub(super) async fn failsafe_store_that_is_a_clone_under_another_identity_is_refused_after_a_restart()
+ {
+    let it = Kept::new(3).await;
+    let dir = tempfile::tempdir().unwrap();
+    let failsafes = || failsafes().remember_in(dir.path().join("memory.json"));
+    let running = it.run(failsafes());
+    it.world.claimed(3).await;
+    minutes(5).await;
+    running.crash().await;
+    // Its chain goes on from the same links.
+    for key in ["x/anchor", "o/.anchor"] {
+        let key = Key::new(key).unwrap();
+        let anchor = it.world.store.peek(&key).unwrap();
+        let mut anchor: Value = serde_json::from_slice(&anchor.value).unwrap();
+        anchor["storeId"] = json!("a-clone");
+        it.world.put(&key, &anchor).await;
+    }
+    it.seen.lock().unwrap().clear();
+    let running = it.run(failsafes());
+    until("it is refused", || async {
+        guards(&running) == [Guard::History]
+    })
+    .await;
+    assert!(held(&running).holds[0].message.contains("a-clone"));
+    minutes(10).await;
+    assert!(it.seen.lock().unwrap().is_empty(), "nothing runs");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_memory_that_cannot_be_read_is_begun_anew() {
     let it = Kept::new(1).await;
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("memory.json");
     std::fs::write(&file, "{{{{").unwrap();
-    let _running = it.run(Failsafes::new().remember_in(&file));
+    let _running = it.run(failsafes().remember_in(&file));
     it.world.claimed(1).await;
     minutes(3).await;
     let kept: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();

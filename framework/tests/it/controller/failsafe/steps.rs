@@ -60,7 +60,7 @@ impl Watched {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_intent_all_vanish_in_one_revision() {
+pub(super) async fn failsafe_intent_all_vanish_in_one_revision() {
     let it = ten_sites().await;
     it.world.rewrite(10, Tree::Intent, |_| None).await;
     it.is_held(Guard::Vanished, 10).await;
@@ -78,7 +78,45 @@ async fn failsafe_intent_all_vanish_in_one_revision() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_intent_all_vanish_in_a_gap() {
+pub(super) async fn failsafe_reset_counts_once_and_for_the_hold_that_was_seen() {
+    let it = ten_sites().await;
+    it.world.rewrite(10, Tree::Intent, |_| None).await;
+    it.is_held(Guard::Vanished, 10).await;
+    it.world.reset().await;
+    until("they are taken for lost", || async {
+        it.absent.lock().unwrap().len() == 10
+    })
+    .await;
+    it.is_over().await;
+    // The reset still stands in the record when it happens again.
+    let object = it.world.client.get::<Failsafe>(&holder()).await.unwrap();
+    assert_eq!(object.spec.reset.len(), 1);
+    it.world
+        .rewrite(10, Tree::Reality, |mut reality| {
+            reality["status"]["phase"] = json!("Gone");
+            Some(reality)
+        })
+        .await;
+    minutes(5).await;
+    let mut back = Transaction::new();
+    for site in 0..10 {
+        let key = site_key(&format!("s{site:02}"));
+        back = back.delete(key.store_key(Tree::Reality));
+    }
+    it.world.store.commit(back).await.unwrap();
+    it.world.sites(10).await;
+    it.world.claimed(10).await;
+    minutes(1).await;
+    it.absent.lock().unwrap().clear();
+    it.world.rewrite(10, Tree::Intent, |_| None).await;
+    it.is_held(Guard::Vanished, 10).await;
+    minutes(10).await;
+    assert!(it.absent.lock().unwrap().is_empty());
+    assert_eq!(guards(&it.running), [Guard::Vanished]);
+}
+
+#[tokio::test(start_paused = true)]
+pub(super) async fn failsafe_intent_all_vanish_in_a_gap() {
     let it = ten_sites().await;
     let faults = it.world.store.faults();
     faults.hold_watches(platctrl_framework::store::Prefix::all());
@@ -92,7 +130,7 @@ async fn failsafe_intent_all_vanish_in_a_gap() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_root_all_vanish_with_their_reports() {
+pub(super) async fn failsafe_root_all_vanish_with_their_reports() {
     let it = ten_sites().await;
     let mut wipe = Transaction::new();
     for record in it.world.store.dump() {
@@ -112,7 +150,7 @@ async fn failsafe_root_all_vanish_with_their_reports() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_intent_few_lost_are_unexplained_and_nothing_is_held() {
+pub(super) async fn failsafe_intent_few_lost_are_unexplained_and_nothing_is_held() {
     let it = ten_sites().await;
     it.world.rewrite(4, Tree::Intent, |_| None).await;
     until("they are taken for lost", || async {
@@ -123,7 +161,7 @@ async fn failsafe_intent_few_lost_are_unexplained_and_nothing_is_held() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_intent_all_change_at_once() {
+pub(super) async fn failsafe_intent_all_change_at_once() {
     let it = ten_sites().await;
     let change = |mut intent: Value| {
         intent["spec"]["pages"] = json!(9);
@@ -149,7 +187,7 @@ async fn failsafe_intent_all_change_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_intent_all_become_unreadable() {
+pub(super) async fn failsafe_intent_all_become_unreadable() {
     let it = ten_sites().await;
     it.world
         .rewrite(10, Tree::Intent, |_| Some(json!("nothing")))
@@ -161,7 +199,7 @@ async fn failsafe_intent_all_become_unreadable() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_intent_all_go_back() {
+pub(super) async fn failsafe_intent_all_go_back() {
     let it = ten_sites().await;
     for site in 0..10 {
         let key = site_key(&format!("s{site:02}"));
@@ -187,7 +225,7 @@ async fn failsafe_intent_all_go_back() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_intent_all_change_by_order_is_no_alarm() {
+pub(super) async fn failsafe_intent_all_change_by_order_is_no_alarm() {
     let it = ten_sites().await;
     let mut batch = Batch::new();
     for site in 0..10 {
@@ -213,7 +251,7 @@ async fn failsafe_intent_all_change_by_order_is_no_alarm() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_intent_vanished_and_back_ends_the_hold_by_itself() {
+pub(super) async fn failsafe_intent_vanished_and_back_ends_the_hold_by_itself() {
     let it = ten_sites().await;
     let before: Vec<Value> = (0..10)
         .map(|site| it.world.intent(&format!("s{site:02}")))
@@ -229,7 +267,7 @@ async fn failsafe_intent_vanished_and_back_ends_the_hold_by_itself() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_intent_held_is_worked_on_again_once_it_is_ordered_anew() {
+pub(super) async fn failsafe_intent_held_is_worked_on_again_once_it_is_ordered_anew() {
     let it = ten_sites().await;
     let change = |mut intent: Value| {
         intent["spec"]["pages"] = json!(9);
@@ -255,7 +293,7 @@ async fn failsafe_intent_held_is_worked_on_again_once_it_is_ordered_anew() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_intent_vanish_that_somebody_said_to_expect() {
+pub(super) async fn failsafe_intent_vanish_that_somebody_said_to_expect() {
     let it = ten_sites().await;
     let (store, environment) = (&it.world.store, &it.world.environment);
     platctrl_framework::failsafe::expect_changes(store, environment, "ann", 10)
@@ -271,7 +309,7 @@ async fn failsafe_intent_vanish_that_somebody_said_to_expect() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_intent_adopt_writes_what_was_lost_again() {
+pub(super) async fn failsafe_intent_adopt_writes_what_was_lost_again() {
     let it = ten_sites().await;
     let before = it.world.intent("s00");
     it.world.rewrite(2, Tree::Intent, |_| None).await;
@@ -335,7 +373,7 @@ fn eager(trigger: &platctrl_framework::controller::Trigger) -> Controller<Site> 
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_reality_all_vanish_takes_nothing_away_until_it_is_reported_again() {
+pub(super) async fn failsafe_reality_all_vanish_takes_nothing_away_until_it_is_reported_again() {
     let world = World::new().await;
     world.site("a", 0).await;
     let report = |page: &Object<Page>| {
@@ -387,7 +425,8 @@ async fn failsafe_reality_all_vanish_takes_nothing_away_until_it_is_reported_aga
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_kind_held_holds_what_its_controllers_would_take_away_and_nothing_else() {
+pub(super) async fn failsafe_kind_held_holds_what_its_controllers_would_take_away_and_nothing_else()
+{
     let world = World::new().await;
     world.sites(6).await;
     for page in 0..3 {
