@@ -183,6 +183,7 @@ pub(crate) fn compose(facts: &Facts<'_>) -> Report {
             .collect(),
         restarts: states().map(|(_, state)| state.restarts).sum(),
         exits: record.exits.clone(),
+        restart_request: None,
         reason,
         message,
         node_name: facts.node.to_owned(),

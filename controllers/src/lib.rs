@@ -3,6 +3,7 @@
 //! A controller here is a pure function from a view to actions (`plan`) and a thin shell that
 //! reads the view, commits the actions and reports. They meet only in the store.
 
+pub mod ledger;
 pub mod placement;
 pub mod replication_controller;
 #[cfg(feature = "testing")]

@@ -7,22 +7,32 @@
 //! A field is added here when something obeys it, never before: what is not here is refused by
 //! name instead of being silently ignored.
 
+mod amount;
+mod disruption_budget;
 mod duration;
 mod node;
 mod pod;
 mod quantity;
 mod replication_controller;
+mod rolling_update;
 
+pub use amount::{Amount, InvalidAmount};
+pub use disruption_budget::{
+    DisruptionBudget, DisruptionBudgetSpec, DisruptionBudgetStatus, default_floor,
+};
 pub use duration::{InvalidDuration, Span};
 pub use node::{Node, NodeSpec, NodeStatus};
 pub use pod::{
     Exit, Health, HttpCheck, Launchable, LaunchableType, Pod, PodPhase, PodSpec, PodStatus, Port,
-    Resources, Restart, RestartPolicy, condition,
+    Resources, Restart, RestartPolicy, RestartRequest, condition,
 };
 pub use quantity::{Bytes, Cpu, InvalidQuantity};
 pub use replication_controller::{
     PodTemplate, ReplicationController, ReplicationControllerSpec, ReplicationControllerStatus,
     Strategy, TemplateMetadata,
+};
+pub use rolling_update::{
+    Gate, OnFailure, RollPhase, RollingUpdate, RollingUpdateSpec, RollingUpdateStatus, Step,
 };
 
 /// The API group of these kinds.

@@ -230,6 +230,9 @@ pub struct PodStatus {
     /// How programs last ended, newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exits: Vec<Exit>,
+    /// The agent asks whether it may restart the pod's programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_request: Option<RestartRequest>,
     /// One word in camel case: why the pod is in its phase.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
@@ -242,6 +245,18 @@ pub struct PodStatus {
     /// The address that the pod's ports are reached under.
     #[serde(default, rename = "hostIP", skip_serializing_if = "String::is_empty")]
     pub host_ip: String,
+}
+
+/// An agent asks whether it may restart a pod that runs and does not do its work. The pod is not
+/// ready by then. The answer is the pod's grant, which names the same `id`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RestartRequest {
+    /// Tells this request from others for the same pod.
+    pub id: String,
+    /// Why, for people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
 }
 
 /// How a program ended.

@@ -39,6 +39,9 @@ pub struct ReplicationControllerSpec {
     /// What becomes of the pods when this is deleted.
     #[serde(default)]
     pub deletion_policy: Propagation,
+    /// The rolling update that decides how many pods there are, while it does. Written by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed_by: Option<String>,
     /// What the pods are.
     pub template: PodTemplate,
 }

@@ -168,6 +168,7 @@ pub(crate) fn controller_spec(replicas: u32) -> ReplicationControllerSpec {
         strategy: Strategy::Static,
         max_per_node: 1,
         deletion_policy: Propagation::Orphan,
+        claimed_by: None,
         template: PodTemplate {
             metadata: TemplateMetadata::default(),
             spec,

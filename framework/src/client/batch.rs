@@ -557,6 +557,34 @@ impl Batch {
         Ok(())
     }
 
+    /// Writes a record beside an object: its grant or its ledger. `read_at` is the revision of
+    /// the record that it replaces, None where there was none; another one is a conflict.
+    ///
+    /// # Errors
+    /// `Invalid` when it is too large, or when `tree` holds intents or reports, which have rules
+    /// of their own.
+    pub fn put_beside(
+        &mut self,
+        key: &ObjectKey,
+        tree: Tree,
+        read_at: Option<crate::store::Revision>,
+        record: &impl serde::Serialize,
+    ) -> Result<()> {
+        if !matches!(tree, Tree::Grant | Tree::Ledger) {
+            let problem = "is written by the functions that are made for it";
+            return Err(ClientError::Invalid {
+                key: key.to_string(),
+                errors: vec![FieldError::new(tree.as_str(), problem)],
+            });
+        }
+        let record_key = key.store_key(tree);
+        self.require(match read_at {
+            Some(revision) => Compare::Revision(record_key, revision),
+            None => Compare::Absent(record_key),
+        });
+        self.put(key, tree, record)
+    }
+
     /// Says that all that was done for the object is undone: phase `Gone`.
     ///
     /// # Errors
