@@ -41,8 +41,8 @@ impl StoreFlags {
     }
 
     /// Whether or not it can be reached now.
-    pub(crate) fn open_later(&self) -> Result<Arc<dyn Store>> {
-        self.url()?.open_later(&self.access)
+    pub(crate) fn open_later(&self, environment: &Environment) -> Result<Arc<dyn Store>> {
+        self.url()?.open_later(&self.access, environment)
     }
 
     pub(crate) async fn open(&self, environment: &Environment) -> Result<Arc<dyn Store>> {
@@ -223,15 +223,24 @@ impl StoreUrl {
     }
 
     /// Opens a store that many processes use, whether or not it can be reached now.
-    pub(crate) fn open_later(&self, access: &StoreAccess) -> Result<Arc<dyn Store>> {
+    pub(crate) fn open_later(
+        &self,
+        access: &StoreAccess,
+        environment: &Environment,
+    ) -> Result<Arc<dyn Store>> {
         match self {
-            Self::Embedded(_) | Self::Consul(_) => Err(Failure::new(
+            Self::Embedded(_) => Err(Failure::new(
                 Code::Unreachable,
                 format!("{self} can only be opened while it answers"),
             )),
             Self::Etcd(location) => {
                 let store = EtcdStore::open(location.clone(), access.etcd()?);
                 Ok(Arc::new(store.map_err(|error| etcd_failure(&error))?))
+            }
+            Self::Consul(address) => {
+                let environment = environment.clone();
+                let store = ConsulStore::open_later(address, access.consul(), environment);
+                Ok(Arc::new(store.map_err(|error| consul_failure(&error))?))
             }
         }
     }

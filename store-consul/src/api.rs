@@ -137,6 +137,13 @@ impl Api {
         let body = wire::encode(ops).map_err(|error| StoreError::Invalid {
             reason: error.to_string(),
         })?;
+        if body.len() > wire::MAX_BODY {
+            return Err(StoreError::TooLarge {
+                what: format!("{what} as a request to {}, packed, in bytes", self.name()),
+                size: body.len(),
+                limit: wire::MAX_BODY,
+            });
+        }
         let query = if write {
             ""
         } else {

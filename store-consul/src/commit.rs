@@ -11,6 +11,7 @@ use platctrl_framework::store::{Compare, Key, LeaseId, Revision, StoreError, Tra
 
 use crate::layout::{CLOCK, MANY, Scope, bucket_key, is_own, lease_key};
 use crate::leases::Known;
+use crate::pack::PACKED;
 use crate::shared::{ATTEMPTS, Claim, LIMITS, Shared, Wanted, locked};
 use crate::wire::{MAX_OPS, Op, OpError, Pair, Txn};
 
@@ -193,6 +194,7 @@ impl Shared {
     pub(crate) async fn commit(&self, transaction: &Transaction) -> Result<Revision, StoreError> {
         LIMITS.check(transaction)?;
         refuse_own(transaction)?;
+        self.know_anchor().await?;
         for _ in 0..ATTEMPTS {
             match self.attempt(transaction).await? {
                 Some(revision) => return Ok(revision),
@@ -484,7 +486,7 @@ impl Shared {
 
     /// Flags of a put: its lease below, above it what makes each put a change.
     fn flags(&self, lease: Option<LeaseId>) -> u64 {
-        (self.environment.random_u64() << 32) | lease.map_or(0, |lease| lease.0)
+        (self.environment.random_u64() << 32) & !PACKED | lease.map_or(0, |lease| lease.0)
     }
 }
 

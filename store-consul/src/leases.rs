@@ -140,6 +140,7 @@ impl Shared {
             let reason = format!("a lease of {ttl:?}: Consul's sessions last {LONGEST:?} at most");
             return Err(StoreError::Invalid { reason });
         }
+        self.know_anchor().await?;
         let session = self.api.create_session(ttl).await?;
         let content = Content {
             session: session.clone(),

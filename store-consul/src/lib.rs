@@ -34,6 +34,7 @@ mod http;
 mod layout;
 mod leases;
 mod options;
+mod pack;
 mod probe;
 mod read;
 mod shared;
@@ -79,6 +80,28 @@ impl ConsulStore {
         options: Options,
         environment: Environment,
     ) -> std::result::Result<Self, OpenError> {
+        let store = Self::open_later(address, options, environment)?;
+        store
+            .shared
+            .refresh_anchor()
+            .await
+            .map_err(|source| OpenError::Store {
+                address: address.clone(),
+                source,
+            })?;
+        Ok(store)
+    }
+
+    /// Makes a store without asking Consul, which may be away: its calls fail until somebody
+    /// answers, and the first that is answered reads the anchor.
+    ///
+    /// # Errors
+    /// `Options` when an option, or a file that it names, is wrong.
+    pub fn open_later(
+        address: &Address,
+        options: Options,
+        environment: Environment,
+    ) -> std::result::Result<Self, OpenError> {
         let endpoint = |reason: String| OpenError::Options {
             address: address.clone(),
             reason,
@@ -110,16 +133,8 @@ impl ConsulStore {
             options.timeout,
         )
         .map_err(endpoint)?;
-        let shared = Arc::new(Shared::new(api, environment, options));
-        shared
-            .refresh_anchor()
-            .await
-            .map_err(|source| OpenError::Store {
-                address: address.clone(),
-                source,
-            })?;
         Ok(Self {
-            shared,
+            shared: Arc::new(Shared::new(api, environment, options)),
             address: address.clone(),
         })
     }

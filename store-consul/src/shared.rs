@@ -25,14 +25,14 @@ pub(crate) const ATTEMPTS: usize = 12;
 
 /// What one transaction takes. Of Consul's 64 operations each write needs up to three (itself,
 /// its scope's generation, its scope's list of deleted names), each compare one, and five are for
-/// the clock, the anchor, the bucket of all, and a lease. Of 512 KiB, which base64 makes a third
-/// less, the keys and the small records take a share.
+/// the clock, the anchor, the bucket of all, and a lease. Consul's 512 KiB, which base64 makes a
+/// third less, hold the bytes promised here because values are packed where need be (`pack`).
 pub(crate) const LIMITS: Limits = Limits {
     max_writes: 16,
     max_compares: 26,
     max_operations: 26,
-    max_transaction_bytes: 320 * 1024,
-    max_value_bytes: 320 * 1024,
+    max_transaction_bytes: 400 * 1024,
+    max_value_bytes: 384 * 1024,
 };
 
 #[derive(Debug)]
@@ -54,6 +54,8 @@ pub(crate) struct Shared {
 /// The anchor as last seen.
 #[derive(Clone, Debug, Default)]
 struct Seen {
+    /// Whether it was looked for at all.
+    known: bool,
     /// Zero: there was none.
     index: u64,
     epoch: u16,
@@ -254,12 +256,24 @@ impl Shared {
             );
             return Err(self.api.unavailable("reading the anchor", &reason));
         }
-        *seen = Seen::default();
+        *seen = Seen {
+            known: true,
+            ..Seen::default()
+        };
         Ok(())
+    }
+
+    /// Looks at the anchor, unless somebody did: a store may be opened before it can be reached.
+    pub(crate) async fn know_anchor(&self) -> Result<(), StoreError> {
+        if locked(&self.anchor).known {
+            return Ok(());
+        }
+        self.refresh_anchor().await
     }
 
     fn adopt(&self, pair: &Pair) -> Result<(), StoreError> {
         let mut seen = locked(&self.anchor);
+        seen.known = true;
         if seen.index == pair.modified {
             return Ok(());
         }
@@ -276,6 +290,7 @@ impl Shared {
             return Err(self.api.unavailable("reading the anchor", &reason));
         }
         *seen = Seen {
+            known: true,
             index: pair.modified,
             epoch,
             store: store.or(seen.store.take()),
@@ -288,6 +303,7 @@ impl Shared {
     /// # Errors
     /// `Denied` when the credential may not read some of it; `Unavailable`.
     pub(crate) async fn view(&self, wanted: &Wanted) -> Result<View, StoreError> {
+        self.know_anchor().await?;
         let mut plan = Plan::of(self, wanted);
         for _ in 0..ATTEMPTS {
             let ops = plan.ops(self, wanted);

@@ -69,7 +69,15 @@ impl Tls {
         if let Some(current) = current.as_ref().filter(|current| current.stamps == stamps) {
             return Ok(Arc::clone(&current.config));
         }
-        let config = Arc::new(build(&self.options)?);
+        let config = match (build(&self.options), current.as_ref()) {
+            (Ok(config), _) => Arc::new(config),
+            // Half of a change: what was good goes on until the rest of it is there.
+            (Err(error), Some(before)) => {
+                tracing::warn!(%error, "changed files of TLS are not used");
+                return Ok(Arc::clone(&before.config));
+            }
+            (Err(error), None) => return Err(error),
+        };
         *current = Some(Current {
             stamps,
             config: Arc::clone(&config),

@@ -6,8 +6,12 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, Serializer};
 use std::borrow::Cow;
 
+use crate::pack::{PACKED, pack, unpack};
+
 /// The most operations that Consul takes in one transaction.
 pub(crate) const MAX_OPS: usize = 64;
+/// The largest body of a transaction that Consul takes (`limits.txn_max_req_len`).
+pub(crate) const MAX_BODY: usize = 512 * 1024;
 
 /// What an operation does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -124,6 +128,17 @@ impl Op {
         Self::new(Verb::Delete, key)
     }
 
+    /// The same with its value packed, where that makes it shorter.
+    fn packed(&self) -> Self {
+        let value = self.value.as_ref().and_then(pack);
+        let flags = self.flags | value.as_ref().map_or(0, |_| PACKED);
+        Self {
+            flags,
+            value: value.or_else(|| self.value.clone()),
+            ..self.clone()
+        }
+    }
+
     pub(crate) fn verb(&self) -> Verb {
         self.verb
     }
@@ -139,8 +154,17 @@ struct Envelope<'a> {
     kv: &'a Op,
 }
 
-/// The body of a transaction.
+/// The body of a transaction, with its values packed if Consul would not take it otherwise.
 pub(crate) fn encode(ops: &[Op]) -> Result<Bytes, serde_json::Error> {
+    let body = encode_plain(ops)?;
+    if body.len() <= MAX_BODY {
+        return Ok(body);
+    }
+    let packed: Vec<Op> = ops.iter().map(Op::packed).collect();
+    encode_plain(&packed)
+}
+
+fn encode_plain(ops: &[Op]) -> Result<Bytes, serde_json::Error> {
     let envelopes: Vec<Envelope<'_>> = ops.iter().map(|kv| Envelope { kv }).collect();
     serde_json::to_vec(&envelopes).map(Bytes::from)
 }
@@ -226,7 +250,7 @@ fn pair(raw: RawPair<'_>, root: &str) -> Result<Pair, String> {
     };
     Ok(Pair {
         key,
-        value,
+        value: unpack(value, raw.flags),
         flags: raw.flags,
         created: raw.create_index,
         modified: raw.modify_index,
@@ -271,6 +295,19 @@ mod tests {
             text,
             r#"[{"KV":{"Verb":"cas","Key":"r/a","Value":"/w==","Flags":7,"Index":0}},{"KV":{"Verb":"check-session","Key":"r/b","Session":"s-1"}},{"KV":{"Verb":"set","Key":"r/c","Value":""}}]"#
         );
+    }
+
+    #[test]
+    fn values_are_packed_only_where_the_body_would_be_too_large() {
+        let op = |size: usize| Op::set("r/a".to_owned(), vec![b'x'; size].into(), 7);
+        let flags = |body: &Bytes| {
+            let body: serde_json::Value = serde_json::from_slice(body).unwrap();
+            body[0]["KV"]["Flags"].as_u64().unwrap()
+        };
+        let fits = encode(&[op(390_000)]).unwrap();
+        assert_eq!((flags(&fits), fits.len() > 500_000), (7, true));
+        let packed = encode(&[op(394_000)]).unwrap();
+        assert_eq!((flags(&packed), packed.len() < 10_000), (PACKED | 7, true));
     }
 
     #[test]

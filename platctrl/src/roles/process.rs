@@ -157,7 +157,7 @@ async fn agent_store(
             output::note(format_args!(
                 "warning: {failure}; the pods of this machine are kept running meanwhile"
             ));
-            Ok(Arc::new(RootedStore::new(flags.open_later()?)))
+            Ok(Arc::new(RootedStore::new(flags.open_later(environment)?)))
         }
         opened => opened,
     }

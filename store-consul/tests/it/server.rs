@@ -93,7 +93,7 @@ impl Drop for Server {
 
 /// Starts a process that dies with this one: from a thread that lasts as long as this process,
 /// because the signal comes when the thread that started it ends.
-fn spawn(command: Command) -> Child {
+pub(crate) fn spawn(command: Command) -> Child {
     type Job = (Command, mpsc::Sender<std::io::Result<Child>>);
     static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
@@ -172,6 +172,17 @@ impl Server {
         path: &str,
         body: &str,
     ) -> std::io::Result<(u16, String)> {
+        let (status, body) = self.ask_bytes(token, method, path, body)?;
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    }
+
+    pub(crate) fn ask_bytes(
+        &self,
+        token: &str,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> std::io::Result<(u16, Vec<u8>)> {
         let address = format!("{}:8500", self.address).parse().unwrap();
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -187,10 +198,11 @@ impl Server {
         )?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
-        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let head = answer.windows(4).position(|four| four == b"\r\n\r\n");
+        let body = head.map_or(Vec::new(), |head| answer.split_off(head + 4));
+        let answer = String::from_utf8_lossy(&answer);
         let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
-        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        Ok((status.unwrap_or(0), body.to_owned()))
+        Ok((status.unwrap_or(0), body))
     }
 
     /// Asks for what must be granted.
@@ -294,10 +306,14 @@ impl Cluster {
 
     /// Starts a client agent, which keeps no data and forwards to the servers.
     pub(crate) fn start_agent(&self) -> Server {
+        self.start_agent_at(address(), Vec::new())
+    }
+
+    /// Starts a client agent at an address, within a command.
+    pub(crate) fn start_agent_at(&self, address: String, within: Vec<String>) -> Server {
         let name = format!("agent-{:08x}", random() as u32);
         let own = self.dir.path().join(&name);
         std::fs::create_dir(&own).unwrap();
-        let address = address();
         let all: Vec<&str> = self
             .servers
             .iter()
@@ -308,7 +324,7 @@ impl Cluster {
             "retry_interval": "1s",
         });
         common(&mut config, self.plan, &name, &address, &own);
-        let mut agent = server(name, address, own, Vec::new(), &config);
+        let mut agent = server(name, address, own, within, &config);
         agent.start();
         wait_until(Duration::from_secs(30), "the agent answers", || {
             agent.takes_writes()
