@@ -3,6 +3,7 @@
 //! [`main`] is the whole program. `platctrl up` runs everything in one process on one machine;
 //! every other verb is a client of the API that it serves.
 
+mod access;
 mod api;
 mod cli;
 mod error;
@@ -14,6 +15,7 @@ mod place;
 mod roles;
 pub mod server;
 mod store;
+mod tls;
 mod up;
 
 use std::process::ExitCode;

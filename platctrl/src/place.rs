@@ -52,6 +52,19 @@ pub(crate) fn socket(data_dir: &Path) -> PathBuf {
     data_dir.join("platctrl.sock")
 }
 
+/// Where the authority is, in a data directory.
+pub(crate) const TLS: &str = "tls";
+
+/// Where the first token is, in a data directory.
+pub(crate) fn token(data_dir: &Path) -> PathBuf {
+    data_dir.join("token")
+}
+
+/// Where the server of a data directory says at which URL it answers, while it does.
+pub(crate) fn listens(data_dir: &Path) -> PathBuf {
+    data_dir.join("listens")
+}
+
 /// The embedded store of a data directory.
 pub(crate) fn store(data_dir: &Path) -> PathBuf {
     data_dir.join("store")
@@ -176,15 +189,16 @@ impl Lock {
     }
 }
 
-/// Finds the server that a client talks to.
+/// Finds the socket of the server that a client talks to.
 pub(crate) fn server(given: Option<&str>, dir: Option<&Path>) -> Result<PathBuf> {
     if let Some(server) = given {
         return match server.strip_prefix("unix:") {
             Some(path) if !path.is_empty() => Ok(path.into()),
-            _ => Err(Failure::usage(format!(
-                "the server `{server}` cannot be reached by this build"
-            ))
-            .hint("write unix: and the path of a socket, as unix:/var/lib/platctrl/platctrl.sock")),
+            _ => Err(
+                Failure::usage(format!("the server `{server}` cannot be reached")).hint(
+                    "write unix:PATH, as unix:/var/lib/platctrl/platctrl.sock, or https://HOST:PORT",
+                ),
+            ),
         };
     }
     if let Some(dir) = dir {

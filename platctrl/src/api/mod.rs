@@ -1,28 +1,29 @@
-//! A small client of the API: one request per connection, over the unix socket of a server.
+//! A small client of the API: one request per connection, over a server's unix socket or TLS.
 //!
 //! Errors of the server (`Status`) become a [`Failure`] with the exit code of their kind.
 
 mod kinds;
 mod path;
+mod transport;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt as _};
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use serde_json::Value;
-use tokio::net::UnixStream;
 use tokio_util::io::StreamReader;
 
 pub(crate) use kinds::{Catalog, Target};
-pub(crate) use path::{Collection, Query};
+pub(crate) use path::{Collection, Query, segment};
+pub(crate) use transport::{Remote, Token, Transport};
 
 use crate::error::{Code, Failure, Result};
 use crate::output;
@@ -48,12 +49,6 @@ fn whole(bytes: Vec<u8>) -> Body {
         .boxed()
 }
 
-/// How a server is reached.
-#[derive(Clone, Debug)]
-enum Transport {
-    Unix(PathBuf),
-}
-
 /// A server's API.
 #[derive(Clone, Debug)]
 pub(crate) struct Api {
@@ -76,24 +71,37 @@ impl Api {
         }
     }
 
-    /// Where it is.
-    pub(crate) fn socket(&self) -> &Path {
-        let Transport::Unix(path) = &self.transport;
-        path
+    /// The API of a server on the network. Nothing is asked of it yet.
+    pub(crate) fn remote(remote: Remote) -> Self {
+        Self {
+            transport: Transport::Tls(remote),
+        }
     }
 
-    async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>> {
-        let Transport::Unix(path) = &self.transport;
-        let connect = || {
-            let stream = crate::server::connect(path)?;
-            stream.set_nonblocking(true)?;
-            UnixStream::from_std(stream)
-        };
-        let stream = connect().map_err(|error| unreachable(path, &error))?;
+    /// Where it is.
+    pub(crate) fn place(&self) -> &Transport {
+        &self.transport
+    }
+
+    async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>> {
+        if let Transport::Tls(remote) = &self.transport {
+            let headers = request.headers_mut();
+            let host = remote.url.trim_start_matches("https://");
+            if let Ok(host) = HeaderValue::from_str(host) {
+                headers.insert(header::HOST, host);
+            }
+            if let Some(token) = &remote.token {
+                let mut shown = HeaderValue::from_str(&format!("Bearer {}", token.reveal()))
+                    .map_err(|_| Failure::usage("the token holds what no token can"))?;
+                shown.set_sensitive(true);
+                headers.insert(header::AUTHORIZATION, shown);
+            }
+        }
+        let stream = self.transport.connect().await?;
         let broken = |error: hyper::Error| {
             Failure::new(
                 Code::Unreachable,
-                format!("{} broke off: {}", path.display(), chain(&error)),
+                format!("{} broke off: {}", self.transport, chain(&error)),
             )
             .hint("see what platctrl says where it runs; whether a change was made is not known")
         };
@@ -109,7 +117,7 @@ impl Api {
                 Code::Timeout,
                 format!(
                     "{} did not answer within {} s",
-                    path.display(),
+                    self.transport,
                     ANSWER.as_secs()
                 ),
             )),
@@ -263,28 +271,6 @@ fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-fn unreachable(path: &Path, error: &io::Error) -> Failure {
-    let start =
-        "start it with `platctrl up`, or say where it is with --data-dir DIR or --server unix:PATH";
-    match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Failure::new(
-            Code::Unreachable,
-            format!("no platctrl runs at {}", path.display()),
-        )
-        .hint(start),
-        io::ErrorKind::PermissionDenied => Failure::new(
-            Code::Denied,
-            format!("{} is not yours to use", path.display()),
-        )
-        .hint("be the user that runs `platctrl up`: for root's, use sudo"),
-        _ => Failure::new(
-            Code::Unreachable,
-            format!("cannot reach {}: {error}", path.display()),
-        )
-        .hint(start),
-    }
 }
 
 async fn read(body: Incoming) -> Result<Bytes> {

@@ -15,6 +15,13 @@ fn escape(url: &mut String, text: &str) {
     }
 }
 
+/// A name as a part of a path.
+pub(crate) fn segment(name: &str) -> String {
+    let mut text = String::new();
+    escape(&mut text, name);
+    text
+}
+
 /// The objects of one kind, in one namespace or in all.
 #[derive(Clone, Debug)]
 pub(crate) struct Collection {

@@ -2,6 +2,7 @@
 //!
 //! Nothing runs before the arguments are understood, so that help is there at once.
 
+mod access;
 pub(crate) mod apply;
 mod change;
 mod delete;
@@ -24,7 +25,7 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::api::{Api, Catalog};
+use crate::api::{Api, Catalog, Remote, Token};
 use crate::error::{Failure, Result};
 use crate::{output, place, roles, up};
 
@@ -55,9 +56,15 @@ struct Cli {
 /// Where the server is.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ServerFlags {
-    /// The server to talk to: unix:PATH [default: the `up` of this machine]
+    /// The server to talk to: unix:PATH or https://HOST:PORT [default: the `up` of this machine]
     #[arg(long, global = true, env = "PLATCTRL_SERVER", value_name = "URL")]
     server: Option<String>,
+    /// The certificate of the authority of an https server [default: tls/ca.crt in the data directory]
+    #[arg(long, global = true, env = "PLATCTRL_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// The file of the token for an https server [default: PLATCTRL_TOKEN, else token in the data directory]
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// The directory that everything is kept in
     #[arg(long, global = true, env = place::DATA_DIR, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -112,6 +119,14 @@ enum Verb {
     Freeze(failsafe::FreezeArgs),
     /// End a freeze
     Thaw(failsafe::FreezeArgs),
+    /// Make and take the tokens that let people and programs in over the network
+    #[command(subcommand)]
+    Token(access::TokenVerb),
+    /// Make the authority that signs for servers
+    #[command(subcommand)]
+    Ca(access::CaVerb),
+    /// Print what kubectl needs to talk to this server
+    Kubeconfig(access::KubeconfigArgs),
     /// Make, look at, save and move the store
     Store(store::StoreArgs),
     /// Make and check artifacts
@@ -139,6 +154,33 @@ pub(crate) fn takes(arguments: &[String]) -> std::result::Result<(), String> {
     }
 }
 
+fn is_remote(server: &str) -> bool {
+    server.starts_with("https:")
+}
+
+impl ServerFlags {
+    /// A server on the network with the authority and token that were given, else those of the
+    /// data directory.
+    fn remote_at(&self, url: &str, data_dir: &Path) -> Result<Remote> {
+        let ca = self
+            .ca
+            .clone()
+            .unwrap_or_else(|| data_dir.join(place::TLS).join(crate::tls::CA));
+        let read = |path: &Path| std::fs::read_to_string(path).map(|text| Token::new(&text));
+        let token = match (&self.token_file, std::env::var("PLATCTRL_TOKEN")) {
+            (Some(path), _) => Some(read(path).map_err(|error| {
+                Failure::usage(format!(
+                    "cannot read the token in {}: {error}",
+                    path.display()
+                ))
+            })?),
+            (None, Ok(text)) if !text.trim().is_empty() => Some(Token::new(&text)),
+            _ => read(&place::token(data_dir)).ok(),
+        };
+        Remote::new(url, ca, token)
+    }
+}
+
 /// What every verb knows.
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
@@ -148,6 +190,11 @@ pub(crate) struct Setting {
 
 impl Setting {
     pub(crate) fn api(&self) -> Result<Api> {
+        if self.given_server().is_some_and(is_remote)
+            && let Some(remote) = self.remote()?
+        {
+            return Ok(Api::remote(remote));
+        }
         let socket = place::server(self.flags.server.as_deref(), self.flags.data_dir.as_deref())?;
         Ok(Api::unix(socket))
     }
@@ -160,6 +207,31 @@ impl Setting {
         }
         let catalog = Catalog::load(&api).await?;
         Ok((api, catalog))
+    }
+
+    /// The server on the network: the one that was named, else where this machine's listens, if
+    /// it does.
+    pub(crate) fn remote(&self) -> Result<Option<Remote>> {
+        let data_dir = self.data_dir()?;
+        let url = match self.given_server() {
+            Some(given) if is_remote(given) => given.to_owned(),
+            Some(_) => return Ok(None),
+            None => {
+                let here = match (self.given_data_dir(), place::Pointer::read()) {
+                    (None, Some(pointer)) => pointer.data_dir,
+                    _ => data_dir.clone(),
+                };
+                let flags = ServerFlags {
+                    data_dir: Some(here.clone()),
+                    ..self.flags.clone()
+                };
+                match std::fs::read_to_string(place::listens(&here)) {
+                    Ok(url) => return flags.remote_at(url.trim(), &here).map(Some),
+                    Err(_) => return Ok(None),
+                }
+            }
+        };
+        self.flags.remote_at(&url, &data_dir).map(Some)
     }
 
     pub(crate) fn given_server(&self) -> Option<&str> {
@@ -218,6 +290,9 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Failsafe(verb) => client(failsafe::run(&verb, setting)),
         Verb::Freeze(args) => client(failsafe::freeze(&args, setting)),
         Verb::Thaw(args) => client(failsafe::thaw(&args, setting)),
+        Verb::Token(verb) => client(access::token(&verb, setting)),
+        Verb::Ca(verb) => access::ca(&verb, setting),
+        Verb::Kubeconfig(args) => access::kubeconfig(&args, setting),
         Verb::Store(args) => client(store::run(&args, setting)),
         Verb::Hoist(verb) => hoist::run(&verb),
         Verb::Launch(args) => local::run(&args, setting),
@@ -290,10 +365,7 @@ async fn version(setting: &Setting) -> Result<()> {
             .unwrap_or("of an unknown version")
             .trim_start_matches('v'),
     );
-    output::print(format_args!(
-        "server {version} at {}\n",
-        api.socket().display()
-    ))
+    output::print(format_args!("server {version} at {}\n", api.place()))
 }
 
 /// An event as a line of a description's table.

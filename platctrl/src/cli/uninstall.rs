@@ -17,12 +17,13 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// What the parts of platctrl keep in a data directory, beside what the agent removes itself.
-const KEPT: [&str; 9] = [
+const KEPT: [&str; 10] = [
     "store",
     "artifacts",
     "backup.partial",
     "tls",
     "token",
+    "listens",
     "platctrl.sock",
     "platctrl.lock",
     "up.json",

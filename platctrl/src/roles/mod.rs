@@ -4,6 +4,7 @@
 //! The parts meet only in the store. [`up`](crate::up) has all of them in one process.
 
 pub(crate) mod admission;
+pub(crate) mod listen;
 mod process;
 
 use std::path::Path;
@@ -23,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Result};
 use crate::place;
-use crate::server::{self, Server, ServerConfig};
+use crate::server::{self, Network, Server, ServerConfig};
+use listen::Listening;
 
 pub(crate) use process::{AgentArgs, ControllersArgs, ServerArgs, agent, controllers, server};
 
@@ -104,10 +106,23 @@ impl Parts {
         Ok(handle)
     }
 
-    /// Starts to serve the API on the socket of a data directory.
-    pub(crate) fn server(&mut self, data_dir: &Path, config: ServerConfig) -> Result<()> {
+    /// Starts to serve the API on the socket of a data directory, and on the network.
+    pub(crate) fn server(
+        &mut self,
+        data_dir: &Path,
+        config: ServerConfig,
+        network: Option<(Network, Listening)>,
+    ) -> Result<()> {
         let listener = server::bind(&place::socket(data_dir)).map_err(Failure::failed)?;
         let (server, stop) = (Server::new(config), self.stop.clone());
+        if let Some((network, listening)) = network {
+            let (server, stop) = (server.clone(), stop.clone());
+            self.run("API server on the network", async move {
+                let served = server.serve_network(network, stop.cancelled_owned()).await;
+                drop(listening);
+                served
+            });
+        }
         self.run("API server", async move {
             server.serve(listener, stop.cancelled_owned()).await
         });

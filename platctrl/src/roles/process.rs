@@ -9,6 +9,7 @@ use platctrl_framework::model::identity::{self, AnchorState, IdentityError};
 use platctrl_framework::root::RootedStore;
 use platctrl_framework::store::Store;
 
+use super::listen::{ListenFlags, Missing};
 use super::{Parts, Signals, admission, kinds};
 use crate::cli::Setting;
 use crate::error::{Code, Failure, Result};
@@ -20,6 +21,8 @@ use crate::{output, place};
 pub(crate) struct ServerArgs {
     #[command(flatten)]
     store: StoreFlags,
+    #[command(flatten)]
+    listen: ListenFlags,
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -105,10 +108,13 @@ pub(crate) async fn server(args: &ServerArgs, setting: &Setting) -> Result<()> {
     let store = open(&args.store, &environment).await?;
     admission::register(&*store, &kinds()).await?;
     let data_dir = data_dir(setting)?;
+    let listen = &args.listen;
+    let network = listen.open(&data_dir, &store, &environment, Missing::Refuse);
+    let network = network.await?;
     let mut parts = Parts::new();
     let mut config = ServerConfig::new(store, kinds(), &data_dir);
     config.environment = environment;
-    parts.server(&data_dir, config)?;
+    parts.server(&data_dir, config, network)?;
     let outcome = attend(parts, signals, "server").await;
     let _ = std::fs::remove_file(place::socket(&data_dir));
     outcome

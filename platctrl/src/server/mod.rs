@@ -1,4 +1,5 @@
-//! The API server: objects over HTTP in Kubernetes' conventions, on the local unix socket.
+//! The API server: objects over HTTP in Kubernetes' conventions, on the local unix socket and, where
+//! asked for, over TLS.
 //!
 //! The server keeps nothing of its own: any number of them serve one store. What a kind is comes
 //! from its definition, so that kinds of other people's programs are served like ours. A request
@@ -6,6 +7,7 @@
 //! names what is wrong and the way out.
 
 mod artifacts;
+mod auth;
 mod delete;
 mod discovery;
 mod events;
@@ -13,6 +15,7 @@ mod failsafe;
 mod hub;
 mod log;
 mod maintenance;
+mod network;
 mod objects;
 mod read;
 mod request;
@@ -29,9 +32,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
-use axum::middleware::{self, Next};
-use axum::response::{IntoResponse as _, Response};
+use axum::extract::{Path, State};
+use axum::middleware;
+use axum::response::Response;
 use axum::routing::{any, get, post};
 use axum::{Extension, Router};
 use http::{HeaderMap, Method, StatusCode, Uri};
@@ -42,14 +45,17 @@ use platctrl_framework::environment::Environment;
 use platctrl_framework::model::{Kinds, identity};
 use platctrl_framework::store::Store;
 use serde_json::{Value, json};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixListener;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use artifacts::Artifacts;
+use auth::Origin;
 use hub::Hub;
 pub use maintenance::Maintained;
+pub(crate) use network::Network;
 use request::Query;
 use selection::Selection;
 use socket::Peer;
@@ -57,6 +63,8 @@ pub use socket::{BindError, SOCKET, bind, connect};
 use status::{Failure, Result, json_response, warn};
 use target::{Part, Served, Target};
 use write::Writing;
+
+use crate::access::{Caller, Tokens};
 
 /// How long a client may take to send the head of a request, and between two requests.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -119,6 +127,9 @@ struct App {
     served: Served,
     artifacts: Artifacts,
     hub: Hub,
+    tokens: Tokens,
+    /// Room for connections.
+    room: Arc<Semaphore>,
     watches: Arc<Semaphore>,
     follows: Arc<Semaphore>,
     stopping: CancellationToken,
@@ -150,6 +161,8 @@ impl Server {
                 config.environment.clone(),
                 config.kinds.clone(),
             ),
+            tokens: Tokens::new(config.store.clone(), config.environment.clone()),
+            room: Arc::new(Semaphore::new(config.max_connections)),
             watches: Arc::new(Semaphore::new(config.max_watches)),
             follows: Arc::new(Semaphore::new(config.max_follows)),
             stopping: CancellationToken::new(),
@@ -161,7 +174,7 @@ impl Server {
     /// Answers one request of the server's own user without a connection, for fuzzing.
     #[doc(hidden)]
     pub async fn answer(&self, request: http::Request<bytes::Bytes>) -> Response {
-        let router = router(self.app.clone()).layer(Extension(Peer::own()));
+        let router = router(self.app.clone()).layer(Extension(Origin::Local(Peer::own())));
         let service = TowerToHyperService::new(router);
         let answered = hyper::service::Service::call(&service, request.map(Body::from)).await;
         answered.unwrap_or_else(|never| match never {})
@@ -194,54 +207,67 @@ impl Server {
             feeding.run_until_cancelled(hub.feed()).await;
         });
         let connections = TaskTracker::new();
-        let room = Arc::new(Semaphore::new(self.app.config.max_connections));
         tokio::pin!(shutdown);
         loop {
-            // Taken first: who finds no room waits in the backlog.
-            let permit = tokio::select! {
-                permit = room.clone().acquire_owned() => permit.ok(),
+            let accepted = tokio::select! {
+                accepted = self.next(listener.accept()) => accepted,
                 () = &mut shutdown => break,
             };
-            let stream = tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        // Out of files or memory: better in a moment.
-                        tracing::warn!(%error, "a connection could not be accepted");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                        continue;
-                    }
-                },
-                () = &mut shutdown => break,
+            let Some(((stream, _), permit)) = accepted else {
+                continue;
             };
             let (router, stopping) = (router.clone(), stopping.clone());
             connections.spawn(async move {
-                connection(stream, router, stopping).await;
+                match Peer::of(&stream) {
+                    Ok(peer) => connection(stream, Origin::Local(peer), router, stopping).await,
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection was refused: its user is not known");
+                    }
+                }
                 drop(permit);
             });
         }
         drop(listener);
         stopping.cancel();
-        connections.close();
-        if tokio::time::timeout(DRAIN, connections.wait())
-            .await
-            .is_err()
-        {
-            tracing::warn!("requests were cut off: they took longer than {DRAIN:?} to end");
-        }
+        drain(connections).await;
         Ok(())
+    }
+
+    /// The next connection, once there is room for it: who finds none waits in the backlog.
+    async fn next<T>(
+        &self,
+        accept: impl Future<Output = std::io::Result<T>>,
+    ) -> Option<(T, OwnedSemaphorePermit)> {
+        let permit = self.app.room.clone().acquire_owned().await.ok()?;
+        match accept.await {
+            Ok(accepted) => Some((accepted, permit)),
+            Err(error) => {
+                // Out of files or memory: better in a moment.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                None
+            }
+        }
     }
 }
 
-async fn connection(stream: UnixStream, router: Router, stopping: CancellationToken) {
-    let peer = match Peer::of(&stream) {
-        Ok(peer) => peer,
-        Err(error) => {
-            tracing::warn!(%error, "a connection was refused: its user is not known");
-            return;
-        }
-    };
-    let service = TowerToHyperService::new(router.layer(Extension(peer)));
+/// Waits for the requests that are still under way, for a time.
+async fn drain(connections: TaskTracker) {
+    connections.close();
+    if tokio::time::timeout(DRAIN, connections.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!("requests were cut off: they took longer than {DRAIN:?} to end");
+    }
+}
+
+/// Answers what comes over one connection.
+async fn connection<S>(stream: S, origin: Origin, router: Router, stopping: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let service = TowerToHyperService::new(router.layer(Extension(origin)));
     let mut builder = hyper::server::conn::http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -288,20 +314,11 @@ fn router(app: Arc<App>) -> Router {
         .fallback(|| async {
             Failure::not_found("there is nothing at this path; /apis and /kinds list what there is")
         })
-        .layer(middleware::from_fn(admit))
+        .route("/auth/self", get(auth::whoami))
+        .route("/auth/tokens", get(auth::list).post(auth::create))
+        .route("/auth/tokens/{name}", axum::routing::delete(auth::revoke))
+        .layer(middleware::from_fn_with_state(app.clone(), auth::admit))
         .with_state(app)
-}
-
-/// Lets in root and the server's own user.
-async fn admit(Extension(peer): Extension<Peer>, request: Request, next: Next) -> Response {
-    if peer.is_allowed() {
-        return next.run(request).await;
-    }
-    Failure::forbidden(format!(
-        "this socket serves root and the user that the server runs as, not {}",
-        peer.name
-    ))
-    .into_response()
 }
 
 fn ok(value: &Value) -> Response {
@@ -340,12 +357,12 @@ async fn failsafe_state(State(app): State<Arc<App>>) -> Result<Response> {
 async fn failsafe_order(
     State(app): State<Arc<App>>,
     Path(what): Path<String>,
-    Extension(peer): Extension<Peer>,
+    Extension(caller): Extension<Caller>,
     method: Method,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response> {
-    failsafe::order(&app, &what, &peer.name, &method, &headers, body).await
+    failsafe::order(&app, &what, &caller.name, &method, &headers, body).await
 }
 
 async fn kinds(State(app): State<Arc<App>>) -> Result<Response> {
@@ -386,7 +403,7 @@ async fn artifact(
 async fn objects_at(
     State(app): State<Arc<App>>,
     Path((group, version, rest)): Path<(String, String, String)>,
-    Extension(peer): Extension<Peer>,
+    Extension(caller): Extension<Caller>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
@@ -400,7 +417,7 @@ async fn objects_at(
     let client = Client::new(
         app.config.store.clone(),
         app.config.environment.clone(),
-        peer.name.as_str(),
+        caller.name.as_str(),
     );
     let writing = |client, target| -> Result<Writing<'_>> {
         Ok(Writing {

@@ -22,6 +22,7 @@ use crate::error::{Failure, Result};
 use crate::output;
 use crate::place::{self, Lock, Pointer};
 use crate::roles::admission::Admitted;
+use crate::roles::listen::{ListenFlags, Missing};
 use crate::roles::{self, Parts, Signals};
 use crate::server::ServerConfig;
 
@@ -44,6 +45,8 @@ pub(crate) struct UpArgs {
     /// Say when everything is ready (with --filename: everything in it), and where it answers
     #[arg(long)]
     wait: bool,
+    #[command(flatten)]
+    listen: ListenFlags,
 }
 
 pub(crate) fn run(args: &UpArgs, setting: &Setting) -> Result<()> {
@@ -134,7 +137,9 @@ async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
     config.environment = environment.clone();
     config.maintained = Some(embedded);
     config.node = Some(node.clone());
-    parts.server(data_dir, config)?;
+    let listen = &args.listen;
+    let network = listen.open(data_dir, &store, &environment, Missing::Make);
+    parts.server(data_dir, config, network.await?)?;
     parts.controllers(store, environment, data_dir);
     let api = Api::unix(place::socket(data_dir));
     let pointer = Pointer {

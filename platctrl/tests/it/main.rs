@@ -11,4 +11,5 @@ mod first_light;
 mod full_disk;
 mod machine;
 mod machines;
+mod network;
 mod store;
