@@ -6,5 +6,6 @@
 pub mod ledger;
 pub mod placement;
 pub mod replication_controller;
+pub mod rolling_update;
 #[cfg(feature = "testing")]
 pub mod testing;

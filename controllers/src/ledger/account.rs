@@ -143,6 +143,12 @@ impl Account {
         self.open.contains_key(pod)
     }
 
+    /// This pod is recorded as healthy, and not on its way out.
+    #[must_use]
+    pub fn is_healthy(&self, pod: &Uid) -> bool {
+        self.members.get(pod).is_some_and(Member::counts)
+    }
+
     /// The pods recorded as healthy.
     #[must_use]
     pub fn healthy(&self) -> u32 {

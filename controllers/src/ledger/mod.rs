@@ -67,16 +67,6 @@ pub struct Grant {
 /// Why a ledger cannot be used now.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LedgerError {
-    /// It is not what is expected there.
-    #[error(
-        "the ledger of {key} cannot be read: {reason}; nothing is taken away until it is removed or right, and then it is made again"
-    )]
-    Unreadable {
-        /// The workload.
-        key: String,
-        /// What is wrong.
-        reason: String,
-    },
     /// Two records say different things about which ledger counts.
     #[error("the ledger of {key} is on its way to or from a rolling update")]
     Moving {
@@ -85,12 +75,21 @@ pub enum LedgerError {
     },
 }
 
+/// A record as it was read.
+#[derive(Clone, Debug, Default)]
+struct Read {
+    record: Record,
+    /// Its revision; None if there is none.
+    at: Option<Revision>,
+    /// There is none, or nothing that can be read.
+    lost: bool,
+}
+
 /// A workload's ledger, as a view shows it, and what is entered into it.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     key: ObjectKey,
-    record: Record,
-    read_at: Option<Revision>,
+    read: Read,
     /// What shows the pods is not older than the record.
     current: bool,
     /// Something was decided on this ledger: it has to be the same when that happens.
@@ -99,15 +98,22 @@ pub struct Ledger {
     account: Account,
 }
 
-fn read(view: &View, key: &ObjectKey) -> Result<(Record, Option<Revision>), LedgerError> {
+fn read(view: &View, key: &ObjectKey) -> Read {
     let Some((value, revision)) = view.record(key, Tree::Ledger) else {
-        return Ok((Record::default(), None));
+        return Read {
+            lost: true,
+            ..Read::default()
+        };
     };
-    let record = serde_json::from_slice(&value).map_err(|error| LedgerError::Unreadable {
-        key: key.to_string(),
-        reason: error.to_string(),
-    })?;
-    Ok((record, Some(revision)))
+    let record = serde_json::from_slice(&value);
+    if let Err(error) = &record {
+        tracing::warn!(%key, %error, "a ledger cannot be read: it is made again");
+    }
+    Read {
+        lost: record.is_err(),
+        record: record.unwrap_or_default(),
+        at: Some(revision),
+    }
 }
 
 /// The nodes that are not heard of.
@@ -151,6 +157,10 @@ pub(crate) fn roll_key(namespace: &str, name: &str) -> Option<ObjectKey> {
     ObjectKey::namespaced(group, plural, namespace, name).ok()
 }
 
+pub(crate) fn node_key(name: &str) -> Option<ObjectKey> {
+    ObjectKey::cluster(Node::GROUP, Node::PLURAL, name).ok()
+}
+
 pub(crate) fn replication_controller_key(namespace: &str, name: &str) -> Option<ObjectKey> {
     let (group, plural) = (ReplicationController::GROUP, ReplicationController::PLURAL);
     ObjectKey::namespaced(group, plural, namespace, name).ok()
@@ -169,34 +179,32 @@ impl Ledger {
         wanted: u32,
         minimum: Option<u32>,
     ) -> Result<Self, LedgerError> {
-        let (record, read_at) = read(view, &key)?;
-        if record.moved_to.is_some() {
+        let read = read(view, &key);
+        if read.record.moved_to.is_some() {
             return Err(LedgerError::Moving {
                 key: key.to_string(),
             });
         }
-        Ok(Self::with_record(
-            view,
-            key,
-            (record, read_at),
-            pods,
-            wanted,
-            minimum,
-        ))
+        Ok(Self::with_record(view, key, read, pods, wanted, minimum))
     }
 
     fn with_record(
         view: &View,
         key: ObjectKey,
-        (record, read_at): (Record, Option<Revision>),
+        read: Read,
         pods: &[Arc<Object<Pod>>],
         wanted: u32,
         minimum: Option<u32>,
     ) -> Self {
-        let current = read_at.is_none_or(|revision| revision <= view.revision());
+        let current = read.at.is_none_or(|revision| revision <= view.revision());
         let silent = silent_nodes(view);
-        let open: HashSet<&Uid> = record.entries.iter().map(|entry| &entry.victim).collect();
-        let mut entries = record.entries.clone();
+        let open: HashSet<&Uid> = read
+            .record
+            .entries
+            .iter()
+            .map(|entry| &entry.victim)
+            .collect();
+        let mut entries = read.record.entries.clone();
         let mut members = BTreeMap::new();
         for pod in pods {
             let uid = &pod.metadata.uid;
@@ -206,7 +214,7 @@ impl Ledger {
             let spec = spec.and_then(|key| spec_of(view, key));
             let request = pod.status.detail.restart_request.clone();
             let request = request.map(|request| request.id);
-            if read_at.is_none()
+            if read.lost
                 && let (Some(key), Some(request)) = (&pod_key, &request)
                 && let Some(entry) = granted(view, key, uid, request)
             {
@@ -225,8 +233,7 @@ impl Ledger {
         let account = Account::new(members, floor.pods, entries, current);
         Self {
             key,
-            record,
-            read_at,
+            read,
             current,
             used: false,
             floor,
@@ -255,11 +262,8 @@ impl Ledger {
             let sides: Vec<_> = sides.iter().flatten().map(|side| &**side).collect();
             return Self::of_roll(view, &roll, &sides);
         }
-        let key =
-            replication_controller_key(namespace, name).ok_or_else(|| LedgerError::Unreadable {
-                key: name.clone(),
-                reason: "its name is no key".into(),
-            })?;
+        let key = replication_controller_key(namespace, name)
+            .ok_or_else(|| LedgerError::Moving { key: name.clone() })?;
         let pods = view
             .list::<Pod>()
             .owned_by(&controller.metadata.uid)
@@ -278,10 +282,8 @@ impl Ledger {
     ) -> Result<Self, LedgerError> {
         let namespace = roll.metadata.namespace.as_deref().unwrap_or_default();
         let name = &roll.metadata.name;
-        let key = roll_key(namespace, name).ok_or_else(|| LedgerError::Unreadable {
-            key: name.clone(),
-            reason: "its name is no key".into(),
-        })?;
+        let key =
+            roll_key(namespace, name).ok_or_else(|| LedgerError::Moving { key: name.clone() })?;
         let mut pods = Vec::new();
         for side in sides {
             pods.extend(view.list::<Pod>().owned_by(&side.metadata.uid).to_vec());
@@ -294,7 +296,13 @@ impl Ledger {
     /// before anything is taken away, so that whoever decided on the lost one is heard.
     #[must_use]
     pub fn is_missing(&self) -> bool {
-        self.read_at.is_none()
+        self.read.lost
+    }
+
+    /// The entries whose effect is not seen.
+    #[must_use]
+    pub fn open_entries(&self) -> Vec<Entry> {
+        self.account.open().cloned().collect()
     }
 
     /// The pods and what is under way with them.
@@ -313,7 +321,7 @@ impl Ledger {
     /// newer than what shows the pods.
     #[must_use]
     pub fn allowed(&self) -> u32 {
-        if self.current && self.read_at.is_some() {
+        if self.current && !self.read.lost {
             self.account.allowed()
         } else {
             0
@@ -321,7 +329,7 @@ impl Ledger {
     }
 
     fn enter(&mut self, pod: &Uid, act: Act, by: &str, at: Timestamp) -> Result<(), Refused> {
-        if !self.current || self.read_at.is_none() {
+        if !self.current || self.read.lost {
             return Err(Refused {
                 healthy: self.account.healthy(),
                 open: self.account.going(),
@@ -423,14 +431,14 @@ impl Ledger {
     fn next_record(&self) -> Record {
         Record {
             entries: self.account.open().cloned().collect(),
-            ..self.record.clone()
+            ..self.read.record.clone()
         }
     }
 
     fn put(&self, changes: &mut Changes<'_>, record: &Record) -> Result<(), ClientError> {
         changes
             .batch()
-            .put_beside(&self.key, Tree::Ledger, self.read_at, record)
+            .put_beside(&self.key, Tree::Ledger, self.read.at, record)
     }
 }
 
@@ -438,64 +446,52 @@ impl Ledger {
 /// their entries.
 ///
 /// # Errors
-/// A ledger cannot be read, or a record not be written.
+/// A record cannot be written.
 pub fn move_to_roll(
     view: &View,
     changes: &mut Changes<'_>,
     roll: &ObjectKey,
     controllers: &[ObjectKey],
-) -> Result<(), ClaimError> {
-    let (mut next, read_at) = read(view, roll)?;
+) -> Result<(), ClientError> {
+    let mut rolls = read(view, roll);
     for controller in controllers {
-        let (mut record, read_at) = read(view, controller)?;
-        next.entries.append(&mut record.entries);
-        record.moved_to = Some(roll.name().to_owned());
+        let mut theirs = read(view, controller);
+        rolls.record.entries.append(&mut theirs.record.entries);
+        theirs.record.moved_to = Some(roll.name().to_owned());
         let batch = changes.batch();
-        batch.put_beside(controller, Tree::Ledger, read_at, &record)?;
+        batch.put_beside(controller, Tree::Ledger, theirs.at, &theirs.record)?;
     }
     let batch = changes.batch();
-    batch.put_beside(roll, Tree::Ledger, read_at, &next)?;
-    Ok(())
+    batch.put_beside(roll, Tree::Ledger, rolls.at, &rolls.record)
 }
 
-/// Writes what the end of a claim does to ledgers: each controller gets back the entries of its
-/// pods, and its own ledger counts again.
+/// Writes what the end of a claim does to ledgers: each controller gets back those entries that
+/// are `open` of its pods, and its own ledger counts again.
 ///
 /// # Errors
-/// A ledger cannot be read, or a record not be written.
+/// A record cannot be written.
 pub fn move_back(
     view: &View,
     changes: &mut Changes<'_>,
     roll: &ObjectKey,
+    open: &[Entry],
     controllers: &[(ObjectKey, Vec<Uid>)],
-) -> Result<(), ClaimError> {
-    let (rolls, read_at) = read(view, roll)?;
+) -> Result<(), ClientError> {
+    let rolls = read(view, roll);
     for (controller, pods) in controllers {
-        let (mut record, read_at) = read(view, controller)?;
-        if record.moved_to.as_deref() != Some(roll.name()) {
+        let mut theirs = read(view, controller);
+        if theirs.record.moved_to.as_deref() != Some(roll.name()) {
             continue;
         }
-        record.moved_to = None;
-        let theirs = rolls.entries.iter().filter(|it| pods.contains(&it.victim));
-        record.entries = theirs.cloned().collect();
+        theirs.record.moved_to = None;
+        let entries = open.iter().filter(|entry| pods.contains(&entry.victim));
+        theirs.record.entries = entries.cloned().collect();
         let batch = changes.batch();
-        batch.put_beside(controller, Tree::Ledger, read_at, &record)?;
+        batch.put_beside(controller, Tree::Ledger, theirs.at, &theirs.record)?;
     }
     // Whoever decided on the roll's ledger meanwhile is too late.
     let batch = changes.batch();
-    batch.put_beside(roll, Tree::Ledger, read_at, &Record::default())?;
-    Ok(())
-}
-
-/// Why ledgers cannot be moved.
-#[derive(Debug, thiserror::Error)]
-pub enum ClaimError {
-    /// A ledger cannot be used.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
-    /// A record cannot be written.
-    #[error(transparent)]
-    Client(#[from] ClientError),
+    batch.put_beside(roll, Tree::Ledger, rolls.at, &Record::default())
 }
 
 fn spec_of(view: &View, key: &ObjectKey) -> Option<Digest> {

@@ -56,7 +56,7 @@ pub fn with_placement(placement: impl Placement) -> Controller<ReplicationContro
 }
 
 /// A pod's spec and labels as its controller's template wants them on a node.
-fn wanted_spec(owner: &Object<ReplicationController>, node: &str) -> PodSpec {
+pub(crate) fn wanted_spec(owner: &Object<ReplicationController>, node: &str) -> PodSpec {
     let template = &owner.spec.template;
     PodSpec {
         node_name: Some(node.to_owned()),

@@ -4,5 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod replication_controller;
+mod rolling_update;
+mod rolls;
 mod simulation;
 mod world;

@@ -83,6 +83,7 @@ impl World {
         let shared: Arc<dyn Store> = Arc::new(store.clone());
         let runtime = Runtime::new(shared, environment)
             .controller(platctrl_controllers::replication_controller::controller())
+            .controller(platctrl_controllers::rolling_update::controller())
             .controller(Controller::<Pod>::new("agent", run_pod))
             .reap();
         let handle = runtime.handle();
