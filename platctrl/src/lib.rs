@@ -12,6 +12,7 @@ pub mod fuzzing;
 mod manifest;
 mod output;
 mod place;
+mod rights;
 mod roles;
 pub mod server;
 mod store;

@@ -140,6 +140,22 @@ impl StoreAccess {
 }
 
 impl StoreAccess {
+    /// The backend itself, for what only etcd has.
+    pub(crate) async fn etcd_store(&self, location: &etcd::Location) -> Result<EtcdStore> {
+        let store = EtcdStore::connect(location.clone(), self.etcd()?).await;
+        store.map_err(|error| etcd_failure(&error))
+    }
+
+    /// The backend itself, for what only Consul has.
+    pub(crate) async fn consul_store(
+        &self,
+        address: &consul::Address,
+        environment: &Environment,
+    ) -> Result<ConsulStore> {
+        let opened = ConsulStore::open(address, self.consul(), environment.clone());
+        opened.await.map_err(|error| consul_failure(&error))
+    }
+
     fn consul(&self) -> consul::Options {
         let mut options = consul::Options::default();
         options.token_file.clone_from(&self.store_token_file);
@@ -210,15 +226,8 @@ impl StoreUrl {
                 let store = opened.map_err(Failure::failed)?.map_err(Failure::failed)?;
                 Ok(Arc::new(store))
             }
-            Self::Etcd(location) => {
-                let store = EtcdStore::connect(location.clone(), access.etcd()?).await;
-                Ok(Arc::new(store.map_err(|error| etcd_failure(&error))?))
-            }
-            Self::Consul(address) => {
-                let opened = ConsulStore::open(address, access.consul(), environment.clone());
-                let store = opened.await.map_err(|error| consul_failure(&error))?;
-                Ok(Arc::new(store))
-            }
+            Self::Etcd(location) => Ok(Arc::new(access.etcd_store(location).await?)),
+            Self::Consul(address) => Ok(Arc::new(access.consul_store(address, environment).await?)),
         }
     }
 

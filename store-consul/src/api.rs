@@ -322,6 +322,19 @@ impl Api {
         }
     }
 
+    /// A call of Consul's access control; what its status means is for the caller to say.
+    pub(crate) async fn acl(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        what: &str,
+    ) -> Result<Answer, StoreError> {
+        let write = method != Method::GET;
+        self.ask(method, path, "", body, self.timeout, what, write)
+            .await
+    }
+
     #[expect(
         clippy::too_many_arguments,
         reason = "one private funnel for every call"
@@ -399,7 +412,7 @@ impl Api {
     }
 
     /// What a status that is no success means.
-    fn refused(&self, answer: &Answer, what: &str, write: bool) -> StoreError {
+    pub(crate) fn refused(&self, answer: &Answer, what: &str, write: bool) -> StoreError {
         let text = answer.text();
         let status = answer.status;
         let reason = format!("{}: {what}: {status}: {text}", self.name());

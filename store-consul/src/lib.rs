@@ -24,6 +24,7 @@
 //! # }
 //! ```
 
+pub mod access;
 mod address;
 mod api;
 mod commit;

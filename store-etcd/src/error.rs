@@ -68,6 +68,10 @@ pub(crate) enum Refusal {
     Future,
     LeaseNotFound,
     NoSpace,
+    /// There is no such role or user.
+    Missing,
+    /// There is such a role or user.
+    Exists,
 }
 
 /// Judges a status by etcd's texts, which have been the same since 3.0; what is not known to be
@@ -97,6 +101,12 @@ pub(crate) fn judge(status: &Status) -> Verdict {
         Code::OutOfRange if says("compacted") => Verdict::Refused(Refusal::Compacted),
         Code::NotFound if says("lease not found") => Verdict::Refused(Refusal::LeaseNotFound),
         Code::Unimplemented => Verdict::Refused(Refusal::Invalid),
+        Code::FailedPrecondition if says("role name not found") || says("user name not found") => {
+            Verdict::Refused(Refusal::Missing)
+        }
+        Code::FailedPrecondition if says("name already exists") => {
+            Verdict::Refused(Refusal::Exists)
+        }
         // Both are said before anything is proposed.
         Code::Unavailable if says("etcdserver: no leader") || says("not capable") => Verdict::Again,
         _ => Verdict::Unclear,
@@ -170,9 +180,11 @@ impl Failure {
                         reason: format!("{what}: {said}"),
                     },
                 },
-                Refusal::Future | Refusal::Invalid => StoreError::Invalid {
-                    reason: format!("{what}: {said}"),
-                },
+                Refusal::Future | Refusal::Invalid | Refusal::Missing | Refusal::Exists => {
+                    StoreError::Invalid {
+                        reason: format!("{what}: {said}"),
+                    }
+                }
             },
         }
     }

@@ -57,11 +57,10 @@ impl Keys {
 }
 
 /// The first key behind all that begin with a text which ends with a slash.
-fn behind(start: &[u8]) -> Bytes {
+pub(crate) fn behind(start: &[u8]) -> Bytes {
     let mut end = start.to_vec();
     if let Some(last) = end.last_mut() {
-        debug_assert_eq!(*last, b'/');
-        *last += 1;
+        *last = last.saturating_add(1);
     }
     end.into()
 }

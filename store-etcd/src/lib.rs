@@ -23,6 +23,7 @@
 //!
 //! [`StoreError::Unknown`]: platctrl_framework::store::StoreError::Unknown
 
+pub mod access;
 mod alert;
 mod call;
 mod commit;

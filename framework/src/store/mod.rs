@@ -13,6 +13,7 @@ mod key;
 mod memory;
 mod pipeline;
 mod revision;
+mod right;
 mod transaction;
 
 use std::fmt;
@@ -30,6 +31,7 @@ pub use memory::{
 };
 pub use pipeline::{Pipeline, PipelineCounts};
 pub use revision::{ParseRevisionError, Revision};
+pub use right::{Access, Policy, Right};
 pub use transaction::{Compare, Transaction, Write};
 
 /// What a call on a store ends with.

@@ -14,6 +14,7 @@ mod hoist;
 mod local;
 mod logs;
 mod node;
+mod policy;
 mod store;
 mod uninstall;
 mod wait;

@@ -64,6 +64,8 @@ pub(crate) enum StoreVerb {
         /// Which: embedded:DIR, etcd://HOST:PORT,…/ROOT or consul://HOST:PORT/ROOT
         url: String,
     },
+    /// Show the rights that an agent, controllers or the server need in etcd or Consul, or make them with --apply
+    Policy(super::policy::PolicyArgs),
     /// Note that a store was restored by its own tools: its history begins anew
     Restored {
         /// Which: embedded:DIR, etcd://HOST:PORT,…/ROOT or consul://HOST:PORT/ROOT
@@ -120,6 +122,7 @@ pub(crate) async fn run(args: &StoreArgs, setting: &Setting) -> Result<()> {
                 anchor.store_id
             ))
         }
+        StoreVerb::Policy(args) => super::policy::run(args, access).await,
         StoreVerb::Restored { url } => {
             let (_, store) = open(url, false).await?;
             let anchor = root::restored(&*store, &environment).await;

@@ -7,6 +7,7 @@ use platctrl_agent::watched_prefixes;
 use platctrl_framework::cache::write_prefix_anchor;
 use platctrl_framework::client::{Client, ClientError};
 use platctrl_framework::environment::Environment;
+use platctrl_framework::failsafe::{Failsafe, FailsafeSpec};
 use platctrl_framework::model::{Kinds, Metadata, Object};
 use platctrl_framework::store::{Key, Store, Transaction};
 use platctrl_kinds::{Node, NodeSpec};
@@ -88,6 +89,17 @@ pub(crate) async fn admit(
             )));
         }
     };
+    // What the agent's failsafes are told is written there, and an agent may not write intents.
+    let holder = Object::<Failsafe>::new(Metadata::named(node), FailsafeSpec::default());
+    match client.create(&holder).await {
+        Ok(_) | Err(ClientError::AlreadyExists { .. }) => {}
+        Err(error) => {
+            return Err(Failure::failed(format!(
+                "the failsafes of node `{node}` cannot be admitted: {}",
+                output::plain(&error.to_string())
+            )));
+        }
+    }
     for prefix in watched_prefixes(node).map_err(|error| Failure::usage(error.to_string()))? {
         write_prefix_anchor(&**store, &prefix)
             .await

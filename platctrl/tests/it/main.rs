@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod rig;
+mod servers;
 
 mod api;
 mod bad_input;
@@ -12,4 +13,5 @@ mod full_disk;
 mod machine;
 mod machines;
 mod network;
+mod policy;
 mod store;
