@@ -221,12 +221,12 @@ impl Server {
         stream
             .set_read_timeout(Some(Duration::from_secs(20)))
             .ok()?;
+        // At once: a server that answers before it has all of a request may cut the answer off.
         let length = body.len();
-        write!(
-            stream,
+        let request = format!(
             "{method} {path} HTTP/1.0\r\nHost: consul\r\nX-Consul-Token: {token}\r\nContent-Length: {length}\r\n\r\n{body}"
-        )
-        .ok()?;
+        );
+        stream.write_all(request.as_bytes()).ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let status = answer.split(' ').nth(1)?.parse().ok()?;

@@ -191,11 +191,12 @@ impl Server {
         } else {
             format!("X-Consul-Token: {token}\r\n")
         };
-        write!(
-            stream,
+        // At once: a server that answers before it has all of a request may cut the answer off.
+        let request = format!(
             "{method} {path} HTTP/1.0\r\nHost: consul\r\n{token}Content-Length: {}\r\n\r\n{body}",
             body.len()
-        )?;
+        );
+        stream.write_all(request.as_bytes())?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;
         let head = answer.windows(4).position(|four| four == b"\r\n\r\n");
