@@ -17,9 +17,10 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// What the parts of platctrl keep in a data directory, beside what the agent removes itself.
-const KEPT: [&str; 10] = [
+const KEPT: [&str; 11] = [
     "store",
     "artifacts",
+    "failsafe",
     "backup.partial",
     "tls",
     "token",

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 pub(crate) use describe::describe;
-pub(crate) use table::{Table, at, headings, row};
+pub(crate) use table::{Table, at, cell, headings, row};
 
 use crate::error::{Failure, Result};
 

@@ -79,7 +79,7 @@ pub(crate) fn row(
     }
     cells.push(text(&metadata["name"]));
     for column in kind.columns.iter().filter(|column| wide || !column.wide) {
-        cells.push(show(at(object, &column.path)));
+        cells.push(cell(at(object, &column.path)));
     }
     cells.push(age(&metadata["creationTimestamp"], now));
     cells
@@ -106,19 +106,20 @@ pub(crate) fn at<'a>(object: &'a Value, path: &str) -> Option<&'a Value> {
     Some(value)
 }
 
-fn show(value: Option<&Value>) -> String {
+/// A value as the text of a cell.
+pub(crate) fn cell(value: Option<&Value>) -> String {
     let shown = match value {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => plain(text),
         Some(Value::Array(items)) => items
             .iter()
-            .map(|item| show(Some(item)))
+            .map(|item| cell(Some(item)))
             .collect::<Vec<_>>()
             .join(","),
         Some(Value::Object(fields)) => {
             let pairs = fields
                 .iter()
-                .map(|(name, value)| format!("{}:{}", plain(name), show(Some(value))));
+                .map(|(name, value)| format!("{}:{}", plain(name), cell(Some(value))));
             pairs.collect::<Vec<_>>().join(",")
         }
         Some(other) => other.to_string(),

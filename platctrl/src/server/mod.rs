@@ -17,11 +17,13 @@ mod log;
 mod maintenance;
 mod network;
 mod objects;
+mod openapi;
 mod read;
 mod request;
 mod selection;
 mod socket;
 mod status;
+mod table;
 mod target;
 mod watch;
 mod write;
@@ -61,6 +63,7 @@ use selection::Selection;
 use socket::Peer;
 pub use socket::{BindError, SOCKET, bind, connect};
 use status::{Failure, Result, json_response, warn};
+use table::Form;
 use target::{Part, Served, Target};
 use write::Writing;
 
@@ -127,6 +130,7 @@ struct App {
     served: Served,
     artifacts: Artifacts,
     hub: Hub,
+    documents: openapi::Documents,
     tokens: Tokens,
     /// Room for connections.
     room: Arc<Semaphore>,
@@ -161,6 +165,7 @@ impl Server {
                 config.environment.clone(),
                 config.kinds.clone(),
             ),
+            documents: openapi::Documents::default(),
             tokens: Tokens::new(config.store.clone(), config.environment.clone()),
             room: Arc::new(Semaphore::new(config.max_connections)),
             watches: Arc::new(Semaphore::new(config.max_watches)),
@@ -304,6 +309,9 @@ fn router(app: Arc<App>) -> Router {
         .route("/apis/{group}/{version}/{*rest}", any(objects_at))
         .route("/failsafe", get(failsafe_state))
         .route("/failsafe/{what}", any(failsafe_order))
+        .route("/openapi/v2", get(openapi_second))
+        .route("/openapi/v3", get(openapi_index))
+        .route("/openapi/v3/apis/{group}/{version}", get(openapi_third))
         .route("/kinds", get(kinds))
         .route("/artifacts/sha256/{hex}", any(artifact))
         .route("/store/backup", get(backup))
@@ -369,6 +377,35 @@ async fn kinds(State(app): State<Arc<App>>) -> Result<Response> {
     Ok(ok(&discovery::kinds(&app.served)?))
 }
 
+async fn openapi_second(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
+    let accepts = |value: &http::HeaderValue| {
+        value.to_str().is_ok_and(|value| {
+            value.contains(openapi::MESSAGE) || value.contains(openapi::OLD_MESSAGE)
+        })
+    };
+    if !headers.get_all(http::header::ACCEPT).iter().any(accepts) {
+        return ok(app.documents.second(&app.served));
+    }
+    let message = app.documents.message(&app.served).to_vec();
+    let mut response = Response::new(Body::from(message));
+    let media = http::HeaderValue::from_static(openapi::MESSAGE);
+    response
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, media);
+    response
+}
+
+async fn openapi_index(State(app): State<Arc<App>>) -> Response {
+    ok(&openapi::index(&app.served))
+}
+
+async fn openapi_third(
+    State(app): State<Arc<App>>,
+    Path((group, version)): Path<(String, String)>,
+) -> Result<Response> {
+    Ok(ok(&openapi::third(&app.served, &group, &version)?))
+}
+
 fn maintained(app: &App) -> Result<&dyn Maintained> {
     app.config.maintained.as_deref().ok_or_else(|| {
         Failure::not_found(
@@ -411,8 +448,9 @@ async fn objects_at(
 ) -> Result<Response> {
     let query = Query::parse(uri.query())?;
     let target = app.served.target(&group, &version, &rest)?;
+    let form = Form::asked(&headers, &query, &target.kind.definition)?;
     if app.served.is_events(target.kind) {
-        return events_at(&app, &target, &method, &query).await;
+        return events_at(&app, &target, &method, &query, form).await;
     }
     let client = Client::new(
         app.config.store.clone(),
@@ -429,14 +467,15 @@ async fn objects_at(
     };
     let whole = target.part == Part::Whole;
     match (target.name.is_some(), target.part, method) {
-        (false, _, Method::GET) => list(&app, &target, &query).await,
+        (false, _, Method::GET) => list(&app, &target, &query, form).await,
         (false, _, Method::POST) => writing(client, target)?.create(&headers, body).await,
         (false, _, method) => Err(Failure::method(&method, "GET, POST")),
         (true, Part::Whole | Part::Status, Method::GET) => {
             if whole && query.flag("watch")? {
-                return list(&app, &target, &query).await;
+                return list(&app, &target, &query, form).await;
             }
-            let mut response = ok(&read::get(&client, &target).await?.to_api());
+            let object = read::get(&client, &target).await?.to_api();
+            let mut response = ok(&shaped(&app, &form, object));
             failsafe::banner(&app, &mut response).await;
             Ok(response)
         }
@@ -466,16 +505,28 @@ async fn objects_at(
     }
 }
 
-async fn list(app: &Arc<App>, target: &Target<'_>, query: &Query) -> Result<Response> {
+/// One object in the form that was asked for.
+fn shaped(app: &App, form: &Form, object: Value) -> Value {
+    match form {
+        Form::Objects => object,
+        Form::Table(table) => {
+            let revision = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+            table.of(Some(&object), &revision, app.config.environment.now(), true)
+        }
+    }
+}
+
+async fn list(app: &Arc<App>, target: &Target<'_>, query: &Query, form: Form) -> Result<Response> {
     let mut selection = Selection::parse(target.kind, target.namespace.clone(), query)?;
     if let Some(name) = &target.name {
         selection = selection.named(name);
     }
     if query.flag("watch")? {
-        return watch::objects(app, target.kind, selection, query).await;
+        return watch::objects(app, target.kind, selection, query, form).await;
     }
-    let listed = read::list(&app.config.store, target.kind, selection, query).await;
-    let mut response = listed?;
+    let form = (form, app.config.environment.now());
+    let listed = read::list(&app.config.store, target.kind, selection, query, form);
+    let mut response = listed.await?;
     failsafe::banner(app, &mut response).await;
     Ok(response)
 }
@@ -485,6 +536,7 @@ async fn events_at(
     target: &Target<'_>,
     method: &Method,
     query: &Query,
+    form: Form,
 ) -> Result<Response> {
     if method != Method::GET {
         return Err(Failure::method(method, "GET"));
@@ -492,13 +544,22 @@ async fn events_at(
     let store = app.config.store.as_ref();
     let namespace = target.namespace.clone();
     if let Some(name) = &target.name {
-        return Ok(ok(&events::get(store, namespace.as_deref(), name).await?));
+        let event = events::get(store, namespace.as_deref(), name).await?;
+        return Ok(ok(&shaped(app, &form, event)));
     }
     let selection = Selection::parse(target.kind, namespace, query)?;
     if query.flag("watch")? {
-        return watch::events(app, selection, query).await;
+        return watch::events(app, selection, query, form).await;
     }
     let (items, revision) = events::list(store, &selection).await?;
+    if let Form::Table(table) = &form {
+        let now = app.config.environment.now();
+        let rows: Vec<_> = items.iter().map(|event| table.row(event, now)).collect();
+        let revision = json!({"resourceVersion": revision});
+        let mut answer = table.of(None, &revision, now, true);
+        answer["rows"] = rows.into();
+        return Ok(ok(&answer));
+    }
     Ok(ok(&json!({
         "kind": "EventList",
         "apiVersion": target.kind.definition.api_version(),

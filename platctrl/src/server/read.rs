@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::request::{Query, shown};
 use super::selection::Selection;
 use super::status::{Failure, Result};
+use super::table::Form;
 use super::target::Target;
 
 /// Bytes that are sent at once.
@@ -381,6 +382,8 @@ struct Sending {
     sent: u64,
     last: String,
     head: Option<String>,
+    form: Form,
+    now: jiff::Timestamp,
     finished: bool,
 }
 
@@ -390,6 +393,7 @@ pub(super) async fn list(
     kind: &KnownKind,
     selection: Selection,
     query: &Query,
+    (form, now): (Form, jiff::Timestamp),
 ) -> Result<Response> {
     let limit = query.number("limit")?.filter(|limit| *limit > 0);
     let (at, after) = match query.get("continue") {
@@ -401,11 +405,14 @@ pub(super) async fn list(
     };
     let objects = Objects::open(store, kind, &selection, after.as_deref(), at).await?;
     let definition = &kind.definition;
-    let head = format!(
-        "{{\"kind\":{},\"apiVersion\":{},\"items\":[",
-        json!(format!("{}List", definition.kind)),
-        json!(definition.api_version()),
-    );
+    let head = match &form {
+        Form::Table(table) => table.head(),
+        Form::Objects => format!(
+            "{{\"kind\":{},\"apiVersion\":{},\"items\":[",
+            json!(format!("{}List", definition.kind)),
+            json!(definition.api_version()),
+        ),
+    };
     let sending = Sending {
         objects,
         selection,
@@ -413,6 +420,8 @@ pub(super) async fn list(
         sent: 0,
         last: String::new(),
         head: Some(head),
+        form,
+        now,
         finished: false,
     };
     let body = stream::try_unfold(sending, |mut sending| async move {
@@ -450,7 +459,12 @@ impl Sending {
             if self.sent > 0 {
                 chunk.push(b',');
             }
-            chunk.extend_from_slice(object.to_api().to_string().as_bytes());
+            let object = object.to_api();
+            let sent = match &self.form {
+                Form::Objects => object,
+                Form::Table(table) => table.row(&object, self.now),
+            };
+            chunk.extend_from_slice(sent.to_string().as_bytes());
             self.sent += 1;
             self.last = path;
         }

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
 use http::{HeaderValue, header};
+use platctrl_framework::environment::Environment;
 use platctrl_framework::model::{GroupPlural, KnownKind, identity};
 use platctrl_framework::store::{Change as StoreChange, Revision, WatchEvent};
 use serde_json::{Value, json};
@@ -29,6 +30,7 @@ use super::read::Objects;
 use super::request::Query;
 use super::selection::Selection;
 use super::status::{Failure, Result};
+use super::table::Form;
 
 /// How often a bookmark is sent to those who want them.
 const BOOKMARKS: Duration = Duration::from_secs(30);
@@ -109,6 +111,36 @@ fn answer(lines: impl Stream<Item = Bytes> + Send + 'static) -> Response {
     response
 }
 
+/// How objects are told.
+struct Shape {
+    form: Form,
+    environment: Environment,
+    /// The columns of a table were told.
+    told: bool,
+}
+
+impl Shape {
+    fn push(&mut self, lines: &mut Vec<u8>, kind: &str, object: &[u8]) {
+        let Form::Table(table) = &self.form else {
+            push_line(lines, kind, object);
+            return;
+        };
+        let Ok(object) = serde_json::from_slice::<Value>(object) else {
+            return;
+        };
+        let revision = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+        let row = (kind != "BOOKMARK").then_some(&object);
+        let now = self.environment.now();
+        let told = table.of(
+            row,
+            &revision,
+            now,
+            !std::mem::replace(&mut self.told, true),
+        );
+        push_line(lines, kind, told.to_string().as_bytes());
+    }
+}
+
 /// A watch under way.
 struct Watching {
     hub: Hub,
@@ -116,6 +148,7 @@ struct Watching {
     kind: GroupPlural,
     api_version: String,
     kind_name: String,
+    shape: Shape,
     selection: Selection,
     position: Position,
     /// Changes up to here were told by the objects that the watch began with.
@@ -136,6 +169,7 @@ pub(super) async fn objects(
     kind: &KnownKind,
     selection: Selection,
     query: &Query,
+    form: Form,
 ) -> Result<Response> {
     let permit = room(app)?;
     let asked = Asked::parse(query)?;
@@ -171,6 +205,11 @@ pub(super) async fn objects(
         kind: definition.group_plural(),
         api_version: definition.api_version(),
         kind_name: definition.kind.clone(),
+        shape: Shape {
+            form,
+            environment: app.config.environment.clone(),
+            told: false,
+        },
         selection,
         position,
         seen,
@@ -259,7 +298,8 @@ impl Watching {
                         .object()
                         .filter(|object| self.selection.matches(object))
                     {
-                        push_line(&mut lines, "ADDED", object.to_api().to_string().as_bytes());
+                        let object = object.to_api().to_string();
+                        self.shape.push(&mut lines, "ADDED", object.as_bytes());
                     }
                 }
                 Ok(None) => {
@@ -279,7 +319,7 @@ impl Watching {
         lines
     }
 
-    fn tell(&self, change: &Change, lines: &mut Vec<u8>) {
+    fn tell(&mut self, change: &Change, lines: &mut Vec<u8>) {
         if change.revision <= self.seen || !change.is_of(&self.kind) {
             return;
         }
@@ -289,33 +329,35 @@ impl Watching {
                 .as_ref()
                 .is_some_and(|object| self.selection.matches(object))
         };
-        match (selected(&shown.before), selected(&shown.after)) {
-            (false, true) => push_line(lines, "ADDED", &shown.after_json),
+        let (before, after) = (selected(&shown.before), selected(&shown.after));
+        match (before, after) {
+            (false, true) => self.shape.push(lines, "ADDED", &shown.after_json),
             (true, true) => {
                 let uid = |object: &Option<platctrl_framework::model::RawObject>| {
                     object.as_ref().map(|object| object.metadata.uid.clone())
                 };
                 if uid(&shown.before) == uid(&shown.after) {
-                    push_line(lines, "MODIFIED", &shown.after_json);
+                    self.shape.push(lines, "MODIFIED", &shown.after_json);
                 } else {
                     // Gone and made again between two looks.
-                    push_line(lines, "DELETED", &shown.before_json);
-                    push_line(lines, "ADDED", &shown.after_json);
+                    self.shape.push(lines, "DELETED", &shown.before_json);
+                    self.shape.push(lines, "ADDED", &shown.after_json);
                 }
             }
-            (true, false) => push_line(lines, "DELETED", &shown.before_json),
+            (true, false) => self.shape.push(lines, "DELETED", &shown.before_json),
             (false, false) => {}
         }
     }
 
-    fn bookmark(&self, revision: Revision, initial: bool, lines: &mut Vec<u8>) {
+    fn bookmark(&mut self, revision: Revision, initial: bool, lines: &mut Vec<u8>) {
         let mut metadata = json!({"resourceVersion": revision});
         if initial {
             metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
         }
         let object =
             json!({"kind": self.kind_name, "apiVersion": self.api_version, "metadata": metadata});
-        push_line(lines, "BOOKMARK", object.to_string().as_bytes());
+        let object = object.to_string();
+        self.shape.push(lines, "BOOKMARK", object.as_bytes());
     }
 }
 
@@ -324,22 +366,30 @@ pub(super) async fn events(
     app: &Arc<App>,
     selection: Selection,
     query: &Query,
+    form: Form,
 ) -> Result<Response> {
     let permit = room(app)?;
     let asked = Asked::parse(query)?;
     let store = &app.config.store;
+    let mut shape = Shape {
+        form,
+        environment: app.config.environment.clone(),
+        told: false,
+    };
     let (initial, after) = match asked.after {
         Some(after) => (Vec::new(), after),
         None => event_list::list(store.as_ref(), &selection).await?,
     };
-    let first: Vec<u8> = initial
-        .iter()
-        .flat_map(|event| line("ADDED", event.to_string().as_bytes()))
-        .collect();
+    let mut first = Vec::new();
+    for event in &initial {
+        shape.push(&mut first, "ADDED", event.to_string().as_bytes());
+    }
     let changes: BoxStream<'static, _> = store.watch(event_list::prefix(), after);
     let changes = changes.filter_map(move |event| {
         let lines = match event {
-            Ok(WatchEvent::Changes { changes, .. }) => changed_events(&selection, changes),
+            Ok(WatchEvent::Changes { changes, .. }) => {
+                changed_events(&selection, &mut shape, changes)
+            }
             Ok(_) => Vec::new(),
             Err(error) => error_line(&error.into()),
         };
@@ -358,7 +408,7 @@ pub(super) async fn events(
     Ok(answer(first.chain(changes).take_until(Box::pin(end))))
 }
 
-fn changed_events(selection: &Selection, changes: Vec<StoreChange>) -> Vec<u8> {
+fn changed_events(selection: &Selection, shape: &mut Shape, changes: Vec<StoreChange>) -> Vec<u8> {
     let records = changes.into_iter().filter_map(|change| match change {
         StoreChange::Put(record) => Some(record),
         // A ring overwrites; nothing is deleted.
@@ -378,7 +428,7 @@ fn changed_events(selection: &Selection, changes: Vec<StoreChange>) -> Vec<u8> {
         } else {
             "MODIFIED"
         };
-        push_line(&mut lines, kind, event.to_string().as_bytes());
+        shape.push(&mut lines, kind, event.to_string().as_bytes());
     }
     lines
 }

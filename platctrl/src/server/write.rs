@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use platctrl_framework::client::{
-    Batch, Client, ClientError, Outcome, applied, first_applied, merge,
+    Batch, Client, ClientError, Outcome, Patch, applied, first_applied, merge,
 };
 use platctrl_framework::model::{
     FieldError, Intent, Joined, KnownKind, MAX_NAME_BYTES, ObjectKey, RawObject, Reality, Scope,
@@ -22,6 +22,8 @@ use super::target::{Part, Target};
 
 /// The content type of a JSON merge patch.
 const MERGE_PATCH: &str = "application/merge-patch+json";
+/// The content type of a JSON patch: operations that happen all or not at all.
+const JSON_PATCH: &str = "application/json-patch+json";
 /// The content type of an apply by the command line: the manifest, of which the server remembers
 /// what it said, so that a field that is removed from it is told from one that others set. It is
 /// not Kubernetes' server-side apply: there is no ownership of fields.
@@ -292,9 +294,13 @@ impl Writing<'_> {
         let apply = match (kind, self.target.part) {
             (MERGE_PATCH, _) => false,
             (APPLY, Part::Whole) => true,
+            (JSON_PATCH, _) => {
+                let body = request::read(headers, body).await?;
+                return self.json_patch(&body).await;
+            }
             (other, _) => {
                 return Err(Failure::media_type(format!(
-                    "patches are read as {MERGE_PATCH} or {APPLY}, not `{}`",
+                    "patches are read as {MERGE_PATCH}, {JSON_PATCH} or {APPLY}, not `{}`",
                     shown(other)
                 )));
             }
@@ -333,6 +339,39 @@ impl Writing<'_> {
                 Ok(answer(StatusCode::OK, &object))
             }
         }
+    }
+
+    /// Operations on an object or one of its parts. What they say of the resource version or the
+    /// uid is a condition, as in a merge patch.
+    async fn json_patch(&self, body: &[u8]) -> Result<Response> {
+        let value = serde_json::from_slice(body)
+            .map_err(|error| Failure::bad_request(format!("the body is not JSON: {error}")))?;
+        let patch = Patch::json(value).map_err(|error| Failure::bad_request(error.to_string()))?;
+        let patched = |document: &Value| {
+            let done = patch.apply(document);
+            done.map_err(|error| Failure::unprocessable(error.to_string()))
+        };
+        let of = |joined: &Joined| joined.object().map(|it| it.to_api()).unwrap_or_default();
+        if self.target.part == Part::Scale {
+            let joined = existing(&self.client, &self.target).await?;
+            let object = joined
+                .object()
+                .ok_or_else(|| Failure::not_found("it has been removed"))?;
+            return self.put_scale(&patched(&scale_of(&object))?).await;
+        }
+        let status = self.target.part == Part::Status;
+        let (object, _) = self
+            .change(|joined, batch| {
+                let mut wanted = patched(&of(joined))?;
+                if status {
+                    let status = wanted.get_mut("status").map(Value::take);
+                    return self.report(joined, batch, status.unwrap_or_else(|| json!({})));
+                }
+                self.place(&mut wanted)?;
+                self.update(joined, batch, wanted)
+            })
+            .await?;
+        Ok(answer(StatusCode::OK, &object))
     }
 
     async fn merge(&self, patch: &Value) -> Result<(RawObject, Outcome)> {

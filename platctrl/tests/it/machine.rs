@@ -137,6 +137,19 @@ fn uninstall_stops_up_and_leaves_nothing() {
 }
 
 #[test]
+fn uninstall_also_removes_what_controllers_remember() {
+    let mut rig = Rig::running();
+    rig.end_up(15);
+    // It is written now and then, and perhaps not yet.
+    let memory = rig.data_dir().join("failsafe/controllers.json");
+    if !memory.exists() {
+        rig.write("data/failsafe/controllers.json", "{}");
+    }
+    rig.cli(&["uninstall", "--yes"]).ok();
+    assert!(!rig.data_dir().exists());
+}
+
+#[test]
 fn a_user_without_rights_runs_pods_as_itself() {
     let mut rig = Rig::of_user(64_999);
     rig.up();

@@ -10,6 +10,7 @@ mod bad_input;
 mod failsafe;
 mod first_light;
 mod full_disk;
+mod kubectl;
 mod machine;
 mod machines;
 mod network;

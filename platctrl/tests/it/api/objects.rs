@@ -308,12 +308,53 @@ async fn a_merge_patch_changes_what_it_says_and_is_checked_as_a_whole() {
         .fails(400, "BadRequest");
     let old = json!({"metadata": {"resourceVersion": created["metadata"]["resourceVersion"]}, "spec": {"replicas": 9}});
     api.merge(&path, &old).await.fails(409, "Conflict");
-    let kind = "application/json-patch+json";
+    let kind = "application/strategic-merge-patch+json";
     let message = api
-        .ask(Method::PATCH, &path, kind, "[]")
+        .ask(Method::PATCH, &path, kind, "{}")
         .await
         .fails(415, "UnsupportedMediaType");
     assert!(message.contains("merge-patch+json"), "{message}");
+}
+
+#[tokio::test]
+async fn a_json_patch_happens_whole_or_not_at_all_and_is_checked_as_a_whole() {
+    let api = Api::start().await;
+    let created = api.post(CONTROLLERS, &controller("hello")).await.done();
+    let path = format!("{CONTROLLERS}/hello");
+    let kind = "application/json-patch+json";
+    let patch = async |path: &str, operations: Value| {
+        api.ask(Method::PATCH, path, kind, operations.to_string())
+            .await
+    };
+    let scaled = json!([
+        {"op": "test", "path": "/spec/replicas", "value": created["spec"]["replicas"]},
+        {"op": "replace", "path": "/spec/replicas", "value": 5},
+        {"op": "add", "path": "/metadata/labels/az", "value": "west"},
+    ]);
+    let patched = patch(&path, scaled.clone()).await.done();
+    assert_eq!(patched["spec"]["replicas"], 5);
+    assert_eq!(patched["metadata"]["labels"]["az"], "west");
+    // Again the test fails, and with it all.
+    let message = patch(&path, scaled).await.fails(422, "Invalid");
+    assert!(message.contains("operation 0"), "{message}");
+    let wrong = json!([{"op": "replace", "path": "/spec/replicas", "value": "many"}]);
+    patch(&path, wrong).await.fails(422, "Invalid");
+    let old = json!([{"op": "replace", "path": "/metadata/resourceVersion",
+        "value": created["metadata"]["resourceVersion"]}]);
+    patch(&path, old).await.fails(409, "Conflict");
+    patch(&path, json!({"spec": {}}))
+        .await
+        .fails(400, "BadRequest");
+    let named = json!([{"op": "replace", "path": "/metadata/name", "value": "other"}]);
+    patch(&path, named).await.fails(400, "BadRequest");
+
+    let status = json!([{"op": "add", "path": "/status", "value": {"readyReplicas": 1}}]);
+    let patched = patch(&format!("{path}/status"), status).await.done();
+    assert_eq!(patched["status"]["readyReplicas"], 1);
+    assert_eq!(patched["spec"]["replicas"], 5);
+    let scale = json!([{"op": "replace", "path": "/spec/replicas", "value": 6}]);
+    let scale = patch(&format!("{path}/scale"), scale).await.done();
+    assert_eq!(scale["spec"]["replicas"], 6);
 }
 
 #[tokio::test]

@@ -1,0 +1,254 @@
+//! Foreign clients: two kubectls, years apart, against `platctrl up`. No Kubernetes anywhere.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use crate::rig::{Rig, Said, eventually};
+
+/// The programs of a tool, made available once.
+fn tool(name: &'static str, place: &'static OnceLock<PathBuf>) -> &'static Path {
+    place.get_or_init(|| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/tools");
+        let output = Command::new(script).arg(name).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "scripts/tools {name}: {said}");
+        let dir = String::from_utf8(output.stdout).unwrap();
+        Path::new(dir.trim_end()).join("kubectl")
+    })
+}
+
+fn old() -> &'static Path {
+    static PLACE: OnceLock<PathBuf> = OnceLock::new();
+    tool("kubectl-1.20", &PLACE)
+}
+
+fn current() -> &'static Path {
+    static PLACE: OnceLock<PathBuf> = OnceLock::new();
+    tool("kubectl-1.32", &PLACE)
+}
+
+/// A server, and a kubectl that knows nothing but its kubeconfig.
+struct Cluster {
+    rig: Rig,
+    program: &'static Path,
+}
+
+impl Cluster {
+    fn new(program: &'static Path) -> Self {
+        let mut rig = Rig::new();
+        rig.up_with(&["--listen", "127.0.0.1:0"]);
+        let config = rig.cli(&["kubeconfig"]).ok();
+        rig.write("kubeconfig", config);
+        fs::create_dir(rig.path("home")).unwrap();
+        rig.write("hello.yaml", manifest("hello", 0));
+        Self { rig, program }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(self.program);
+        command
+            .args(args)
+            .env("KUBECONFIG", self.rig.path("kubeconfig"))
+            .env("HOME", self.rig.path("home"))
+            .current_dir(self.rig.path(""))
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Said {
+        self.command(args).output().unwrap().into()
+    }
+
+    #[track_caller]
+    fn ok(&self, args: &[&str]) -> String {
+        self.run(args).ok()
+    }
+
+    /// It fails and says this.
+    #[track_caller]
+    fn fails(&self, args: &[&str], part: &str) {
+        let said = self.run(args);
+        assert_ne!(said.code, Some(0), "{said:#?}");
+        assert!(said.err.contains(part), "{part:?} is not in {said:#?}");
+    }
+
+    fn field(&self, path: &str) -> String {
+        self.ok(&["get", "rc", "hello", "-o", &format!("jsonpath={{{path}}}")])
+    }
+}
+
+fn manifest(name: &str, replicas: i32) -> String {
+    format!(
+        "\
+apiVersion: platctrl.dev/v1
+kind: ReplicationController
+metadata:
+  name: {name}
+spec:
+  replicas: {replicas}
+  nodeSelector: \"*\"
+  maxPerNode: 4
+  template:
+    metadata: {{ labels: {{ app: hello }} }}
+    spec:
+      app: hello
+      launchables:
+        web:
+          type: hoist
+          location: https://artifacts.example/hello.tar.gz
+          digest: sha256:{}
+",
+        "9f2c".repeat(16)
+    )
+}
+
+/// What both of them can do.
+fn is_served_whole(program: &'static Path) {
+    let cluster = Cluster::new(program);
+
+    // Discovery, tables, and every output.
+    let resources = cluster.ok(&["api-resources"]);
+    for part in ["replicationcontrollers", "rc", "platctrl.dev/v1", "Pod"] {
+        assert!(resources.contains(part), "{part} is not in {resources}");
+    }
+    let node = cluster.rig.app.as_str();
+    let nodes = cluster.ok(&["get", "nodes"]);
+    assert!(
+        nodes.starts_with("NAME ") && nodes.contains("READY"),
+        "{nodes}"
+    );
+    let wide = cluster.ok(&["get", "nodes", "-o", "wide"]);
+    assert!(
+        wide.contains("VERSION") && !nodes.contains("VERSION"),
+        "{wide}"
+    );
+    assert_eq!(
+        cluster.ok(&["get", "nodes", "-o", "name"]),
+        format!("node.platctrl.dev/{node}\n")
+    );
+    for form in ["json", "yaml"] {
+        let text = cluster.ok(&["get", "node", node, "-o", form]);
+        assert!(text.contains("incarnation"), "{text}");
+    }
+
+    // Explain, from the schemas.
+    let explained = cluster.ok(&["explain", "rc.spec.replicas"]);
+    assert!(explained.contains("<integer>"), "{explained}");
+    assert!(explained.contains("How many pods"), "{explained}");
+
+    // Apply, three ways, and what is wrong with a manifest.
+    let wrong = manifest("hello", 1).replace("replicas:", "replicaz:");
+    cluster.rig.write("wrong.yaml", wrong);
+    cluster.fails(&["apply", "-f", "wrong.yaml"], "replicaz");
+    let named = "replicationcontroller.platctrl.dev/hello";
+    let applied = |outcome: &str| {
+        assert_eq!(
+            cluster.ok(&["apply", "-f", "hello.yaml"]),
+            format!("{named} {outcome}\n")
+        );
+    };
+    applied("created");
+    applied("unchanged");
+    let changed = manifest("hello", 0).replace("maxPerNode: 4", "maxPerNode: 5");
+    cluster.rig.write("changed.yaml", changed);
+    let differs = cluster.run(&["diff", "-f", "changed.yaml"]);
+    assert_eq!(differs.code, Some(1), "{differs:#?}");
+    assert!(differs.out.contains("+  maxPerNode: 5"), "{differs:#?}");
+    assert_eq!(
+        cluster.field(".spec.maxPerNode"),
+        "4",
+        "a dry run changes nothing"
+    );
+    cluster.ok(&["apply", "-f", "changed.yaml"]);
+    assert_eq!(cluster.field(".spec.maxPerNode"), "5");
+    cluster.rig.write("other.yaml", manifest("other", 0));
+    cluster.ok(&["create", "--dry-run=server", "-f", "other.yaml"]);
+    cluster.ok(&["create", "-f", "other.yaml"]);
+    cluster.fails(&["create", "-f", "other.yaml"], "already exists");
+
+    // Each patch, and an editor.
+    cluster.ok(&[
+        "patch",
+        "rc",
+        "hello",
+        "--type=merge",
+        "-p",
+        r#"{"spec":{"maxPerNode":2}}"#,
+    ]);
+    assert_eq!(cluster.field(".spec.maxPerNode"), "2");
+    let operations = r#"[{"op":"test","path":"/spec/maxPerNode","value":2},{"op":"replace","path":"/spec/maxPerNode","value":3}]"#;
+    cluster.ok(&["patch", "rc", "hello", "--type=json", "-p", operations]);
+    assert_eq!(cluster.field(".spec.maxPerNode"), "3");
+    cluster.fails(
+        &["patch", "rc", "hello", "--type=json", "-p", operations],
+        "invalid",
+    );
+    let editor = cluster.rig.write(
+        "editor",
+        "#!/bin/sh\nsed -i 's/maxPerNode: .*/maxPerNode: 7/' \"$1\"\n",
+    );
+    fs::set_permissions(&editor, fs::Permissions::from_mode(0o755)).unwrap();
+    let edited = cluster
+        .command(&["edit", "rc", "hello"])
+        .env("KUBE_EDITOR", &editor)
+        .output()
+        .unwrap();
+    Said::from(edited).ok();
+    assert_eq!(cluster.field(".spec.maxPerNode"), "7");
+    cluster.ok(&["replace", "-f", "hello.yaml"]);
+    assert_eq!(cluster.field(".spec.maxPerNode"), "4");
+
+    // Labels, annotations, selectors, scale, wait.
+    cluster.ok(&["label", "rc", "hello", "tier=front"]);
+    cluster.ok(&["annotate", "rc", "hello", "note=by hand"]);
+    let listed = |selector: &str| cluster.ok(&["get", "rc", "-l", selector, "-o", "name"]);
+    assert_eq!(listed("tier=front"), format!("{named}\n"));
+    assert_eq!(listed("tier=back"), "");
+    cluster.ok(&["scale", "rc", "hello", "--replicas=0"]);
+    cluster.ok(&[
+        "wait",
+        "rc/hello",
+        "--for=condition=Available",
+        "--timeout=60s",
+    ]);
+    let described = cluster.ok(&["describe", "rc", "hello"]);
+    assert!(described.contains("tier=front"), "{described}");
+
+    // A watch tells what comes, as rows.
+    let seen = cluster.rig.path("watched");
+    let mut watch = cluster
+        .command(&["get", "rc", "-w"])
+        .stdout(fs::File::create(&seen).unwrap())
+        .spawn()
+        .unwrap();
+    let shows = |part: &str| {
+        fs::read_to_string(&seen)
+            .unwrap()
+            .contains(part)
+            .then_some(())
+    };
+    eventually("what is there", || shows("other"));
+    cluster.rig.write("late.yaml", manifest("latecomer", 0));
+    cluster.ok(&["create", "-f", "late.yaml"]);
+    eventually("what came", || shows("latecomer"));
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+
+    let gone = cluster.ok(&["delete", "rc", "hello", "other", "latecomer"]);
+    assert!(gone.contains("\"hello\" deleted"), "{gone}");
+    assert_eq!(cluster.ok(&["get", "rc", "-o", "name"]), "");
+    cluster.fails(&["get", "rc", "hello"], "not found");
+}
+
+#[test]
+fn kubectl_1_20_is_served_whole() {
+    is_served_whole(old());
+}
+
+#[test]
+fn kubectl_1_32_is_served_whole() {
+    is_served_whole(current());
+}
