@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 
+use crate::failsafe::Safeguard;
 use crate::store::{
     Change, InvalidKey, Key, LeaseId, ListRequest, Page, Prefix, Record, Revision, Store,
     StoreError, Transaction, WatchEvent, WatchStream,
@@ -20,6 +21,16 @@ use crate::store::{
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(super) type Hook<A, T> = Arc<dyn Fn(A) -> BoxFuture<'static, T> + Send + Sync>;
+
+/// What revisions do when a backup is put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Restored {
+    /// They are those of the backup again.
+    Older,
+    /// They go on behind the newest ever given.
+    Forward,
+}
 
 /// A store under test: open, empty, and with what the test bench can do to it.
 ///
@@ -32,6 +43,10 @@ pub struct Subject {
     compact: Option<Hook<Revision, ()>>,
     reopen: Option<Hook<(), Arc<dyn Store>>>,
     lose_answer: Option<Hook<(), ()>>,
+    pub(super) another: Option<Hook<(), Arc<dyn Store>>>,
+    pub(super) backup: Option<Hook<(), ()>>,
+    pub(super) restore: Option<Hook<Restored, Arc<dyn Store>>>,
+    pub(super) without: Option<Safeguard>,
     guards: Vec<Box<dyn Any + Send>>,
 }
 
@@ -46,6 +61,10 @@ impl Subject {
             compact: None,
             reopen: None,
             lose_answer: None,
+            another: None,
+            backup: None,
+            restore: None,
+            without: None,
             guards: Vec::new(),
         }
     }
@@ -94,6 +113,37 @@ impl Subject {
         F: Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static,
     {
         self.lose_answer = Some(Arc::new(move |()| lose_next()));
+        self
+    }
+
+    /// Opens another store of this backend, empty: what may one day answer under the address of
+    /// the one under test.
+    #[must_use]
+    pub fn with_another<F>(mut self, open: F) -> Self
+    where
+        F: Fn() -> BoxFuture<'static, Arc<dyn Store>> + Send + Sync + 'static,
+    {
+        self.another = Some(Arc::new(move |()| open()));
+        self
+    }
+
+    /// Takes a backup as this backend does it, and puts the last one back. What then is at the
+    /// store's address is returned.
+    #[must_use]
+    pub fn with_backup<T, R>(mut self, take: T, restore: R) -> Self
+    where
+        T: Fn() -> BoxFuture<'static, ()> + Send + Sync + 'static,
+        R: Fn(Restored) -> BoxFuture<'static, Arc<dyn Store>> + Send + Sync + 'static,
+    {
+        self.backup = Some(Arc::new(move |()| take()));
+        self.restore = Some(Arc::new(restore));
+        self
+    }
+
+    /// Switches a safeguard off, to prove that a failsafe case notices.
+    #[must_use]
+    pub fn without_safeguard(mut self, safeguard: Safeguard) -> Self {
+        self.without = Some(safeguard);
         self
     }
 

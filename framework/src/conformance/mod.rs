@@ -37,6 +37,7 @@
 
 mod compares;
 mod concurrency;
+pub mod failsafe;
 mod history;
 mod kit;
 mod leases;
@@ -50,10 +51,10 @@ use std::fmt;
 
 use futures::future::LocalBoxFuture;
 
-pub use crate::conformance_tests;
+pub use crate::{conformance_tests, failsafe_tests};
 pub use concurrency::{Recorded, record_while};
-pub use kit::Subject;
 use kit::{Check, Stop};
+pub use kit::{Restored, Subject};
 
 /// How a case ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,6 +132,14 @@ pub fn run<F>(name: &str, factory: impl FnOnce() -> F, without: &[&str])
 where
     F: Future<Output = Subject>,
 {
+    run_one_of(CASES, name, factory, without);
+}
+
+fn run_one_of<F>(cases: &[Case], name: &str, factory: impl FnOnce() -> F, without: &[&str])
+where
+    F: Future<Output = Subject>,
+{
+    let case = |name: &str| cases.iter().find(|case| case.name == name);
     let unknown: Vec<_> = without.iter().filter(|name| case(name).is_none()).collect();
     assert!(unknown.is_empty(), "`without` names no cases: {unknown:?}");
     let case = case(name).expect("the macro lists the cases there are");

@@ -24,6 +24,7 @@ use crate::environment::Environment;
 use crate::failsafe::{Failsafes, Safeguards, Warden};
 use crate::model::{InvalidName, Kinds, ObjectKey, Resource};
 use crate::observe::{Explanation, MeteredStore, Metrics, RuntimeFacts};
+use crate::root::RootedStore;
 use crate::store::{Pipeline, Prefix, Store};
 
 /// Messages from sources that may wait.
@@ -276,7 +277,9 @@ impl RuntimeHandle {
 }
 
 impl Runtime {
-    /// A runtime on a store, without controllers.
+    /// A runtime on a store, without controllers. Its commits happen only in the root that it
+    /// has read: each compares the anchor, as those of a
+    /// [`RootedStore`](crate::root::RootedStore), which the store may be already.
     #[must_use]
     pub fn new(store: Arc<dyn Store>, environment: Environment) -> Self {
         Self {
@@ -404,7 +407,7 @@ impl Runtime {
     /// A name that is used twice or cannot be used, and other things that are wrong with how the
     /// runtime was put together; nothing that a store or a controller does.
     pub async fn run(mut self) -> Result<(), RunError> {
-        self.store = Pipeline::where_it_helps(self.store);
+        self.store = Pipeline::where_it_helps(RootedStore::around(self.store));
         if self.prefixes.is_empty() {
             self.prefixes
                 .push(Prefix::new("o/").expect("a constant that is a valid prefix"));

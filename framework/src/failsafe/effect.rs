@@ -90,6 +90,18 @@ pub(crate) fn taken_away(
     victims
 }
 
+/// The objects that get a tombstone in a transaction.
+pub(crate) fn ends(transaction: &Transaction) -> impl Iterator<Item = Uid> {
+    transaction.writes.iter().filter_map(|write| match write {
+        Write::Put { key, value, .. } if key.as_str().starts_with("o/intent/") => {
+            let intent = serde_json::from_slice::<Intent>(value).ok()?;
+            intent.metadata.deletion?;
+            Some(intent.metadata.uid)
+        }
+        _ => None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

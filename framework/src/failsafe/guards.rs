@@ -18,7 +18,7 @@ use super::baseline::Baseline;
 use super::budget::{Account, Budget};
 use super::chain::Link;
 use super::control::{EXPECTED_FOR, Expected, Freeze};
-use super::effect::taken_away;
+use super::effect::{ends, taken_away};
 use super::limits::Limits;
 use super::record::{Failsafe, Guard, Hold, Reset};
 use super::switch::{Safeguard, Switches};
@@ -157,6 +157,8 @@ impl fmt::Debug for Safeguards {
 #[must_use]
 pub(crate) struct Ticket {
     spent: Vec<(Account, u32)>,
+    /// Objects whose ends are paid for with it.
+    ended: Vec<Uid>,
 }
 
 /// A commit that a controller wants to make.
@@ -685,7 +687,22 @@ impl Safeguards {
             let account = (key.kind().clone(), self.domain(&key, ask.view));
             victims.entry(account).or_default().push(key);
         }
-        self.spend(&mut state, ask.view, &victims)
+        let mut ticket = self.spend(&mut state, ask.view, &victims)?;
+        // Who carries the end out here does not pay for it again.
+        for uid in ends(ask.transaction) {
+            if Self::remember_end(&mut state, &uid) {
+                ticket.ended.push(uid);
+            }
+        }
+        Ok(ticket)
+    }
+
+    /// False when it was remembered already.
+    fn remember_end(state: &mut State, uid: &Uid) -> bool {
+        if state.ended.len() > MEMORIES {
+            state.ended.clear();
+        }
+        state.ended.insert(uid.clone())
     }
 
     /// Only a freeze, or another history, stops this.
@@ -698,6 +715,9 @@ impl Safeguards {
         let mut state = self.state();
         for (account, count) in ticket.spent {
             state.budget.refund(&account, count);
+        }
+        for uid in ticket.ended {
+            state.ended.remove(&uid);
         }
     }
 
@@ -726,11 +746,8 @@ impl Safeguards {
         let account = (kind.clone(), self.domain(&own.key, view));
         let victims = BTreeMap::from([(account, vec![own.key.clone()])]);
         // What was begun is finished, and not counted twice.
-        let Ticket { spent: _ } = self.spend(&mut state, view, &victims)?;
-        if state.ended.len() > MEMORIES {
-            state.ended.clear();
-        }
-        state.ended.insert(metadata.uid.clone());
+        let Ticket { .. } = self.spend(&mut state, view, &victims)?;
+        Self::remember_end(&mut state, &metadata.uid);
         Ok(())
     }
 

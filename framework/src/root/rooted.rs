@@ -64,6 +64,9 @@ struct Known {
     anchor: Anchor,
     /// The backend's own revision of the anchor. None while the anchor is missing.
     revision: Option<Revision>,
+    /// Another store answered last. Its anchor may have the same revision as this one's, so the
+    /// compare alone does not tell them apart.
+    other: Option<String>,
     /// The epoch that the backend itself gives its revisions: 0 unless it reads the anchor too.
     native: u16,
 }
@@ -103,6 +106,17 @@ impl RootedStore {
         let known = Mutex::new(None);
         Self {
             shared: Arc::new(Shared { store, known }),
+        }
+    }
+
+    /// A root of `store`, unless it is one already. What a runtime works on: a client beside it
+    /// that takes revisions from its view has to speak of the same epochs.
+    #[must_use]
+    pub fn around(store: Arc<dyn Store>) -> Arc<dyn Store> {
+        if store.capabilities().rooted {
+            store
+        } else {
+            Arc::new(Self::new(store))
         }
     }
 }
@@ -172,6 +186,9 @@ fn lower(epochs: Epochs, compare: &Compare) -> Option<Compare> {
 
 /// Why nothing is written, where the anchor says so.
 fn refusal(known: &Known) -> Option<StoreError> {
+    if let Some(other) = &known.other {
+        return Some(another(other, &known.anchor.store_id));
+    }
     if known.revision.is_none() {
         return Some(StoreError::unavailable(format!(
             "the anchor of store {} is gone: the root was emptied, is another one, or may not be read; nothing is written until it is back",
@@ -185,6 +202,12 @@ fn refusal(known: &Known) -> Option<StoreError> {
             known.anchor.store_id
         ))),
     }
+}
+
+fn another(found: &str, opened: &str) -> StoreError {
+    StoreError::unavailable(format!(
+        "another store answers: this is {found}, what was opened is {opened}; nothing is written here"
+    ))
 }
 
 impl Shared {
@@ -205,13 +228,13 @@ impl Shared {
         let anchor: Anchor = serde_json::from_slice(&record.value).map_err(|error| {
             StoreError::unavailable(format!("the store's anchor is not readable: {error}"))
         })?;
-        if let Some(known) = &*known {
+        if let Some(known) = &mut *known {
             if anchor.store_id != known.anchor.store_id {
-                return Err(StoreError::unavailable(format!(
-                    "another store answers: this is {}, what was opened is {}; nothing is written here",
-                    anchor.store_id, known.anchor.store_id
-                )));
+                let error = another(&anchor.store_id, &known.anchor.store_id);
+                known.other = Some(anchor.store_id);
+                return Err(error);
             }
+            known.other = None;
             // An answer that was on its way while a newer one was noted.
             if anchor.epoch < known.anchor.epoch
                 || (anchor.epoch == known.anchor.epoch
@@ -224,6 +247,7 @@ impl Shared {
             anchor,
             revision: Some(record.modified),
             native: record.modified.epoch(),
+            other: None,
         });
         Ok(known.clone())
     }
@@ -336,6 +360,7 @@ fn other_epoch(of: Revision, now: u16) -> WatchEvent {
 impl Store for RootedStore {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = self.shared.store.capabilities();
+        capabilities.rooted = true;
         let limits = &mut capabilities.limits;
         limits.max_compares = limits.max_compares.saturating_sub(1);
         limits.max_operations = limits.max_operations.saturating_sub(1);

@@ -263,6 +263,8 @@ pub struct Capabilities {
     pub sharing_helps: bool,
     /// Commits that were in flight at the same time may have one revision in common.
     pub shared_revisions: bool,
+    /// Each commit compares the root's anchor: see [`RootedStore`](crate::root::RootedStore).
+    pub rooted: bool,
 }
 
 impl Capabilities {
@@ -277,6 +279,7 @@ impl Capabilities {
             durable: false,
             sharing_helps: false,
             shared_revisions: false,
+            rooted: false,
         }
     }
 }

@@ -3,6 +3,7 @@
 mod anchored;
 mod bites;
 mod broken;
+mod failsafe;
 mod slow;
 mod spoiled;
 

@@ -5,6 +5,7 @@
 mod backup;
 mod conformance;
 mod crash;
+mod failsafe;
 mod full_disk;
 mod helpers;
 mod leases;
