@@ -5,6 +5,7 @@
 mod access;
 mod certificates;
 mod conformance;
+mod failsafe;
 mod faults;
 mod fencing;
 mod helpers;

@@ -4,6 +4,7 @@
 
 mod certificates;
 mod conformance;
+mod failsafe;
 mod faults;
 mod fencing;
 mod network;
