@@ -3,9 +3,14 @@
 //! A controller here is a pure function from a view to actions (`plan`) and a thin shell that
 //! reads the view, commits the actions and reports. They meet only in the store.
 
+mod carry_out;
+mod end;
 pub mod ledger;
 pub mod placement;
 pub mod replication_controller;
 pub mod rolling_update;
+mod template;
 #[cfg(feature = "testing")]
 pub mod testing;
+
+pub use template::{ORPHAN_KIND, ORPHAN_OF, cached_pods};

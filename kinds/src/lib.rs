@@ -11,6 +11,7 @@ mod amount;
 mod disruption_budget;
 mod duration;
 mod node;
+mod placement;
 mod pod;
 mod quantity;
 mod replication_controller;
@@ -21,15 +22,16 @@ pub use disruption_budget::{
     DisruptionBudget, DisruptionBudgetSpec, DisruptionBudgetStatus, default_floor,
 };
 pub use duration::{InvalidDuration, Span};
-pub use node::{Node, NodeSpec, NodeStatus};
+pub use node::{Capacity, Node, NodeSpec, NodeStatus, node_condition};
+pub use placement::{PodPlacement, app_matches};
 pub use pod::{
     Exit, Health, HttpCheck, Launchable, LaunchableType, Pod, PodPhase, PodSpec, PodStatus, Port,
     Resources, Restart, RestartPolicy, RestartRequest, condition,
 };
 pub use quantity::{Bytes, Cpu, InvalidQuantity};
 pub use replication_controller::{
-    PodTemplate, ReplicationController, ReplicationControllerSpec, ReplicationControllerStatus,
-    Strategy, TemplateMetadata,
+    PodTemplate, Progress, ReplicationController, ReplicationControllerSpec,
+    ReplicationControllerStatus, Strategy, TemplateMetadata,
 };
 pub use rolling_update::{
     Gate, OnFailure, RollPhase, RollingUpdate, RollingUpdateSpec, RollingUpdateStatus, Step,

@@ -6,6 +6,8 @@ use platctrl_framework::model::Resource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::{Bytes, Cpu};
+
 /// A machine that runs pods.
 ///
 /// The record is written when the machine is admitted, never by its agent: labels attract pods,
@@ -34,6 +36,41 @@ pub struct NodeSpec {
     /// The addresses that the node's pods may be reached under.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
+    /// What pods may use of the machine. What is left out is what its agent reports of it; the
+    /// number of pods is then not limited.
+    #[serde(default, skip_serializing_if = "Capacity::is_empty")]
+    pub capacity: Capacity,
+}
+
+/// What the pods of a node may use, all together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Capacity {
+    /// Processor time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Cpu>,
+    /// Memory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Bytes>,
+    /// How many pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods: Option<u32>,
+}
+
+impl Capacity {
+    /// Nothing is said.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The types of a node's conditions that say whether pods may be put on it.
+pub mod node_condition {
+    /// Its agent was not heard of for so long that its pods may be replaced.
+    pub const LOST: &str = "Lost";
+    /// Its pods are being moved away.
+    pub const DRAINING: &str = "Draining";
 }
 
 /// What a node's agent reports.

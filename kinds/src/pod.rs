@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Bytes, Cpu, Span};
+use crate::{Bytes, Cpu, PodPlacement, Span};
 
 /// Programs that run together on one node.
 ///
@@ -64,6 +64,9 @@ pub struct PodSpec {
     /// Keep the pod's `data/` directory when it is removed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_data: bool,
+    /// Which apps the pod runs beside, and which never. Its agent does not look at it.
+    #[serde(default, skip_serializing_if = "PodPlacement::is_empty")]
+    pub placement: PodPlacement,
 }
 
 /// A program of a pod.
@@ -385,6 +388,8 @@ impl PodSpec {
     /// Adds what is wrong with a spec that lies at `path` of some object: also used for the
     /// templates of controllers, which name no node.
     pub fn validate(&self, path: &str, errors: &mut Vec<FieldError>) {
+        let placement = format!("{path}.placement");
+        self.placement.validate(&placement, errors);
         let mut wrong = |field: String, problem: String| {
             errors.push(FieldError::new(format!("{path}.{field}"), problem));
         };

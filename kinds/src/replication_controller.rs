@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use jiff::Timestamp;
 use platctrl_framework::model::{FieldError, Propagation, Resource, Selector, check_labels};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::PodSpec;
+use crate::{PodSpec, Span};
 
 /// Keeps so many pods of one template on nodes that a selector chooses.
 #[derive(Resource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -36,6 +37,15 @@ pub struct ReplicationControllerSpec {
     #[serde(default = "one")]
     #[schemars(range(min = 1))]
     pub max_per_node: u32,
+    /// A label of nodes: each of its values gets equally many pods, as far as there is room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread_over: Option<String>,
+    /// Nothing is done: pods are neither made nor changed nor taken away.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub disabled: bool,
+    /// How long nothing may move before it counts as stalled. Default 10m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress_deadline: Option<Span>,
     /// What becomes of the pods when this is deleted.
     #[serde(default)]
     pub deletion_policy: Propagation,
@@ -56,6 +66,8 @@ pub enum Strategy {
     /// They stay and are reported.
     #[default]
     Static,
+    /// They are replaced one at a time: a pod goes when another one is ready in its place.
+    Dynamic,
 }
 
 /// What a controller's pods are.
@@ -91,6 +103,17 @@ pub struct ReplicationControllerStatus {
     /// Those of them that are ready with the present template.
     #[serde(default)]
     pub ready_replicas: u32,
+    /// What moved last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+}
+
+/// That something moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Progress {
+    /// When.
+    #[schemars(with = "String")]
+    pub at: Timestamp,
 }
 
 /// More pods than this of one replication controller are refused.
@@ -105,6 +128,23 @@ fn validate(spec: &ReplicationControllerSpec, errors: &mut Vec<FieldError>) {
     }
     if let Err(error) = spec.node_selector.parse::<Selector>() {
         errors.push(FieldError::new("spec.nodeSelector", error.to_string()));
+    }
+    if let Some(label) = &spec.spread_over {
+        // A label with a value that is always allowed.
+        let labels = [(label.clone(), String::new())].into();
+        let mut wrong = Vec::new();
+        check_labels("spec", &labels, &mut wrong);
+        let problem = |error: FieldError| FieldError::new("spec.spreadOver", error.problem);
+        errors.extend(wrong.into_iter().map(problem));
+    }
+    if (spec.progress_deadline).is_some_and(|deadline| deadline < Span::from_secs(1)) {
+        errors.push(FieldError::new("spec.progressDeadline", "is below 1s"));
+    }
+    if spec.max_per_node == 0 {
+        errors.push(FieldError::new(
+            "spec.maxPerNode",
+            "is 0: no node could run any",
+        ));
     }
     check_labels(
         "spec.template.metadata.labels",

@@ -278,6 +278,7 @@ impl Store for EmbeddedStore {
         let mut capabilities = Capabilities::new(self.shared.options.limits);
         capabilities.pinned_reads = true;
         capabilities.range_compare = true;
+        capabilities.group_compare = true;
         capabilities.exact_watch = true;
         capabilities.durable = true;
         capabilities

@@ -204,6 +204,7 @@ impl Store for EtcdStore {
         let mut capabilities = Capabilities::new(commit::LIMITS);
         capabilities.pinned_reads = true;
         capabilities.range_compare = true;
+        capabilities.group_compare = true;
         capabilities.exact_watch = true;
         capabilities.durable = true;
         capabilities.sharing_helps = true;

@@ -1,22 +1,50 @@
 //! What a replication controller does next, from plain data.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt;
+use std::sync::Arc;
 
-use crate::placement::{Candidate, Placement};
+use platctrl_kinds::Strategy;
+
+use crate::placement::{Fleet, NodeState, Placement, Refusal, Request};
 
 /// What a plan is made from.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Observed {
-    /// The controller's namespace and name: breaks ties between nodes.
-    pub owner: String,
+    /// What pods ask of nodes, with the controller's name and how many pods each node has.
+    pub request: Request,
+    /// The nodes and what runs on them.
+    pub fleet: Arc<Fleet>,
     /// How many pods are wanted.
     pub replicas: u32,
-    /// How many of them one node may run.
-    pub max_per_node: u32,
+    /// What happens to pods on nodes that are lost or do not match.
+    pub strategy: Strategy,
+    /// Nothing is to be done.
+    pub disabled: bool,
     /// The pods it owns, also those on their way out.
     pub pods: Vec<PodFacts>,
-    /// The nodes that match its selector.
-    pub eligible: BTreeMap<String, NodeFacts>,
+    /// Names of pods that have no owner and wait for this one.
+    pub orphans: Vec<String>,
+    /// What a move may take away.
+    pub budget: Budget,
+}
+
+/// How many healthy pods have to stay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// So many.
+    pub floor: u32,
+    /// Healthy pods that others have decided to take away, which still look healthy.
+    pub open: u32,
+}
+
+impl Budget {
+    /// How many of so many healthy ones may be taken away now.
+    #[must_use]
+    pub fn allowed(self, healthy: u32) -> u32 {
+        healthy.saturating_sub(self.open).saturating_sub(self.floor)
+    }
 }
 
 /// A pod, as far as a plan is about it. `name` orders pods of the same age.
@@ -34,249 +62,365 @@ pub struct PodFacts {
     pub current: bool,
     /// When it was created, as a number that grows.
     pub created: i64,
+    /// Brought to the template, it asks more of its node.
+    pub grows: bool,
+    /// Why it cannot be brought to the template where it is.
+    pub stuck: Option<Refusal>,
 }
 
-/// A node, as far as a plan is about it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct NodeFacts {
-    /// New pods may be put on it.
-    pub schedulable: bool,
-    /// All pods that it runs, whoever owns them.
-    pub pods: u32,
+/// Why a pod is not where it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Astray {
+    /// Its node's labels do not match.
+    NotSelected,
+    /// There is no record of its node.
+    NodeMissing,
+    /// Its node is lost, drained or retired.
+    Node(NodeState),
+    /// No pod of an app is there that it must run beside.
+    Without(String),
+    /// Its node has not what the present template asks.
+    NoRoom(Refusal),
+}
+
+impl fmt::Display for Astray {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotSelected => f.write_str("its node does not match the selector"),
+            Self::NodeMissing => f.write_str("there is no record of its node"),
+            Self::Node(state) => write!(f, "of its node: {}", Refusal::State(*state)),
+            Self::Without(pattern) => write!(f, "its node does not run `{pattern}`"),
+            Self::NoRoom(refusal) => write!(f, "of its node: {refusal}"),
+        }
+    }
+}
+
+/// A pod that goes, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Victim {
+    /// Its name.
+    pub name: String,
+    /// Why it, and not another.
+    pub why: String,
+}
+
+/// What the plan waits for before its next step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Pods are to be ready before the next one gets the template.
+    Ready {
+        /// How many are.
+        ready: u32,
+        /// How many have to be.
+        needed: u32,
+    },
+    /// A replacement is to be ready before a pod goes.
+    Replacement {
+        /// The new pod.
+        pod: String,
+        /// The one that goes then.
+        instead_of: String,
+    },
+    /// More pods have to be healthy before a pod may go.
+    Budget {
+        /// The pod.
+        pod: String,
+        /// How many are healthy.
+        healthy: u32,
+        /// How many of them have to stay.
+        needed: u32,
+    },
+    /// A pod that went is not gone yet.
+    Leaving {
+        /// The pod.
+        pod: String,
+    },
+    /// There is no place for a replacement.
+    Place {
+        /// The pod that it would be for.
+        instead_of: String,
+    },
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ready { ready, needed } => write!(
+                f,
+                "the next pod gets the template when {needed} pods are ready; {ready} are"
+            ),
+            Self::Replacement { pod, instead_of } => {
+                write!(f, "{instead_of} goes when its replacement {pod} is ready")
+            }
+            Self::Budget {
+                pod,
+                healthy,
+                needed,
+            } => write!(
+                f,
+                "{pod} goes when more than {needed} pods are healthy; {healthy} are"
+            ),
+            Self::Leaving { pod } => write!(f, "the next pod is moved when {pod} is gone"),
+            Self::Place { instead_of } => {
+                write!(f, "{instead_of} is moved when there is a place for another")
+            }
+        }
+    }
 }
 
 /// What to do next.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
+    /// Names of pods to take over.
+    pub adopt: Vec<String>,
     /// Nodes to create pods on, one entry for each pod.
     pub create: Vec<String>,
-    /// Names of pods to delete.
-    pub delete: Vec<String>,
+    /// Pods to delete.
+    pub delete: Vec<Victim>,
     /// Names of pods to bring to the present template, in place.
     pub update: Vec<String>,
     /// Pods that are wanted and have no place.
     pub unplaced: u32,
     /// Pods that are not of the present template and wait for their turn.
     pub outdated: u32,
-    /// Pods on nodes that do not match the selector: they stay, and are reported.
-    pub ineligible: u32,
+    /// Pods that are not where they should be, by name.
+    pub astray: BTreeMap<String, Astray>,
     /// Pods that are not on their way out, before this plan.
     pub live: u32,
     /// Those of them that are ready and of the present template.
     pub ready: u32,
+    /// What the next step waits for.
+    pub wait: Option<Wait>,
+}
+
+impl Plan {
+    /// Pods that something happens to.
+    #[must_use]
+    pub fn steps(&self) -> usize {
+        self.adopt.len() + self.create.len() + self.delete.len() + self.update.len()
+    }
+}
+
+/// Why a pod on this node is not where it should be.
+#[must_use]
+pub fn astray(observed: &Observed, pod: &PodFacts) -> Option<Astray> {
+    let Some(node) = observed.fleet.node(&pod.node) else {
+        return Some(Astray::NodeMissing);
+    };
+    if matches!(
+        node.state,
+        NodeState::Draining | NodeState::Lost | NodeState::Leaving
+    ) {
+        return Some(Astray::Node(node.state));
+    }
+    if !observed.request.selector.matches(&node.labels) {
+        return Some(Astray::NotSelected);
+    }
+    if let Some(pattern) = node.misses(&observed.request.needs) {
+        return Some(Astray::Without(pattern.to_owned()));
+    }
+    if let (false, Some(refusal)) = (pod.current, &pod.stuck) {
+        return Some(Astray::NoRoom(refusal.clone()));
+    }
+    None
 }
 
 /// Decides what to do next.
 ///
+/// - Pods without an owner that wait for this one are taken over before anything is counted.
 /// - Too few pods: new ones where [`Placement`] says. Pods on their way out hold their places.
-/// - Too many: first those not ready, then those on nodes that do not match, then the newest.
+/// - Too many: first those not ready, then those that are not where they should be, then the
+///   newest.
 /// - Pods of an earlier template are updated in place: those not ready at once, since nothing is
 ///   lost by it; of those ready one at a time, and only while every other pod is ready, so that a
 ///   template that does not work costs one pod.
+/// - Pods that are not where they should be stay ([`Strategy::Static`]), or are moved one at a
+///   time ([`Strategy::Dynamic`]): another one is created, and when it is ready the old one goes,
+///   if the budget allows it.
 #[must_use]
 pub fn plan(observed: &Observed, placement: &dyn Placement) -> Plan {
     let live: Vec<&PodFacts> = observed.pods.iter().filter(|pod| !pod.leaving).collect();
-    let count = u32::try_from(live.len()).unwrap_or(u32::MAX);
-    let is_eligible = |pod: &PodFacts| observed.eligible.contains_key(&pod.node);
+    let count = number(live.len());
     let mut plan = Plan {
         live: count,
-        ready: count_of(&live, |pod| pod.ready && pod.current),
-        ineligible: count_of(&live, |pod| !is_eligible(pod)),
+        ready: number(live.iter().filter(|pod| pod.ready && pod.current).count()),
         ..Plan::default()
     };
+    let strays: Strays = live
+        .iter()
+        .filter_map(|pod| Some((pod.name.clone(), astray(observed, pod)?)))
+        .collect();
+    plan.astray.clone_from(&strays);
+    plan.outdated = number(live.iter().filter(|pod| !pod.current).count());
+    if observed.disabled {
+        return plan;
+    }
+    if !observed.orphans.is_empty() {
+        plan.adopt.clone_from(&observed.orphans);
+        return plan;
+    }
+    let moves = observed.strategy == Strategy::Dynamic && !strays.is_empty();
+    let mut kept = live;
     if count < observed.replicas {
         let wanted = observed.replicas - count;
-        let mut own: BTreeMap<&str, u32> = BTreeMap::new();
-        for pod in &observed.pods {
-            *own.entry(&pod.node).or_default() += 1;
-        }
-        let schedulable = observed
-            .eligible
-            .iter()
-            .filter(|(_, facts)| facts.schedulable);
-        let candidates = schedulable
-            .map(|(node, facts)| Candidate {
-                node: node.clone(),
-                own: own.get(node.as_str()).copied().unwrap_or(0),
-                pods: facts.pods,
-            })
-            .collect();
-        plan.create = placement.place(&observed.owner, candidates, wanted, observed.max_per_node);
-        plan.unplaced = wanted - u32::try_from(plan.create.len()).unwrap_or(wanted);
+        plan.create = placement.place(&observed.fleet, &observed.request, wanted);
+        plan.unplaced = wanted.saturating_sub(number(plan.create.len()));
+    } else if count > observed.replicas {
+        take_away(observed, &mut plan, &mut kept, &strays, moves);
+    } else if moves {
+        begin_move(observed, &mut plan, &strays, placement);
     }
-    let mut kept = live;
-    if count > observed.replicas {
-        // The first in this order go first.
-        kept.sort_by_key(|pod| {
-            (
-                pod.ready,
-                is_eligible(pod),
-                std::cmp::Reverse((pod.created, pod.name.clone())),
-            )
-        });
-        let surplus = (count - observed.replicas) as usize;
-        plan.delete = kept.drain(..surplus).map(|pod| pod.name.clone()).collect();
-    }
-    let outdated = kept.iter().filter(|pod| !pod.current);
-    let (ready, unready): (Vec<&PodFacts>, Vec<&PodFacts>) = outdated.partition(|pod| pod.ready);
-    let everybody_is_ready = kept.iter().all(|pod| pod.ready) && plan.create.is_empty();
-    plan.update = unready.iter().map(|pod| pod.name.clone()).collect();
-    plan.outdated = u32::try_from(ready.len()).unwrap_or(u32::MAX);
-    if everybody_is_ready
-        && let Some(next) = ready.iter().min_by_key(|pod| (pod.created, &pod.name))
-    {
-        plan.update.push(next.name.clone());
-        plan.outdated -= 1;
-    }
+    update(observed, &mut plan, &kept);
     plan
 }
 
-fn count_of(pods: &[&PodFacts], is: impl Fn(&PodFacts) -> bool) -> u32 {
-    u32::try_from(pods.iter().filter(|pod| is(pod)).count()).unwrap_or(u32::MAX)
+type Strays = BTreeMap<String, Astray>;
+
+/// The first in this order go first.
+fn sort(pods: &mut [&PodFacts], strays: &Strays) {
+    pods.sort_by_key(|pod| {
+        let strays = strays.contains_key(&pod.name);
+        (pod.ready, !strays, Reverse((pod.created, pod.name.clone())))
+    });
+}
+
+fn take_away(
+    observed: &Observed,
+    plan: &mut Plan,
+    kept: &mut Vec<&PodFacts>,
+    strays: &Strays,
+    moves: bool,
+) {
+    let victim = |pod: &PodFacts| Victim {
+        name: pod.name.clone(),
+        why: why(strays, pod),
+    };
+    let surplus = kept.len().saturating_sub(observed.replicas as usize);
+    sort(kept, strays);
+    let is_stray = |pod: &&PodFacts| strays.contains_key(&pod.name);
+    // The newest of the pods that are where they should be replaces one that is not.
+    let newest = |pods: &[&PodFacts]| {
+        let placed = pods.iter().filter(|pod| !is_stray(pod));
+        placed
+            .max_by_key(|pod| (pod.created, pod.name.clone()))
+            .map(|pod| pod.name.clone())
+    };
+    let replacement = newest(kept).filter(|_| moves);
+    let Some(replacement) = replacement else {
+        let gone: Vec<Victim> = kept.drain(..surplus).map(victim).collect();
+        plan.delete = gone;
+        return;
+    };
+    // All that are too many but one; the replacement is not among them.
+    let mut gone = Vec::new();
+    while gone.len() + 1 < surplus {
+        let Some(next) = kept.iter().position(|pod| pod.name != replacement) else {
+            break;
+        };
+        gone.push(victim(kept.remove(next)));
+    }
+    let next = kept.iter().position(is_stray);
+    match next {
+        // Those that were astray are among those that went.
+        None => gone.push(victim(kept.remove(0))),
+        Some(stray) => {
+            let new = kept.iter().find(|pod| pod.name == replacement);
+            let is_there = new.is_some_and(|pod| pod.ready && pod.current);
+            let healthy = number(kept.iter().filter(|pod| pod.ready).count());
+            let old = kept[stray];
+            if !is_there {
+                plan.wait = Some(Wait::Replacement {
+                    pod: replacement,
+                    instead_of: old.name.clone(),
+                });
+            } else if old.ready && observed.budget.allowed(healthy) == 0 {
+                plan.wait = Some(Wait::Budget {
+                    pod: old.name.clone(),
+                    healthy,
+                    needed: observed.budget.floor,
+                });
+            } else {
+                gone.push(victim(kept.remove(stray)));
+            }
+        }
+    }
+    plan.delete = gone;
+}
+
+fn why(strays: &Strays, pod: &PodFacts) -> String {
+    match strays.get(&pod.name) {
+        Some(why) => why.to_string(),
+        None if !pod.ready => "which is not ready".to_owned(),
+        None => "the newest".to_owned(),
+    }
+}
+
+fn begin_move(observed: &Observed, plan: &mut Plan, strays: &Strays, placement: &dyn Placement) {
+    let pods = || observed.pods.iter();
+    let reachable = |pod: &&PodFacts| {
+        let node = observed.fleet.node(&pod.node);
+        node.is_some_and(|node| node.state != NodeState::Lost)
+    };
+    if let Some(pod) = pods().filter(|pod| pod.leaving).find(reachable) {
+        plan.wait = Some(Wait::Leaving {
+            pod: pod.name.clone(),
+        });
+        return;
+    }
+    let mut moved: Vec<&PodFacts> = pods()
+        .filter(|pod| !pod.leaving && strays.contains_key(&pod.name))
+        .collect();
+    sort(&mut moved, strays);
+    plan.create = placement.place(&observed.fleet, &observed.request, 1);
+    if let (true, Some(first)) = (plan.create.is_empty(), moved.first()) {
+        plan.wait = Some(Wait::Place {
+            instead_of: first.name.clone(),
+        });
+    }
+}
+
+fn update(observed: &Observed, plan: &mut Plan, kept: &[&PodFacts]) {
+    // Growing pods are counted one at a time on a node, and not beside new ones.
+    let mut grown = BTreeSet::new();
+    let mut has_room =
+        |pod: &PodFacts| !pod.grows || (plan.create.is_empty() && grown.insert(pod.node.clone()));
+    let outdated = kept
+        .iter()
+        .filter(|pod| !pod.current && pod.stuck.is_none());
+    let (ready, unready): (Vec<&PodFacts>, Vec<&PodFacts>) = outdated.partition(|pod| pod.ready);
+    let everybody_is_ready = kept.iter().all(|pod| pod.ready) && plan.create.is_empty();
+    let mut updated: Vec<String> = Vec::new();
+    for pod in unready {
+        if has_room(pod) {
+            updated.push(pod.name.clone());
+        }
+    }
+    let calm = everybody_is_ready && plan.delete.is_empty();
+    match ready.iter().min_by_key(|pod| (pod.created, &pod.name)) {
+        Some(next) if calm && has_room(next) => updated.push(next.name.clone()),
+        Some(_) if !calm && plan.wait.is_none() => {
+            plan.wait = Some(Wait::Ready {
+                ready: number(kept.iter().filter(|pod| pod.ready).count()),
+                needed: observed.replicas,
+            });
+        }
+        _ => {}
+    }
+    plan.update = updated;
+    let updated = plan.update.iter();
+    let deleted = plan.delete.iter().map(|victim| &victim.name);
+    let taken: HashSet<&String> = updated.chain(deleted).collect();
+    let waiting = observed
+        .pods
+        .iter()
+        .filter(|pod| !pod.leaving && !pod.current && !taken.contains(&pod.name));
+    let outdated = number(waiting.count());
+    plan.outdated = outdated;
+}
+
+fn number(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::placement::Spread;
-
-    fn pod(name: &str, node: &str, ready: bool) -> PodFacts {
-        PodFacts {
-            name: name.into(),
-            node: node.into(),
-            ready,
-            leaving: false,
-            current: true,
-            created: 1,
-        }
-    }
-
-    fn observed(replicas: u32, nodes: usize, pods: Vec<PodFacts>) -> Observed {
-        let eligible = (0..nodes)
-            .map(|i| {
-                (
-                    format!("n{i}"),
-                    NodeFacts {
-                        schedulable: true,
-                        pods: 0,
-                    },
-                )
-            })
-            .collect();
-        Observed {
-            owner: "default/hello".into(),
-            replicas,
-            max_per_node: 1,
-            pods,
-            eligible,
-        }
-    }
-
-    #[test]
-    fn missing_pods_are_created_where_there_is_room() {
-        let plan = plan(&observed(3, 2, vec![pod("a", "n0", true)]), &Spread);
-        assert_eq!(plan.create, ["n1"]);
-        assert_eq!((plan.unplaced, plan.live, plan.ready), (1, 1, 1));
-    }
-
-    #[test]
-    fn a_pod_on_its_way_out_holds_its_place() {
-        let leaving = PodFacts {
-            leaving: true,
-            ..pod("a", "n0", false)
-        };
-        let plan = plan(&observed(1, 1, vec![leaving]), &Spread);
-        assert!(plan.create.is_empty());
-        assert_eq!(plan.unplaced, 1);
-    }
-
-    #[test]
-    fn of_too_many_pods_the_unready_go_first_then_the_ineligible_then_the_newest() {
-        let pods = vec![
-            PodFacts {
-                created: 1,
-                ..pod("old", "n0", true)
-            },
-            PodFacts {
-                created: 9,
-                ..pod("new", "n1", true)
-            },
-            PodFacts {
-                created: 2,
-                ..pod("elsewhere", "x", true)
-            },
-            PodFacts {
-                created: 1,
-                ..pod("unready", "n2", false)
-            },
-        ];
-        let deleted = |replicas| plan(&observed(replicas, 3, pods.clone()), &Spread).delete;
-        assert_eq!(deleted(3), ["unready"]);
-        assert_eq!(deleted(2), ["unready", "elsewhere"]);
-        assert_eq!(deleted(1), ["unready", "elsewhere", "new"]);
-    }
-
-    #[test]
-    fn a_new_template_costs_one_ready_pod_at_a_time() {
-        let old = |name: &str, ready| PodFacts {
-            current: false,
-            ..pod(name, "n0", ready)
-        };
-        let mut view = observed(
-            3,
-            3,
-            vec![old("a", true), old("b", true), pod("c", "n1", true)],
-        );
-        assert_eq!(plan(&view, &Spread).update, ["a"]);
-        view.pods[2].ready = false;
-        assert!(
-            plan(&view, &Spread).update.is_empty(),
-            "the pod updated before is not ready"
-        );
-        view.pods[1].ready = false;
-        assert_eq!(
-            plan(&view, &Spread).update,
-            ["b"],
-            "an unready one is lost already"
-        );
-    }
-
-    #[test]
-    fn pods_on_nodes_that_no_longer_match_stay_and_are_counted() {
-        let plan = plan(&observed(1, 1, vec![pod("a", "gone", true)]), &Spread);
-        assert!(plan.create.is_empty() && plan.delete.is_empty());
-        assert_eq!(plan.ineligible, 1);
-    }
-
-    prop_compose! {
-        fn pods()(facts in proptest::collection::vec((0usize..6, any::<bool>(), any::<bool>(), any::<bool>(), 0i64..5), 0..12)) -> Vec<PodFacts> {
-            facts.into_iter().enumerate().map(|(i, (node, ready, leaving, current, created))| PodFacts {
-                name: format!("p{i}"), node: format!("n{node}"), ready, leaving, current, created,
-            }).collect()
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn a_plan_leads_to_the_wanted_number_and_takes_no_more_than_it_may(
-            pods in pods(), replicas in 0u32..10, nodes in 0usize..6, max_per_node in 1u32..3,
-        ) {
-            let view = Observed { max_per_node, ..observed(replicas, nodes, pods) };
-            let plan = plan(&view, &Spread);
-            let after = plan.live + plan.create.len() as u32 - plan.delete.len() as u32;
-            prop_assert_eq!(after + plan.unplaced, replicas, "{:?}", plan);
-            prop_assert!(plan.create.is_empty() || plan.delete.is_empty());
-            // Of healthy pods that stay, at most one is touched.
-            let find = |name: &String| view.pods.iter().find(|pod| pod.name == *name).unwrap();
-            let healthy_updates = plan.update.iter().filter(|name| find(name).ready).count();
-            prop_assert!(healthy_updates <= 1);
-            prop_assert!(plan.update.iter().all(|name| !plan.delete.contains(name) && !find(name).leaving));
-            // A ready pod is deleted only when no unready one is kept.
-            let deletes_ready = plan.delete.iter().any(|name| find(name).ready);
-            let keeps_unready = view.pods.iter().any(|pod| !pod.leaving && !pod.ready && !plan.delete.contains(&pod.name));
-            prop_assert!(!(deletes_ready && keeps_unready));
-        }
-    }
-}
+mod tests;

@@ -52,11 +52,9 @@ async fn pods_without_a_place_are_counted_and_placed_when_a_node_appears() {
         .cloned()
         .unwrap();
     assert_eq!(scheduled.status, ConditionStatus::False);
-    assert!(
-        scheduled
-            .message
-            .contains("no place for 1 pod: 1 node matches")
-            && scheduled.message.contains("maxPerNode")
+    assert_eq!(
+        scheduled.message,
+        "no place for 1 pod: of 1 node 1 runs as many of these pods as maxPerNode allows (n1)"
     );
     let mut node = world
         .client

@@ -2,9 +2,9 @@
 
 use platctrl_controllers::{replication_controller, testing};
 use platctrl_framework::client::DeleteOptions;
-use platctrl_framework::model::{Metadata, Object, Propagation};
+use platctrl_framework::model::{Metadata, Object, ObjectKey, Propagation};
 use platctrl_framework::testing::{FaultKind, Moment, Process, Replica, Simulation, World};
-use platctrl_kinds::{ReplicationController, ReplicationControllerSpec, Span};
+use platctrl_kinds::{Node, Pod, ReplicationController, ReplicationControllerSpec, Span, Strategy};
 
 use crate::world::{controller_key, controller_spec};
 
@@ -89,6 +89,35 @@ fn two_replicas_of_the_controllers_are_as_good_as_one() {
 #[test]
 fn a_replication_controller_lives_through_what_is_drawn() {
     life(2).random(0..24).unwrap();
+}
+
+/// Pods are moved away from a node that does not match any more, whatever goes wrong at a write.
+#[test]
+fn a_dynamic_controller_moves_its_pods_wherever_it_is_interrupted() {
+    let explored = fleet(1)
+        .scenario(|world| async move {
+            let mut wanted = object(2);
+            wanted.spec.strategy = Strategy::Dynamic;
+            world.create(&wanted).await?;
+            world.settled().await?;
+            let pods = world.objects::<Pod>();
+            let node = pods.first().and_then(|pod| pod.spec.node_name.clone());
+            let key = ObjectKey::cluster("platctrl.dev", "nodes", &node.unwrap_or_default())?;
+            let away = |node: &mut Object<Node>| {
+                node.metadata.labels.insert("role".into(), "db".into());
+            };
+            world.change::<Node>(&key, away).await?;
+            world.settled().await?;
+            Ok(())
+        })
+        .invariant("never more than one too many", |now| {
+            now.processes().count() <= 3
+        })
+        // Nodes that were changed are not those that a world begins with.
+        .history_matters()
+        .exhaustive()
+        .unwrap();
+    assert_eq!(explored.runs, explored.faults);
 }
 
 fn ended(propagation: Propagation) -> Simulation {

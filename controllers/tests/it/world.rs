@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use platctrl_framework::client::{Client, DeleteOptions};
 use platctrl_framework::controller::{
     Action, Context, Controller, ReconcileError, Runtime, RuntimeHandle,
 };
-use platctrl_framework::environment::Environment;
+use platctrl_framework::environment::{Clock, Environment};
 use platctrl_framework::model::{
     Condition, ConditionStatus, Metadata, Object, ObjectKey, Propagation, Resource, Status,
     identity::initialise,
@@ -32,6 +33,55 @@ pub(crate) struct World {
 impl Drop for World {
     fn drop(&mut self) {
         self.runtime.abort();
+    }
+}
+
+/// Wall time that goes with tokio's, which tests turn.
+struct Turned {
+    from: jiff::Timestamp,
+    since: tokio::time::Instant,
+}
+
+impl Clock for Turned {
+    fn now(&self) -> jiff::Timestamp {
+        self.from + self.monotonic()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    fn sleep(&self, duration: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(tokio::time::sleep(duration))
+    }
+}
+
+fn environment(seed: u64) -> Environment {
+    let clock = Turned {
+        from: jiff::Timestamp::now(),
+        since: tokio::time::Instant::now(),
+    };
+    Environment::seeded(Arc::new(clock), seed)
+}
+
+/// Ends a task when it is dropped.
+pub(crate) struct Ended(JoinHandle<()>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The fewest pods that were ready at once.
+pub(crate) struct Fewest(
+    Arc<std::sync::atomic::AtomicUsize>,
+    #[expect(dead_code, reason = "ends with this")] Ended,
+);
+
+impl Fewest {
+    pub(crate) fn seen(&self) -> usize {
+        self.0.load(std::sync::atomic::Ordering::SeqCst)
     }
 }
 
@@ -65,7 +115,7 @@ async fn run_pod(pod: Arc<Object<Pod>>, context: Context) -> Result<Action, Reco
 
 impl World {
     pub(crate) async fn with_nodes(nodes: &[(&str, &str)]) -> Self {
-        let environment = Environment::system();
+        let environment = environment(1);
         let store = MemoryStore::new(environment.clone());
         initialise(&store, &environment).await.unwrap();
         let client = Client::new(Arc::new(store.clone()), environment.clone(), "test");
@@ -139,6 +189,32 @@ impl World {
         list.shown().map(|pod| pod.typed().unwrap()).collect()
     }
 
+    /// Another process with a controller, which does not know of this one.
+    pub(crate) fn another<K: Resource>(&self, controller: Controller<K>) -> Ended {
+        let shared: Arc<dyn Store> = Arc::new(self.store.clone());
+        let runtime = Runtime::new(shared, environment(2)).controller(controller);
+        Ended(tokio::spawn(async move { runtime.run().await.unwrap() }))
+    }
+
+    /// From now on, counts how many pods are ready at once.
+    pub(crate) fn fewest_ready(&self) -> Fewest {
+        let handle = self.handle.clone();
+        let fewest = Arc::new(std::sync::atomic::AtomicUsize::new(usize::MAX));
+        let seen = fewest.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                let pods = handle.view().unwrap().list::<Pod>().to_vec();
+                let is_ready = |pod: &Arc<Object<Pod>>| {
+                    pod.status.conditions.is_true(condition::READY) && !pod.metadata.is_deleted()
+                };
+                let ready = pods.iter().filter(|pod| is_ready(pod)).count();
+                seen.fetch_min(ready, std::sync::atomic::Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        Fewest(fewest, Ended(task))
+    }
+
     pub(crate) async fn settled(&self, replicas: u32, ready: u32) {
         until("the controller is settled", || async {
             let object = self.controller().await;
@@ -168,6 +244,9 @@ pub(crate) fn controller_spec(replicas: u32) -> ReplicationControllerSpec {
         node_selector: "role=web".into(),
         strategy: Strategy::Static,
         max_per_node: 1,
+        spread_over: None,
+        disabled: false,
+        progress_deadline: None,
         deletion_policy: Propagation::Orphan,
         claimed_by: None,
         template: PodTemplate {

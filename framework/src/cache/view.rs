@@ -111,6 +111,17 @@ impl View {
         self.freshness().complete_to()
     }
 
+    /// Everything of one kind up to this revision is in the view.
+    #[must_use]
+    pub fn revision_of<K: Resource>(&self) -> Revision {
+        let trees = Tree::ALL.map(|tree| K::group_plural().prefix(tree));
+        let sources = self.shared.prefixes.iter().zip(self.state.sources.iter());
+        let tell = sources.filter(|(prefix, _)| trees.iter().any(|tree| tree.overlaps(prefix)));
+        tell.map(|(_, read)| read.unwrap_or(Revision::ZERO))
+            .min()
+            .unwrap_or(Revision::ZERO)
+    }
+
     /// How many objects there are.
     pub(crate) fn len(&self) -> usize {
         self.state.objects.size()
@@ -189,6 +200,20 @@ impl View {
             indexed: None,
             kind: PhantomData,
         }
+    }
+
+    /// Key, revision and value of the intents of a kind, in the order of their keys, also of
+    /// those that cannot be read: for who keeps an account of many objects by what changed.
+    pub fn intents<K: Resource>(&self) -> impl Iterator<Item = (&ObjectKey, Revision, &[u8])> {
+        self.ask::<K>();
+        let entries = self
+            .state
+            .objects
+            .range(range(&path_of_kind(&K::group_plural())));
+        entries.filter_map(|(_, entry)| {
+            let stored = entry.stored(&Slot::Intent)?;
+            Some((&*entry.key, stored.modified, &*stored.value))
+        })
     }
 
     /// The objects of a kind that are reported on though their intent is missing and nobody

@@ -238,7 +238,9 @@ impl Context {
         &self.run.setting.environment
     }
 
-    pub(crate) fn capabilities(&self) -> crate::store::Capabilities {
+    /// What the store can do, and how much at once.
+    #[must_use]
+    pub fn capabilities(&self) -> crate::store::Capabilities {
         self.run.setting.store.capabilities()
     }
 
@@ -442,8 +444,12 @@ impl Context {
             }
         }
         match outcome {
-            Err(StoreError::Conflict { .. }) => Err(CommitError::Conflict {
+            Err(StoreError::Conflict { failed }) => Err(CommitError::Conflict {
                 key: self.key().clone(),
+                failed: failed
+                    .iter()
+                    .filter_map(|&position| compares.get(position).cloned())
+                    .collect(),
             }),
             outcome => Ok(outcome?),
         }

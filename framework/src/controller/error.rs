@@ -174,6 +174,9 @@ pub enum CommitError {
     Conflict {
         /// The object that was reconciled.
         key: crate::model::ObjectKey,
+        /// The compares that did not hold; a store that only learns that one of several did not
+        /// names all that may have.
+        failed: Vec<crate::store::Compare>,
     },
     /// This process does not hold the claim any more, or cannot be sure. Nothing was written.
     #[error("the claim `{claim}` is not held any more")]

@@ -383,7 +383,8 @@ impl ObjectKey {
     }
 
     /// What all keys of the object are behind `o/<tree>/`.
-    pub(crate) fn path(&self) -> &str {
+    #[must_use]
+    pub fn path(&self) -> &str {
         &self.path
     }
 

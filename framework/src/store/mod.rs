@@ -253,6 +253,10 @@ pub struct Capabilities {
     pub pinned_reads: bool,
     /// [`Compare::RangeNotNewer`] is understood; elsewhere it is `Invalid`.
     pub range_compare: bool,
+    /// [`Compare::RangeNotNewer`] is understood at least of a group of keys: those that have
+    /// their first five segments in common, as `o/intent/platctrl.dev/pods/n1/`. Where
+    /// [`range_compare`](Self::range_compare) is not, a delete in the group may count as a write.
+    pub group_compare: bool,
     /// Watches deliver every transaction, in order, at its own revision.
     pub exact_watch: bool,
     /// Commits survive the loss of power once acknowledged.
@@ -275,6 +279,7 @@ impl Capabilities {
             limits,
             pinned_reads: false,
             range_compare: false,
+            group_compare: false,
             exact_watch: false,
             durable: false,
             sharing_helps: false,

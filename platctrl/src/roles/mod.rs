@@ -140,6 +140,7 @@ impl Parts {
         let memory = data_dir.join("failsafe/controllers.json");
         let controllers = Runtime::new(store, environment)
             .controller(replication_controller::controller())
+            .cached(platctrl_controllers::cached_pods())
             .kind::<Node>()
             .kind::<Failsafe>()
             .failsafes(Failsafes::new().keep_chain().remember_in(memory))

@@ -306,6 +306,7 @@ impl Store for MemoryStore {
         let mut capabilities = Capabilities::new(self.shared.options.limits);
         capabilities.pinned_reads = true;
         capabilities.range_compare = true;
+        capabilities.group_compare = true;
         capabilities.exact_watch = self.shared.options.exact_watch;
         capabilities
     }

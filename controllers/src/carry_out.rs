@@ -1,0 +1,293 @@
+//! Carries out what was planned for a workload's pods: in commits that fit the store, each with
+//! the owner's report, and never on nodes that changed since.
+
+use std::sync::Arc;
+
+use platctrl_framework::client::DeleteOptions;
+use platctrl_framework::controller::{Changes, CommitError, Context, ReconcileError};
+use platctrl_framework::model::{EventType, Object, Propagation, Resource, Status, Tree};
+use platctrl_framework::store::{Capabilities, Compare};
+use platctrl_kinds::Pod;
+
+use crate::placement::Guard;
+use crate::template::Workload;
+
+/// Pods created, changed or deleted in one commit, at most. Larger work is several commits, each
+/// of which leaves the owner in a state that the next run continues from.
+const BATCH: usize = 32;
+
+/// Commits that one run makes of one plan, at most: making a plan costs as much as there are pods.
+const ROUNDS: usize = 64;
+
+/// What one commit carries besides pods: the own report, its compares, a claim.
+const OWN_OPERATIONS: usize = 6;
+/// What one pod takes: two or three compares, its record, and the guard of its node.
+const POD_OPERATIONS: usize = 5;
+
+/// One pod's part of a plan.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// A new pod.
+    Create { node: String },
+    /// A pod goes, and why.
+    Delete { pod: Arc<Object<Pod>>, why: String },
+    /// A pod gets the template. `grows`: it asks more of its node than before.
+    Update { pod: Arc<Object<Pod>>, grows: bool },
+    /// A pod without an owner gets one.
+    Adopt { pod: Arc<Object<Pod>> },
+    /// A pod loses its owner and stays.
+    Orphan { pod: Arc<Object<Pod>> },
+}
+
+impl Step {
+    /// The node whose pods must be as they were seen.
+    fn guarded(&self) -> Option<&str> {
+        match self {
+            Self::Create { node } => Some(node),
+            Self::Update { pod, grows: true } => pod.spec.node_name.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The node whose pods' intents it writes.
+    fn touches(&self) -> &str {
+        match self {
+            Self::Create { node } => node,
+            Self::Delete { pod, .. }
+            | Self::Update { pod, .. }
+            | Self::Adopt { pod }
+            | Self::Orphan { pod } => pod.spec.node_name.as_deref().unwrap_or_default(),
+        }
+    }
+}
+
+/// Pods that were created, taken away and so on so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Done {
+    pub(crate) created: u32,
+    pub(crate) deleted: u32,
+    pub(crate) updated: u32,
+    pub(crate) adopted: u32,
+}
+
+impl Done {
+    fn count(&mut self, step: &Step) {
+        match step {
+            Step::Create { .. } => self.created += 1,
+            Step::Delete { .. } => self.deleted += 1,
+            Step::Update { .. } => self.updated += 1,
+            Step::Adopt { .. } => self.adopted += 1,
+            Step::Orphan { .. } => {}
+        }
+    }
+
+    /// Something was done.
+    pub(crate) fn any(self) -> bool {
+        self != Self::default()
+    }
+}
+
+/// How many pods fit into one commit.
+fn batch(capabilities: &Capabilities, workload: &Workload) -> usize {
+    let limits = &capabilities.limits;
+    // Each pod carries the template, and what is said about it besides.
+    let bytes = serde_json::to_vec(&workload.template).map_or(0, |bytes| bytes.len()) + 2048;
+    let operations = limits.max_operations.saturating_sub(OWN_OPERATIONS) / POD_OPERATIONS;
+    let compares = limits.max_compares.saturating_sub(OWN_OPERATIONS) / (POD_OPERATIONS - 1);
+    let writes = limits.max_writes.saturating_sub(2);
+    // Room for the own report.
+    let bytes = (limits.max_transaction_bytes / 4 * 3) / bytes;
+    let least = [operations, compares, writes, bytes].into_iter().min();
+    least.unwrap_or(1).clamp(1, BATCH)
+}
+
+/// What steps are carried out for, and with what.
+pub(crate) struct Work<'w, K: Resource> {
+    pub(crate) context: &'w Context,
+    pub(crate) workload: &'w Workload,
+    /// The owner's status after so much was done.
+    pub(crate) status: &'w (dyn Fn(Done) -> Status<K::Status> + Send + Sync),
+    /// What events say behind each step: `2 of 3 there, 1 ready`.
+    pub(crate) counts: &'w str,
+}
+
+impl<K: Resource> Work<'_, K> {
+    /// Carries out the steps, and reports also when there are none.
+    ///
+    /// A node that was changed since it was seen costs only the steps on it: the others are
+    /// committed, and the run ends with the conflict, so that it is repeated on a newer view.
+    pub(crate) async fn carry_out(&self, steps: Vec<Step>) -> Result<(), Unfinished> {
+        let context = self.context;
+        let capabilities = context.capabilities();
+        let size = batch(&capabilities, self.workload);
+        let mut guard = Guard::new(context.view().revision_of::<Pod>(), &capabilities);
+        let mut done = Done::default();
+        let mut lost = None;
+        let mut chunks = steps.chunks(size).take(ROUNDS);
+        let mut round = 0;
+        let mut next: Vec<Step> = chunks.next().unwrap_or_default().to_vec();
+        loop {
+            let before = done;
+            match self.commit(&next, round, &mut done, &mut guard).await? {
+                Outcome::Done => {}
+                Outcome::Moved(nodes) => {
+                    done = before;
+                    // Each time fewer are left.
+                    next.retain(|step| !nodes.iter().any(|node| node == step.touches()));
+                    lost = Some(conflict(context));
+                    if !next.is_empty() {
+                        continue;
+                    }
+                }
+            }
+            round += 1;
+            match chunks.next() {
+                Some(chunk) => next = chunk.to_vec(),
+                None => break,
+            }
+        }
+        lost.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    async fn commit(
+        &self,
+        steps: &[Step],
+        round: usize,
+        done: &mut Done,
+        guard: &mut Guard,
+    ) -> Result<Outcome, Unfinished> {
+        let context = self.context;
+        let mut changes = context.changes();
+        let mut notes: Vec<(&str, String)> = Vec::new();
+        for step in steps {
+            if let Some(compare) = step.guarded().and_then(|node| guard.compare(node)) {
+                changes.require(compare);
+            }
+            let (reason, what) = self.take(step, &mut changes)?;
+            done.count(step);
+            notes.push((reason, format!("{what}: {}", self.counts)));
+        }
+        if round > 0 {
+            // The view is not as new as the last commit: whoever changed their mind is heard.
+            require_same_intent(context, &mut changes);
+            let message = format!("{} more pods after that: {}", steps.len(), self.counts);
+            notes = vec![("Continued", message)];
+        }
+        (changes.report::<K>(&(self.status)(*done))).map_err(ReconcileError::from)?;
+        match changes.commit().await {
+            Ok(revision) => {
+                guard.put(steps.iter().map(Step::touches), revision);
+            }
+            Err(error) => return moved(error),
+        }
+        for (reason, message) in notes {
+            context.event(EventType::Normal, reason, message);
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// Adds a step to the changes, and says what it is.
+    fn take(
+        &self,
+        step: &Step,
+        changes: &mut Changes<'_>,
+    ) -> Result<(&'static str, String), ReconcileError> {
+        let workload = self.workload;
+        match step {
+            Step::Create { node } => {
+                let created = changes.create(&workload.new_pod(node, self.context))?;
+                let name = &created.metadata.name;
+                Ok(("Created", format!("created pod {name} on node {node}")))
+            }
+            Step::Delete { pod, why } => {
+                let mut options = DeleteOptions::default();
+                options.uid = Some(pod.metadata.uid.clone());
+                options.propagation = Some(Propagation::Cascade);
+                options.reason = Some(format!(
+                    "{} {}: {why}",
+                    workload.kind, workload.metadata.name
+                ));
+                changes.delete(&pod.key()?, &options)?;
+                let name = &pod.metadata.name;
+                Ok(("Deleted", format!("deleted pod {name}, {why}")))
+            }
+            Step::Update { pod, .. } => {
+                changes.update(&workload.brought(pod))?;
+                let name = &pod.metadata.name;
+                Ok(("Updated", format!("updated pod {name} in place")))
+            }
+            Step::Adopt { pod } => {
+                changes.update(&workload.adopted(pod))?;
+                let name = &pod.metadata.name;
+                Ok((
+                    "Adopted",
+                    format!("took over pod {name}, which had no owner"),
+                ))
+            }
+            Step::Orphan { pod } => {
+                changes.update(&workload.orphaned(pod))?;
+                let name = &pod.metadata.name;
+                Ok((
+                    "Orphaned",
+                    format!("pod {name} stays and has no owner any more"),
+                ))
+            }
+        }
+    }
+}
+
+/// Work that did not come to its end.
+pub(crate) struct Unfinished {
+    pub(crate) error: ReconcileError,
+    /// What a failsafe says that holds it back.
+    pub(crate) held: Option<String>,
+}
+
+impl From<ReconcileError> for Unfinished {
+    fn from(error: ReconcileError) -> Self {
+        Self { error, held: None }
+    }
+}
+
+enum Outcome {
+    Done,
+    /// Pods of these nodes changed since they were seen; nothing was written.
+    Moved(Vec<String>),
+}
+
+/// Finds the nodes in a conflict; every other error is passed on.
+fn moved(error: CommitError) -> Result<Outcome, Unfinished> {
+    let failed = match &error {
+        CommitError::Conflict { failed, .. } => failed,
+        CommitError::Held { why, .. } => {
+            return Err(Unfinished {
+                held: Some(why.clone()),
+                error: error.into(),
+            });
+        }
+        _ => return Err(ReconcileError::from(error).into()),
+    };
+    let nodes = failed
+        .iter()
+        .map(|compare| Guard::node(compare).map(ToOwned::to_owned));
+    match nodes.collect::<Option<Vec<String>>>() {
+        Some(nodes) if !nodes.is_empty() => Ok(Outcome::Moved(nodes)),
+        _ => Err(ReconcileError::from(error).into()),
+    }
+}
+
+fn conflict(context: &Context) -> ReconcileError {
+    CommitError::Conflict {
+        key: context.key().clone(),
+        failed: Vec::new(),
+    }
+    .into()
+}
+
+/// A change of the owner's own spec ends what was planned for the old one.
+fn require_same_intent(context: &Context, changes: &mut Changes<'_>) {
+    if let Some(intent) = context.joined().intent {
+        let key = context.key().store_key(Tree::Intent);
+        changes.require(Compare::Revision(key, intent.modified));
+    }
+}
