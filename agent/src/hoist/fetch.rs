@@ -15,13 +15,13 @@ use hyper::client::conn::http1;
 use hyper::{Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncReadExt as _;
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::digest::Hasher;
 use super::process::Reading;
-use super::source::{self, Server, Source};
+use super::server::Server;
+use super::source::{self, Source};
 use super::store::Inner;
 use super::{Digest, Error};
 
@@ -177,8 +177,7 @@ fn server_error(server: &str, digest: &Digest, error: &dyn std::error::Error) ->
 async fn ask(server: &Server, digest: &Digest) -> Result<Answer, Error> {
     let name = server.to_string();
     let failed = |error: &dyn std::error::Error| server_error(&name, digest, error);
-    let Server::Unix(socket) = server;
-    let stream = UnixStream::connect(socket).await.map_err(|e| failed(&e))?;
+    let stream = server.connect().await.map_err(|e| failed(e.as_ref()))?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|e| failed(&e))?;
@@ -186,8 +185,12 @@ async fn ask(server: &Server, digest: &Digest) -> Result<Answer, Error> {
         // What goes wrong here is also what the request or the body fails with.
         let _ = connection.await;
     }));
-    let request = Request::get(format!("/artifacts/sha256/{}", digest.hex()))
-        .header(header::HOST, "platctrl")
+    let mut request = Request::get(format!("/artifacts/sha256/{}", digest.hex()))
+        .header(header::HOST, "platctrl");
+    if let Some(authorization) = server.authorization() {
+        request = request.header(header::AUTHORIZATION, authorization);
+    }
+    let request = request
         .body(Empty::<Bytes>::new())
         .map_err(|e| failed(&e))?;
     let response = sender.send_request(request).await.map_err(|e| failed(&e))?;

@@ -22,6 +22,7 @@ mod limits;
 mod process;
 mod rules;
 mod sandbox;
+mod server;
 mod source;
 mod store;
 mod tar;
@@ -37,7 +38,8 @@ pub use install::Install;
 pub use launch::{Launch, Program};
 pub use limits::Limits;
 pub use platctrl_framework::model::{Digest, InvalidDigest};
-pub use source::{Server, Source};
+pub use server::{Server, TlsServer};
+pub use source::Source;
 pub use store::{Config, Pruned, Store, Timeouts};
 
 /// `bytes` from outside, fit for a message: control characters escaped, at most 200 characters.

@@ -27,22 +27,6 @@ pub enum Source {
     Artifact(Digest),
 }
 
-/// The server that `artifact:` locations are fetched from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Server {
-    /// HTTP over the unix socket at this path.
-    Unix(PathBuf),
-}
-
-impl fmt::Display for Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
 impl Source {
     /// Understands a `location` from a manifest.
     ///

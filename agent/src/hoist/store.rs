@@ -20,7 +20,8 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore};
 use super::child::{ChildCommand, ChildUser};
 use super::install::{self, Install, Told};
 use super::process::Helpers;
-use super::source::{Server, Source};
+use super::server::Server;
+use super::source::Source;
 use super::{Digest, Error, Limits, fetch};
 
 /// Transfers at once: enough to fill a link, few enough to be done one after the other.

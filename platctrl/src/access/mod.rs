@@ -20,6 +20,8 @@ pub(crate) use tokens::{TokenError, TokenRecord, Tokens};
 )]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Role {
+    /// Fetches artifacts, as the agent of a machine does.
+    Node,
     /// Reads objects, events and logs.
     Viewer,
     /// Changes objects and artifacts, settles failsafes, freezes and thaws.
@@ -31,6 +33,7 @@ pub(crate) enum Role {
 impl Role {
     fn word(self) -> &'static str {
         match self {
+            Self::Node => "node",
             Self::Viewer => "viewer",
             Self::Operator => "operator",
             Self::Admin => "admin",
@@ -48,10 +51,10 @@ impl FromStr for Role {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::Viewer, Self::Operator, Self::Admin]
+        [Self::Node, Self::Viewer, Self::Operator, Self::Admin]
             .into_iter()
             .find(|role| role.word() == text)
-            .ok_or_else(|| format!("`{text}` is no role: viewer, operator, admin"))
+            .ok_or_else(|| format!("`{text}` is no role: node, viewer, operator, admin"))
     }
 }
 
@@ -73,8 +76,8 @@ pub(crate) fn needed(method: &Method, path: &str) -> Option<Role> {
         path.strip_prefix(root)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    Some(if path == "/auth/self" {
-        Role::Viewer
+    Some(if path == "/auth/self" || (reads && below("/artifacts")) {
+        Role::Node
     } else if below("/store") || below("/auth") {
         Role::Admin
     } else if reads {
@@ -96,7 +99,8 @@ mod tests {
             (Method::GET, "/readyz", None),
             (Method::GET, "/healthz/x", Some(Role::Viewer)),
             (Method::GET, pods, Some(Role::Viewer)),
-            (Method::HEAD, "/artifacts/sha256/aa", Some(Role::Viewer)),
+            (Method::HEAD, "/artifacts/sha256/aa", Some(Role::Node)),
+            (Method::GET, "/artifactss", Some(Role::Viewer)),
             (Method::POST, pods, Some(Role::Operator)),
             (Method::DELETE, pods, Some(Role::Operator)),
             (Method::PUT, "/artifacts/sha256/aa", Some(Role::Operator)),
@@ -105,17 +109,21 @@ mod tests {
             (Method::POST, "/store/compact", Some(Role::Admin)),
             (Method::GET, "/auth/tokens", Some(Role::Admin)),
             (Method::GET, "/auth", Some(Role::Admin)),
-            (Method::GET, "/auth/self", Some(Role::Viewer)),
+            (Method::GET, "/auth/self", Some(Role::Node)),
             (Method::GET, "/stored", Some(Role::Viewer)),
         ] {
             assert_eq!(needed(&method, path), role, "{method} {path}");
         }
-        assert!(Role::Viewer < Role::Operator && Role::Operator < Role::Admin);
+        assert!(
+            Role::Node < Role::Viewer
+                && Role::Viewer < Role::Operator
+                && Role::Operator < Role::Admin
+        );
     }
 
     #[test]
     fn roles_are_written_as_they_are_read() {
-        for role in [Role::Viewer, Role::Operator, Role::Admin] {
+        for role in [Role::Node, Role::Viewer, Role::Operator, Role::Admin] {
             assert_eq!(role.to_string().parse(), Ok(role));
             assert_eq!(
                 serde_json::to_value(role).unwrap(),

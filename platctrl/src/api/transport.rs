@@ -44,8 +44,8 @@ impl fmt::Debug for Token {
 pub(crate) struct Remote {
     /// `https://HOST:PORT`.
     pub(crate) url: String,
-    host: String,
-    port: u16,
+    pub(crate) host: String,
+    pub(crate) port: u16,
     /// The certificate of the authority that signed the server's.
     pub(crate) ca: PathBuf,
     pub(crate) token: Option<Token>,

@@ -155,7 +155,8 @@ pub(crate) fn takes(arguments: &[String]) -> std::result::Result<(), String> {
     }
 }
 
-fn is_remote(server: &str) -> bool {
+/// Whether a server is one on the network.
+pub(crate) fn is_remote(server: &str) -> bool {
     server.starts_with("https:")
 }
 

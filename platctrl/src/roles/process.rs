@@ -143,13 +143,23 @@ pub(crate) async fn agent(args: &AgentArgs, setting: &Setting) -> Result<()> {
     host.environment = environment;
     host.host_ip.clone_from(&args.address);
     host.file_dirs.clone_from(&args.file_dir);
-    host.server = match place::server(setting.given_server(), Some(&data_dir)) {
-        Ok(socket) => Some(hoist::Server::Unix(socket)),
-        Err(_) => None,
-    };
+    host.server = Some(artifacts_from(setting, &data_dir)?);
     let mut parts = Parts::new();
     parts.agent(host, store).await?;
     attend(parts, signals, "agent").await
+}
+
+/// The server that artifacts are fetched from: the one that was named, else this machine's.
+fn artifacts_from(setting: &Setting, data_dir: &Path) -> Result<hoist::Server> {
+    if setting.given_server().is_some_and(crate::cli::is_remote)
+        && let Some(remote) = setting.remote()?
+    {
+        let token = remote.token.map(|token| token.reveal().to_owned());
+        let server = hoist::TlsServer::new(&remote.host, remote.port, remote.ca, token);
+        return Ok(hoist::Server::Tls(server));
+    }
+    let socket = place::server(setting.given_server(), Some(data_dir))?;
+    Ok(hoist::Server::Unix(socket))
 }
 
 /// The store of an agent. An agent that has pods looks after them also while nobody answers.

@@ -167,6 +167,64 @@ fn server_controllers_and_agent_meet_in_etcd_and_survive_each_other() {
 }
 
 #[test]
+fn an_agent_elsewhere_fetches_artifacts_over_tls_with_a_token_that_lets_it_do_nothing_else() {
+    let fleet = Fleet::new();
+    let (rig, node) = (&fleet.rig, fleet.rig.app.clone());
+    rig.cli(&["store", "init", &fleet.url]).ok();
+    rig.cli(&["node", "admit", &node, "--store", &fleet.url])
+        .ok();
+    let tls = rig.path("tls");
+    let tls = tls.to_str().unwrap();
+    rig.cli(&["ca", "init", "--tls-dir", tls]).ok();
+    // The server's machine, which is not the agent's.
+    let there = rig.path("there");
+    let there = there.to_str().unwrap();
+    let here = ["--data-dir", there];
+    let on_server = |args: &[&str]| rig.cli(&[args, &here].concat());
+    let listen = [&here[..], &["--listen", "127.0.0.1:0", "--tls-dir", tls]].concat();
+    let _server = fleet.start("server", &listen);
+    let url = eventually("the server to listen", || {
+        fs::read_to_string(Path::new(there).join("listens")).ok()
+    });
+    eventually("an answer of the server", || {
+        (on_server(&["get", "nodes"]).code == Some(0)).then_some(())
+    });
+    let _controllers = fleet.start("controllers", &here);
+    let token = on_server(&["token", "create", "web1", "--role", "node"]).ok();
+    let token = rig.write("web1.token", token);
+    let ca = format!("{tls}/ca.crt");
+    let over_tls = [
+        "--server",
+        url.as_str(),
+        "--ca",
+        &ca,
+        "--token-file",
+        token.to_str().unwrap(),
+    ];
+    let _agent = fleet.start("agent", &[&over_tls[..], &["--node", &node]].concat());
+
+    rig.quickstart_artifact().manifest(1, |text| text);
+    on_server(&["apply", "-f", "hello.yaml"]).ok();
+    let pod = eventually("a pod", || {
+        let list = on_server(&["get", "pods", "-o", "json"]).ok();
+        let list: serde_json::Value = serde_json::from_str(&list).unwrap();
+        let pod = list["items"].get(0)?.clone();
+        let ready = pod["status"]["conditions"].as_array()?;
+        let is_ready = |it: &serde_json::Value| it["type"] == "Ready" && it["status"] == "True";
+        ready.iter().any(is_ready).then_some(pod)
+    });
+    assert_eq!(pod["status"]["nodeName"], node.as_str());
+
+    // What a stolen machine has lets nobody read or change objects.
+    let stolen = |args: &[&str]| rig.cli(&[args, &over_tls].concat());
+    stolen(&["get", "pods"]).fails(4, &["web1", "takes the role viewer"]);
+    on_server(&["scale", "rc/hello", "--replicas", "0"]).ok();
+    eventually("the pod's end", || {
+        (on_server(&["get", "pods", "-o", "name"]).ok().is_empty()).then_some(())
+    });
+}
+
+#[test]
 fn a_store_moves_from_one_machine_to_etcd() {
     let fleet = Fleet::new();
     let mut rig = Rig::running();
