@@ -122,12 +122,22 @@ impl Drop for Followed {
     }
 }
 
+/// The index of each bucket; zero before its first change. Cheap to clone.
+#[derive(Clone, Debug)]
+struct Buckets(Arc<[u64; 256]>);
+
+impl Default for Buckets {
+    fn default() -> Self {
+        Self(Arc::new([0; 256]))
+    }
+}
+
 /// The top of the generations at one moment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Top {
     pub(crate) clock: u64,
     many: u64,
-    buckets: BTreeMap<String, u64>,
+    buckets: Buckets,
     ended_leases: Vec<LeaseId>,
 }
 
@@ -140,7 +150,7 @@ impl Top {
             } else if pair.key == MANY {
                 top.many = pair.modified;
             } else if let Some(bucket) = bucket_of(&pair.key) {
-                top.buckets.insert(bucket.to_owned(), pair.modified);
+                Arc::make_mut(&mut top.buckets.0)[usize::from(bucket)] = pair.modified;
             } else if let Some(lease) = lease_of(&pair.key)
                 && pair.session.is_none()
             {
@@ -164,7 +174,7 @@ struct Content {
 struct Search {
     top: Option<Top>,
     generations: BTreeMap<Scope, u64>,
-    buckets: BTreeSet<String>,
+    buckets: BTreeSet<u8>,
     all: bool,
     contents: HashMap<Scope, Content>,
 }
@@ -370,7 +380,7 @@ impl Task {
         } else {
             let begins = buckets
                 .iter()
-                .map(|bucket| format!("{GENERATIONS}{bucket}/"));
+                .map(|bucket| format!("{GENERATIONS}{bucket:02x}/"));
             wanted.trees.extend(begins);
         }
         if all || !buckets.is_empty() {
@@ -454,10 +464,9 @@ impl Task {
     fn find_buckets(&self, search: &mut Search, top: &Top) {
         let at = self.followed.iter().filter_map(|followed| followed.at);
         let base = at.min().unwrap_or(u64::MAX);
-        let changed = top.buckets.iter().filter(|(_, index)| **index > base);
-        search
-            .buckets
-            .extend(changed.map(|(bucket, _)| bucket.clone()));
+        let changed = (0_u8..=255).zip(top.buckets.0.iter());
+        let changed = changed.filter(|(_, index)| **index > base);
+        search.buckets.extend(changed.map(|(bucket, _)| bucket));
         search.all |= top.many > base || search.buckets.len() > BUCKETS;
     }
 

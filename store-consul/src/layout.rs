@@ -158,10 +158,11 @@ pub(crate) fn bucket_key(bucket: &str) -> String {
 }
 
 /// The bucket of a bucket's key.
-pub(crate) fn bucket_of(key: &str) -> Option<&str> {
+pub(crate) fn bucket_of(key: &str) -> Option<u8> {
     let name = key.strip_prefix(TOP)?;
     let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-    (name.len() == 2 && name.bytes().all(hex)).then_some(name)
+    let plain = name.len() == 2 && name.bytes().all(hex);
+    plain.then(|| u8::from_str_radix(name, 16).ok())?
 }
 
 /// The key of a lease.
@@ -285,7 +286,7 @@ mod tests {
             assert!(!is_own(key), "{key}");
         }
         assert_eq!(lease_of(&lease_key(77)), Some(77));
-        assert_eq!(bucket_of("x/gen1/a0"), Some("a0"));
+        assert_eq!(bucket_of("x/gen1/a0"), Some(0xa0));
         assert_eq!(bucket_of("x/gen1/now"), None);
     }
 }

@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod rig;
-mod servers;
 
 mod api;
 mod bad_input;
@@ -14,5 +13,7 @@ mod kubectl;
 mod machine;
 mod machines;
 mod network;
+mod on_consul;
 mod policy;
+mod servers;
 mod store;

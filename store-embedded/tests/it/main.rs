@@ -11,5 +11,6 @@ mod helpers;
 mod leases;
 mod model;
 mod opening;
+mod read_only;
 mod reads;
 mod watches;
