@@ -37,9 +37,9 @@ pub(crate) fn run() -> Result<()> {
 }
 
 /// A Consul that lives as long as this.
-struct Server {
+pub(crate) struct Server {
     process: Child,
-    address: String,
+    pub(crate) address: String,
 }
 
 impl Drop for Server {
@@ -51,13 +51,24 @@ impl Drop for Server {
 
 impl Server {
     fn start(dir: &Path) -> Result<Self> {
+        Self::start_as(dir, serde_json::Value::Null)
+    }
+
+    /// One whose tokens may do nothing unless told, but for this one.
+    pub(crate) fn start_with_tokens(dir: &Path, all: &str) -> Result<Self> {
+        let tokens = serde_json::json!({"master": all, "agent": all});
+        let acl = serde_json::json!({"enabled": true, "default_policy": "deny", "tokens": tokens});
+        Self::start_as(dir, acl)
+    }
+
+    fn start_as(dir: &Path, acl: serde_json::Value) -> Result<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/tools");
         let tools = Command::new(script).arg("consul").output()?;
         let bin = String::from_utf8(tools.stdout)?;
         let id = std::process::id();
         let address = format!("127.{}.{}.77", 1 + (id >> 8) % 250, 1 + id % 250);
         let config = dir.join("consul.json");
-        let text = serde_json::json!({
+        let mut text = serde_json::json!({
             "server": true,
             "bootstrap_expect": 1,
             "node_name": "bench",
@@ -70,6 +81,9 @@ impl Server {
             "limits": {"http_max_conns_per_client": 1000},
             "ports": {"dns": -1, "grpc": -1, "serf_wan": -1},
         });
+        if !acl.is_null() {
+            text["acl"] = acl;
+        }
         std::fs::write(&config, text.to_string())?;
         let process = Command::new(Path::new(bin.trim_end()).join("consul"))
             .arg("agent")

@@ -26,9 +26,10 @@ const ROOT: &str = "bench";
 const KEYS: usize = 4_096;
 
 /// A server of its own, which ends with the bench.
-struct Server {
+pub(crate) struct Server {
     process: Child,
-    endpoint: String,
+    pub(crate) endpoint: String,
+    programs: PathBuf,
     _dir: tempfile::TempDir,
 }
 
@@ -40,7 +41,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    fn start() -> Result<Self> {
+    pub(crate) fn start() -> Result<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/tools");
         let found = Command::new(script).arg("etcd-3.5").output()?;
         if !found.status.success() {
@@ -67,8 +68,22 @@ impl Server {
         Ok(Self {
             process,
             endpoint: format!("{address}:2379"),
+            programs,
             _dir: dir,
         })
+    }
+
+    /// Runs etcdctl.
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> Result<()> {
+        let output = Command::new(self.programs.join("etcdctl"))
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={}", self.endpoint))
+            .args(arguments)
+            .output()?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into()),
+        }
     }
 
     async fn store(&self) -> Result<EtcdStore> {
@@ -104,9 +119,9 @@ pub(crate) fn run() -> Result<()> {
         pipeline(&store, &bare, 64, 1.8).await?;
         pipeline(&store, &bare, 256, 2.5).await?;
         put_to_event(&store, &server).await?;
-        lists(&store, &bare).await?;
-        watchers(&server).await
-    })
+        lists(&store, &bare).await
+    })?;
+    watchers()
 }
 
 /// The number of transactions per second of clients that each wait for one before the next.
@@ -359,42 +374,96 @@ async fn lists(store: &Arc<EtcdStore>, bare: &Bare) -> Result<()> {
     Ok(())
 }
 
-/// A thousand watchers of one store: on one stream, so that they cost next to nothing.
-async fn watchers(server: &Server) -> Result<()> {
-    const WATCHERS: usize = 1_000;
-    let store = server.store().await?;
-    let begin = store.get(&[]).await?.revision;
-    let before = (server.memory()?, resident("self")?);
-    let begun = Instant::now();
-    let mut watches = Vec::new();
-    for n in 0..WATCHERS {
-        watches.push(store.watch(Prefix::new(format!("w/{n}/"))?, begin));
+/// The environment variable by which this program is told to be a client with watchers, and where.
+const WATCHES: &str = "PLATCTRL_BENCH_WATCHES";
+/// How many watchers are opened to know what one takes: memory comes in pages.
+const FOR_MEMORY: usize = 10_000;
+
+/// Many watchers of one store: on one stream, so that they cost next to nothing. Server and client
+/// are fresh processes, in which nothing that was freed before can hide what is taken.
+fn watchers() -> Result<()> {
+    let mut live = Vec::new();
+    let (mut by_server, mut by_client) = (Vec::new(), Vec::new());
+    for _ in 0..runs() {
+        let server = Server::start()?;
+        let told = clients(&server, 1_000)?;
+        live.push(told.0);
+        let server = Server::start()?;
+        // Until it answers for the first time it still loads what it needs.
+        clients(&server, 1)?;
+        let before = server.memory()?;
+        let (_, client, after) = clients(&server, FOR_MEMORY)?;
+        by_server.push((after - before) / FOR_MEMORY as f64);
+        by_client.push(client / FOR_MEMORY as f64);
     }
-    let last = store
-        .commit(Transaction::new().put(Key::new("x/elsewhere")?, "x"))
-        .await?;
-    // Each is live once it has been told how far the store is.
-    for watch in &mut watches {
-        loop {
-            match watch.next().await {
-                Some(Ok(WatchEvent::Progress(at))) if at >= last => break,
-                Some(Ok(WatchEvent::Progress(_))) => {}
-                other => return Err(format!("a watch said {other:?}").into()),
-            }
-        }
-    }
-    let took = begun.elapsed().as_secs_f64() * 1e3;
-    let each = |before: f64, after: f64| [(after - before) / WATCHERS as f64];
-    raw("etcd, 1000 watchers: until all are live", "ms", &[took]);
+    raw("etcd, 1000 watchers: until all are live", "ms", &live);
     raw(
-        "etcd, a watcher in the server",
+        "etcd, a watcher of 10,000, in the server",
         "KiB",
-        &each(before.0, server.memory()?),
+        &by_server,
     );
     raw(
-        "etcd, a watcher in the client",
+        "etcd, a watcher of 10,000, in the client",
         "KiB",
-        &each(before.1, resident("self")?),
+        &by_client,
     );
     Ok(())
+}
+
+/// A process with so many watchers: until all were live (ms), what they took there, and the
+/// server's memory while they were open (KiB).
+fn clients(server: &Server, count: usize) -> Result<(f64, f64, f64)> {
+    use std::io::{BufRead as _, BufReader};
+    let mut process = Command::new(std::env::current_exe()?)
+        .env(WATCHES, format!("{} {count}", server.endpoint))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    let output = process.stdout.take().ok_or("no output")?;
+    BufReader::new(output).read_line(&mut line)?;
+    let memory = server.memory()?;
+    // The end of its input is its end.
+    drop(process.stdin.take());
+    process.wait()?;
+    let mut told = line.split_whitespace().map(str::parse::<f64>);
+    let mut next = || -> Result<f64> { Ok(told.next().ok_or("the watchers were not live")??) };
+    Ok((next()?, next()?, memory))
+}
+
+/// What such a process does; false when this is none.
+pub(crate) fn watch_if_told() -> Result<bool> {
+    let Ok(order) = std::env::var(WATCHES) else {
+        return Ok(false);
+    };
+    let (endpoint, count) = order.split_once(' ').ok_or("where, and how many")?;
+    let count: usize = count.parse()?;
+    executor()?.block_on(async {
+        let location = format!("etcd://{endpoint}/{ROOT}").parse()?;
+        let store = EtcdStore::connect(location, Options::default()).await?;
+        let begin = store.get(&[]).await?.revision;
+        let before = resident("self")?;
+        let begun = Instant::now();
+        let mut watches = Vec::with_capacity(count);
+        for n in 0..count {
+            watches.push(store.watch(Prefix::new(format!("w/{n}/"))?, begin));
+        }
+        let last = store
+            .commit(Transaction::new().put(Key::new("x/elsewhere")?, "x"))
+            .await?;
+        // Each is live once it has been told how far the store is.
+        for watch in &mut watches {
+            loop {
+                match watch.next().await {
+                    Some(Ok(WatchEvent::Progress(at))) if at >= last => break,
+                    Some(Ok(WatchEvent::Progress(_))) => {}
+                    other => return Err(format!("a watch said {other:?}").into()),
+                }
+            }
+        }
+        let took = begun.elapsed().as_secs_f64() * 1e3;
+        println!("{took} {}", resident("self")? - before);
+        std::io::stdin().read_line(&mut String::new())?;
+        Ok(true)
+    })
 }

@@ -8,6 +8,7 @@
 mod bare;
 mod consul;
 mod etcd;
+mod rights;
 mod shared;
 
 use std::path::Path;
@@ -30,12 +31,23 @@ const KEYS: usize = 10_240;
 const FILE: &str = "store.redb";
 
 fn main() -> ExitCode {
+    match etcd::watch_if_told() {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    }
     platctrl_bench::target("stores", || {
         if only("consul") {
             consul::run()?;
         }
         if only("etcd") {
             etcd::run()?;
+        }
+        if only("rights") {
+            rights::run()?;
         }
         if !only("embedded") {
             return Ok(());

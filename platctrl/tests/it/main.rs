@@ -6,6 +6,7 @@ mod rig;
 
 mod api;
 mod bad_input;
+mod by_hand;
 mod failsafe;
 mod first_light;
 mod full_disk;

@@ -87,15 +87,15 @@ const ROLES: [&[&str]; 3] = [
 ];
 
 /// A store with access control, and the means to work with it.
-struct Place {
-    rig: Rig,
-    server: Server,
-    url: String,
-    consul: bool,
+pub(crate) struct Place {
+    pub(crate) rig: Rig,
+    pub(crate) server: Server,
+    pub(crate) url: String,
+    pub(crate) consul: bool,
 }
 
 impl Place {
-    fn etcd(release: &str) -> Self {
+    pub(crate) fn etcd(release: &str) -> Self {
         let (rig, server) = (Rig::new(), Server::etcd(release));
         let url = format!("etcd://{}/{}", server.at, rig.app);
         Self {
@@ -106,7 +106,7 @@ impl Place {
         }
     }
 
-    fn consul() -> Self {
+    pub(crate) fn consul() -> Self {
         let (rig, server) = (Rig::new(), Server::consul());
         let url = format!("consul://{}/{}", server.at, rig.app);
         Self {
@@ -132,7 +132,7 @@ impl Place {
     }
 
     /// `platctrl store`, with every right.
-    fn store(&self, arguments: &[&str]) -> crate::rig::Said {
+    pub(crate) fn store(&self, arguments: &[&str]) -> crate::rig::Said {
         let flags = self.flags("root", &self.server.hush());
         let mut all = vec!["store"];
         all.extend(flags.iter().map(String::as_str));
@@ -465,7 +465,7 @@ fn credentials_do_what_their_role_needs_and_nothing_else_on_consul() {
 }
 
 /// One of platctrl's programs with a credential of its own.
-struct Program(Child);
+pub(crate) struct Program(Child);
 
 impl Drop for Program {
     fn drop(&mut self) {
@@ -475,7 +475,12 @@ impl Drop for Program {
 }
 
 impl Place {
-    fn start(&self, role: &str, credential: &(String, PathBuf), more: &[&str]) -> Program {
+    pub(crate) fn start(
+        &self,
+        role: &str,
+        credential: &(String, PathBuf),
+        more: &[&str],
+    ) -> Program {
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)

@@ -195,7 +195,7 @@ impl Server {
     }
 
     /// Runs a script in which `consul` is Consul's own program, with every right.
-    pub(crate) fn consul_shell(&self, script: &str) {
+    pub(crate) fn consul_shell(&self, script: &str) -> String {
         let path = format!("{}:/usr/bin:/bin", self.programs.display());
         let output = Command::new("sh")
             .args(["-euc", script])
@@ -207,6 +207,7 @@ impl Server {
             .unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{script}: {said}");
+        String::from_utf8(output.stdout).unwrap()
     }
 
     /// A request of Consul's HTTP API: status and body; None when nobody answers.

@@ -1,8 +1,8 @@
 //! The task that owns the stream of watches.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -18,7 +18,7 @@ use super::session::{Session, refused};
 use super::watcher::{Live, Outcome, Stage, Watcher};
 use crate::error::{About, Failure, Refusal, Verdict, judge};
 use crate::grpc::CallError;
-use crate::link::{Link, Shared, Trouble, Unreachable};
+use crate::link::{Link, Shared, Trouble, Unreachable, lock};
 use crate::wire::{Header, WatchResponse};
 
 /// How soon watchers that lag behind what this process knows are brought up.
@@ -53,57 +53,86 @@ pub(crate) enum Command {
     Reopen,
 }
 
-/// What watches are asked for with.
-#[derive(Debug)]
-pub(crate) struct Handle {
-    commands: UnboundedSender<Command>,
-    next: std::sync::atomic::AtomicU64,
-    buffer: usize,
+/// What watches are asked for with. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Handle(Arc<Inner>);
+
+struct Inner {
+    /// Where the hub that works now, or worked last, is asked.
+    commands: Mutex<UnboundedSender<Command>>,
+    link: Arc<Link>,
+    reads: Arc<Link>,
+    next: AtomicU64,
 }
 
 impl Handle {
     pub(crate) fn watch(&self, prefix: Prefix, after: Revision) -> WatchStream {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let feed = Arc::new(Feed::new(self.buffer));
-        let reader = Reader {
-            feed: Arc::clone(&feed),
-            hub: self.commands.clone(),
-            id,
-        };
+        let inner = &self.0;
+        let id = inner.next.fetch_add(1, Ordering::Relaxed);
+        let feed = Arc::new(Feed::new(inner.link.shared.options.watch_buffer));
+        let commands = self.commands();
         let join = Command::Join {
             id,
             prefix,
             after,
             feed: Arc::clone(&feed),
         };
-        if self.commands.send(join).is_err() {
-            feed.end(Err(closed()));
+        if commands.send(join).is_err() {
+            feed.end(Err(ended(&inner.link.shared)));
         }
-        reader.boxed()
+        let hub = commands;
+        Reader { feed, hub, id }.boxed()
+    }
+
+    /// Where a hub takes commands. One that ended before its store, because the runtime it was
+    /// started on has ended, is followed by another one on the caller's runtime.
+    fn commands(&self) -> UnboundedSender<Command> {
+        let inner = &self.0;
+        let mut commands = lock(&inner.commands);
+        let lost = commands.is_closed() && !inner.link.shared.closed.is_cancelled();
+        if lost && tokio::runtime::Handle::try_current().is_ok() {
+            tracing::warn!("the task of the watches had ended, and is started again");
+            *commands = spawn(&inner.link, &inner.reads);
+        }
+        commands.clone()
     }
 
     /// Opens the stream anew when it is called.
     pub(crate) fn reopener(&self) -> impl Fn() + Send + use<> {
-        let commands = self.commands.clone();
+        let handle = self.clone();
         move || {
-            let _ = commands.send(Command::Reopen);
+            let _ = handle.commands().send(Command::Reopen);
         }
     }
 }
 
-fn closed() -> StoreError {
-    StoreError::unavailable("the store was closed")
+/// Why watches end with their hub.
+fn ended(shared: &Shared) -> StoreError {
+    StoreError::unavailable(if shared.closed.is_cancelled() {
+        "the store was closed"
+    } else {
+        "the task of the store's watches ended: its runtime was stopped, or it broke"
+    })
 }
 
 /// Starts the hub on the current runtime. `link` carries the stream, `reads` everything else, so
 /// that large answers do not hold events up.
 pub(crate) fn start(link: Arc<Link>, reads: Arc<Link>) -> Handle {
-    let (sender, commands) = unbounded_channel();
-    let buffer = link.shared.options.watch_buffer;
-    let hub = Hub {
-        shared: Arc::clone(&link.shared),
+    let commands = Mutex::new(spawn(&link, &reads));
+    Handle(Arc::new(Inner {
+        commands,
         link,
         reads,
+        next: AtomicU64::new(1),
+    }))
+}
+
+fn spawn(link: &Arc<Link>, reads: &Arc<Link>) -> UnboundedSender<Command> {
+    let (sender, commands) = unbounded_channel();
+    let hub = Hub {
+        shared: Arc::clone(&link.shared),
+        link: Arc::clone(link),
+        reads: Arc::clone(reads),
         commands,
         watchers: HashMap::new(),
         checks: FuturesUnordered::new(),
@@ -112,11 +141,7 @@ pub(crate) fn start(link: Arc<Link>, reads: Arc<Link>) -> Handle {
         failures: 0,
     };
     tokio::spawn(hub.run());
-    Handle {
-        commands: sender,
-        next: std::sync::atomic::AtomicU64::new(1),
-        buffer,
-    }
+    sender
 }
 
 /// Something that was found out about a watch beside the stream.
@@ -157,6 +182,19 @@ enum Left {
     Unused,
 }
 
+impl Drop for Hub {
+    /// In whatever way the hub ends, nobody is left waiting for it.
+    fn drop(&mut self) {
+        self.commands.close();
+        while let Ok(command) = self.commands.try_recv() {
+            self.register(command);
+        }
+        for watcher in self.watchers.values() {
+            watcher.fail(ended(&self.shared));
+        }
+    }
+}
+
 impl Hub {
     async fn run(mut self) {
         let closed_by = self.shared.closed.clone();
@@ -166,16 +204,8 @@ impl Hub {
                 left = self.serve() => left,
             };
             match left {
-                Left::Closed => {
-                    self.commands.close();
-                    while let Ok(command) = self.commands.try_recv() {
-                        self.register(command);
-                    }
-                    for watcher in self.watchers.values() {
-                        watcher.fail(closed());
-                    }
-                    return;
-                }
+                // What it drops tells its watchers.
+                Left::Closed => return,
                 Left::Reopen => self.failures = 0,
                 Left::Unused => {}
                 Left::Broken(why) => self.endure(&why, &closed_by).await,

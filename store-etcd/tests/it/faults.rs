@@ -15,7 +15,7 @@ use futures::StreamExt;
 use crate::certificates::Authority;
 use crate::network::Network;
 use crate::proxy::Proxy;
-use crate::server::{Cluster, Plan, Release, wait_until};
+use crate::server::{Cluster, Plan, Release, SlowDisk, wait_until};
 use crate::workload::{Workload, brisk};
 
 fn key(text: &str) -> Key {
@@ -406,6 +406,32 @@ async fn a_server_that_halts_again_and_again_is_slow_and_loses_nothing() {
         slowest = slowest.max(began.elapsed());
     }
     assert!(slowest >= Duration::from_millis(300));
+    let report = workload.finish().await;
+    assert_eq!((report.resets, report.watch_errors), (0, 0), "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn disks_that_sync_slowly_make_commits_slow_and_lose_nothing() {
+    let cluster = Cluster::start(Plan::three(Release::V3_5));
+    let store = store(&cluster).await;
+    let workload = Workload::start(store);
+    workload.commits(10).await;
+    let delay = Duration::from_millis(200);
+    // A majority is as fast as its slower half: all disks are slow.
+    let members = cluster.members.iter();
+    let disks: Vec<_> = members.map(|member| SlowDisk::of(member, delay)).collect();
+    wait_until(
+        Duration::from_secs(30),
+        "slow writes of all members",
+        || disks.iter().all(|disk| disk.count() > 2),
+    );
+    // The first may have been under way before.
+    workload.commits(1).await;
+    let began = Instant::now();
+    workload.commits(5).await;
+    assert!(began.elapsed() >= delay, "{:?}", began.elapsed());
+    drop(disks);
+    workload.commits(40).await;
     let report = workload.finish().await;
     assert_eq!((report.resets, report.watch_errors), (0, 0), "{report:?}");
 }

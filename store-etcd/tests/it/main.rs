@@ -11,5 +11,6 @@ mod network;
 mod proxy;
 mod refusals;
 mod restores;
+mod runtimes;
 mod server;
 mod workload;

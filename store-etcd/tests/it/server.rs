@@ -17,24 +17,67 @@ use crate::certificates::Authority;
 pub(crate) enum Release {
     V3_4,
     V3_5,
+    /// 3.5.30 or newer, which confines its users.
+    Next,
 }
 
 impl Release {
     /// The directory of its programs.
     pub(crate) fn programs(self) -> PathBuf {
-        static PLACES: [OnceLock<PathBuf>; 2] = [OnceLock::new(), OnceLock::new()];
+        static PLACES: [OnceLock<PathBuf>; 3] = [const { OnceLock::new() }; 3];
         let (place, name) = match self {
             Self::V3_4 => (&PLACES[0], "etcd-3.4"),
             Self::V3_5 => (&PLACES[1], "etcd-3.5"),
+            Self::Next => (&PLACES[2], "etcd-next"),
         };
-        let unpack = || {
-            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/tools");
-            let output = Command::new(script).arg(name).output().unwrap();
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(output.status.success(), "scripts/tools {name}: {said}");
-            PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end())
-        };
-        place.get_or_init(unpack).clone()
+        place.get_or_init(|| tool(name)).clone()
+    }
+}
+
+/// The directory of a tool's programs, unpacked if need be.
+fn tool(name: &str) -> PathBuf {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/tools");
+    let output = Command::new(script).arg(name).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "scripts/tools {name}: {said}");
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end())
+}
+
+/// Makes every write of a process to its disk take this much longer, until it is dropped.
+pub(crate) struct SlowDisk {
+    tracer: Child,
+    log: PathBuf,
+}
+
+impl SlowDisk {
+    pub(crate) fn of(member: &Member, delay: Duration) -> Self {
+        let log = member.log.with_file_name("synced");
+        let calls = "fsync,fdatasync";
+        let mut command = Command::new(tool("strace").join("strace"));
+        command
+            .args(["-f", "-qq", "-e", &format!("trace={calls}"), "-e"])
+            .arg(format!("inject={calls}:delay_enter={}", delay.as_micros()))
+            .arg("-o")
+            .arg(&log)
+            .arg("-p")
+            .arg(member.pid().as_raw_nonzero().to_string())
+            .stdin(Stdio::null());
+        let tracer = spawn(command);
+        Self { tracer, log }
+    }
+
+    /// How often something was slow.
+    pub(crate) fn count(&self) -> usize {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        log.matches("(DELAYED)").count()
+    }
+}
+
+impl Drop for SlowDisk {
+    fn drop(&mut self) {
+        // In order, so that it lets the process go.
+        let _ = kill_process(Pid::from_child(&self.tracer), Signal::TERM);
+        let _ = self.tracer.wait();
     }
 }
 
