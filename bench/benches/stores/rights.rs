@@ -66,7 +66,7 @@ fn user(node: usize) -> String {
 
 /// A place where nodes are enrolled.
 trait Enrols {
-    const NAME: &str;
+    const NAME: &'static str;
 
     async fn enrol(&self, node: usize) -> Result<()>;
 
@@ -80,7 +80,7 @@ struct OnEtcd {
 }
 
 impl Enrols for OnEtcd {
-    const NAME: &str = "etcd";
+    const NAME: &'static str = "etcd";
 
     async fn enrol(&self, node: usize) -> Result<()> {
         let (control, user) = (self.store.access_control(), user(node));
@@ -127,7 +127,7 @@ impl OnConsul {
 }
 
 impl Enrols for OnConsul {
-    const NAME: &str = "consul";
+    const NAME: &'static str = "consul";
 
     async fn enrol(&self, node: usize) -> Result<()> {
         let control = self.store.access_control();
