@@ -4,6 +4,7 @@
 //! A store hands out keys, revisions and values, so it finds the two fields that say them in each
 //! line and passes on the object as it is. It is read only.
 
+use std::io::BufRead;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -37,10 +38,10 @@ fn broken(error: impl std::fmt::Display) -> StoreError {
 fn field(line: &[u8], name: &str) -> Option<Range<usize>> {
     // Both fields are in the first part of every line.
     let head = line.get(..line.len().min(300))?;
-    let begin = head
-        .windows(name.len())
-        .position(|window| window == name.as_bytes())?
-        + name.len();
+    let name = name.as_bytes();
+    // The first letter behind the quote is rare enough for the rest to be compared seldom.
+    let begins = |window: &[u8]| window.get(1) == name.get(1) && window == name;
+    let begin = head.windows(name.len()).position(begins)? + name.len();
     let length = head.get(begin..)?.iter().position(|&byte| byte == b'"')?;
     Some(begin..begin + length)
 }
@@ -67,7 +68,14 @@ fn record(all: &Bytes, object: &[u8]) -> Option<Record> {
 }
 
 fn lines(bytes: &Bytes) -> impl Iterator<Item = &[u8]> {
-    bytes.split(|&byte| byte == b'\n').filter(|l| !l.is_empty())
+    let mut rest: &[u8] = bytes;
+    std::iter::from_fn(move || {
+        let whole = rest;
+        // Reading from bytes does not fail.
+        let length = rest.skip_until(b'\n').unwrap_or(0);
+        (length > 0).then(|| whole[..length].strip_suffix(b"\n").unwrap_or(whole))
+    })
+    .filter(|line| !line.is_empty())
 }
 
 fn anchor(at: Revision) -> Result<Record, StoreError> {

@@ -8,9 +8,10 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::header::{self, Header};
+use super::header::{self, Header, Text};
 use super::labels::{LabelSet, LabelSets};
 use super::options::{Keep, KindOptions};
+use super::sorted::Keyed;
 use crate::model::{
     Conditions, Digest, Intent, Joined, Metadata, Object, ObjectKey, Phase, Reality,
     RealityMetadata, RecordError, Resource, Status, Tree, Uid, Versioned,
@@ -146,10 +147,17 @@ pub(crate) struct Entry {
     typed: OnceLock<Decoded>,
 }
 
+impl Keyed for Arc<Entry> {
+    fn key(&self) -> &Arc<str> {
+        self.key.shared_path()
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(bound = "S: DeserializeOwned", rename_all = "camelCase")]
-struct TypedIntent<S> {
-    api_version: String,
+struct TypedIntent<'r, S> {
+    #[serde(borrow)]
+    api_version: Text<'r>,
     metadata: Metadata,
     spec: S,
 }
@@ -173,14 +181,14 @@ impl Entry {
     /// intent hides is taken from it.
     pub(super) fn new(
         key: Arc<ObjectKey>,
-        records: Vec<Stored>,
+        records: Records,
         before: Option<&Self>,
         labels: &mut LabelSets,
         options: Option<&KindOptions>,
     ) -> Self {
         let mut entry = Self {
             key,
-            records: Records::new(records),
+            records,
             labels: None,
             extra: None,
             deleted: false,
@@ -199,7 +207,8 @@ impl Entry {
             match header {
                 Ok(mut header) if intent => {
                     entry.deleted = header.is_deleted();
-                    entry.labels = labels.get(&header.labels);
+                    let before = before.and_then(|before| before.labels.as_ref());
+                    entry.labels = labels.get(&header.labels, before);
                     extra.owners = header.take_owners().collect();
                 }
                 Ok(_) => {}
@@ -368,9 +377,9 @@ impl Entry {
             api_version,
             mut metadata,
             spec,
-        } = serde_json::from_slice::<TypedIntent<K::Spec>>(&intent.value).ok()?;
+        } = serde_json::from_slice::<TypedIntent<'_, K::Spec>>(&intent.value).ok()?;
         // One that is written in another version has to be converted.
-        let (group, version) = api_version.split_once('/')?;
+        let (group, version) = api_version.0.split_once('/')?;
         if group != K::GROUP || version != K::VERSION {
             return None;
         }
@@ -525,8 +534,14 @@ mod tests {
             };
             Stored::new(slot.clone(), &record, None)
         });
-        let stored = stored.collect();
-        Entry::new(Arc::new(key), stored, None, &mut LabelSets::default(), None)
+        let records = Records::new(stored.collect());
+        Entry::new(
+            Arc::new(key),
+            records,
+            None,
+            &mut LabelSets::default(),
+            None,
+        )
     }
 
     fn intent(spec: &Value) -> Value {

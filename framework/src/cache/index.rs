@@ -2,15 +2,10 @@
 
 use std::sync::Arc;
 
-use rpds::RedBlackTreeMapSync;
-
 use super::entry::Entry;
 use super::options::KindOptions;
-use super::view::range;
+use super::sorted::Sorted;
 use crate::model::ObjectKey;
-
-/// Objects by the path of their keys, so that a kind, and in it a namespace or node, is a range.
-pub(crate) type EntryMap = RedBlackTreeMapSync<Arc<str>, Arc<Entry>>;
 
 /// What is known of those that are looked for.
 pub(super) enum By<'q> {
@@ -40,7 +35,7 @@ impl By<'_> {
 /// Finds keys of objects. Clones share structure.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Found {
-    keys: RedBlackTreeMapSync<Arc<str>, Arc<ObjectKey>>,
+    keys: Sorted<(Arc<str>, Arc<ObjectKey>)>,
 }
 
 /// Calls `each` with all that an object is found by.
@@ -71,26 +66,41 @@ fn all(entry: &Entry, options: Option<&KindOptions>, mut each: impl FnMut(String
 }
 
 impl Found {
-    pub(super) fn insert(&mut self, entry: &Entry, options: Option<&KindOptions>) {
-        all(entry, options, |text| {
-            self.keys.insert_mut(text.into(), entry.key.clone());
-        });
-    }
-
-    pub(super) fn remove(&mut self, entry: &Entry, options: Option<&KindOptions>) {
-        all(entry, options, |text| {
-            self.keys.remove_mut(text.as_str());
-        });
+    /// Lets an object be found as it is, and not any more as it was.
+    pub(super) fn replace(
+        &mut self,
+        before: Option<&Entry>,
+        after: Option<&Entry>,
+        options: Option<&KindOptions>,
+    ) {
+        if let (Some(before), Some(after)) = (before, after)
+            && options.is_none_or(|options| options.indexes.is_empty())
+            && before.owners() == after.owners()
+            && before.labels == after.labels
+        {
+            return;
+        }
+        if let Some(entry) = before {
+            all(entry, options, |text| {
+                self.keys.remove(&text);
+            });
+        }
+        if let Some(entry) = after {
+            all(entry, options, |text| {
+                self.keys.insert((text.into(), entry.key.clone()));
+            });
+        }
     }
 
     /// The keys below `path`, which ends with `/`, in the order of their paths.
     pub(super) fn by(&self, by: &By<'_>, path: &str) -> Vec<&Arc<ObjectKey>> {
-        let found = self.keys.range(range(&by.text(path)));
+        let text = by.text(path);
+        let found = self.keys.below(&text);
         found.map(|(_, key)| key).collect()
     }
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.keys.size()
+        self.keys.len()
     }
 }

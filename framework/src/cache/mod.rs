@@ -10,21 +10,25 @@
 //! gap is compared with what was known, so that a delete in the gap is seen, and must show the
 //! store's anchor: without it an empty answer is an error and no empty fleet.
 
+mod edit;
 mod entry;
 mod header;
 mod index;
 mod labels;
 mod options;
+mod reader;
+mod sorted;
 mod source;
 mod view;
 mod writer;
 
+pub(crate) use edit::EntryChange;
 pub(crate) use entry::{Entry, Slot};
 pub(crate) use options::Options;
 pub use options::{Cached, Index, Keep};
+pub use reader::Reader;
 pub(crate) use source::{Feed, Source, SourceState, feed};
 pub use source::{SourceError, SourceStatus, write_prefix_anchor};
 pub(crate) use view::InVain;
 pub use view::{Freshness, Query, View};
-pub use writer::Reader;
-pub(crate) use writer::{EntryChange, Writer, cache};
+pub(crate) use writer::{Writer, cache};

@@ -2,15 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
-use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
 
-use rpds::RedBlackTreeMapSync;
-
-use super::entry::{Entry, Slot};
-use super::index::{By, EntryMap, Found};
+use super::edit::EntryChange;
+use super::entry::{Entry, Slot, Stored};
+use super::index::{By, Found};
 use super::options::Index;
-use super::writer::{EntryChange, Shared};
+use super::reader::Shared;
+use super::sorted::Sorted;
 use crate::model::{
     GroupPlural, Joined, Object, ObjectKey, RecordError, Resource, Selector, Tree, Uid,
 };
@@ -39,15 +38,15 @@ impl Freshness {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct State {
     /// By the path of their keys, so that a kind, and in it a namespace or node, is a range.
-    pub(crate) objects: EntryMap,
+    pub(crate) objects: Sorted<Arc<Entry>>,
     /// What objects are found by besides their keys.
     pub(crate) found: Found,
     /// How many objects there are of each kind.
     pub(crate) counts: Arc<BTreeMap<GroupPlural, usize>>,
     /// Objects' records that cannot be read, by key.
-    pub(crate) set_aside: RedBlackTreeMapSync<Arc<str>, Arc<RecordError>>,
+    pub(crate) set_aside: Sorted<(Arc<str>, Arc<RecordError>)>,
     /// Records of known kinds whose keys are no object's, by key.
-    pub(crate) malformed: RedBlackTreeMapSync<Arc<str>, Arc<RecordError>>,
+    pub(crate) malformed: Sorted<(Arc<str>, Arc<RecordError>)>,
     /// Kinds that some source was not read for yet.
     pub(crate) unread: Arc<[GroupPlural]>,
     /// The kinds that are mirrored.
@@ -74,14 +73,15 @@ pub struct View {
     pub(super) asked: Option<Arc<OnceLock<InVain>>>,
 }
 
-/// The text range of everything that begins with `prefix`, which ends with `/`.
-pub(crate) fn range(prefix: &str) -> (Bound<Arc<str>>, Bound<Arc<str>>) {
-    let end = match prefix.strip_suffix('/') {
-        // `0` is the byte after `/`.
-        Some(body) => Bound::Excluded(format!("{body}0").into()),
-        None => Bound::Unbounded,
-    };
-    (Bound::Included(prefix.into()), end)
+/// The tree that a key of an object's record is in, the object's path, and a part's writer.
+pub(super) fn record_at(key: &Key) -> Option<(Tree, &str, Option<&str>)> {
+    let (tree, path) = key.as_str().strip_prefix("o/")?.split_once('/')?;
+    let tree = Tree::parse(tree)?;
+    if tree == Tree::Part {
+        let (path, writer) = path.rsplit_once('/')?;
+        return Some((tree, path, Some(writer)));
+    }
+    Some((tree, path, None))
 }
 
 pub(super) fn path_of_kind(kind: &GroupPlural) -> String {
@@ -124,7 +124,7 @@ impl View {
 
     /// How many objects there are.
     pub(crate) fn len(&self) -> usize {
-        self.state.objects.size()
+        self.state.objects.len()
     }
 
     pub(crate) fn entry(&self, key: &ObjectKey) -> Option<&Arc<Entry>> {
@@ -263,20 +263,18 @@ impl View {
         }
     }
 
+    fn stored_at(&self, key: &Key) -> Option<&Stored> {
+        let (tree, path, writer) = record_at(key)?;
+        let entry = self.state.objects.get(path)?;
+        entry.records.iter().find(|stored| match &stored.slot {
+            Slot::Part(part) => writer == Some(part),
+            slot => slot.tree() == tree,
+        })
+    }
+
     /// The value under a key, if it is an object's record that is mirrored.
     pub(crate) fn value(&self, key: &Key) -> Option<Arc<[u8]>> {
-        let mut segments = key.as_str().splitn(3, '/').skip(1);
-        let (tree, path) = (segments.next()?, segments.next()?);
-        let (path, part) = match path.rsplit_once('/') {
-            Some((path, writer)) if tree == "part" => (path, Some(writer)),
-            _ => (path, None),
-        };
-        let entry = self.state.objects.get(path)?;
-        let stored = entry.records.iter().find(|stored| match &stored.slot {
-            Slot::Part(writer) => part == Some(writer),
-            slot => part.is_none() && slot.tree().as_str() == tree,
-        })?;
-        Some(stored.value.clone())
+        Some(self.stored_at(key)?.value.clone())
     }
 
     /// Something is known that cannot be read.
@@ -312,7 +310,7 @@ impl View {
 
     /// Every object as if it had just come.
     pub(crate) fn all_as_changes(&self) -> impl Iterator<Item = EntryChange> {
-        self.state.objects.values().map(|entry| EntryChange {
+        self.state.objects.iter().map(|entry| EntryChange {
             before: None,
             after: Some(entry.clone()),
             revision: entry.revision(),
@@ -331,13 +329,11 @@ impl View {
     /// could not when somebody tried. Objects that a controller reconciles are always tried.
     #[must_use]
     pub fn set_aside(&self) -> Vec<Arc<RecordError>> {
-        let records = self.state.set_aside.values();
-        let mut errors: Vec<_> = records
-            .chain(self.state.malformed.values())
-            .cloned()
-            .collect();
+        let records = self.state.set_aside.iter();
+        let records = records.chain(self.state.malformed.iter());
+        let mut errors: Vec<_> = records.map(|(_, error)| error.clone()).collect();
         for error in self.shared.unreadable(&self.state) {
-            if !self.state.set_aside.contains_key(error.key.as_str()) {
+            if self.state.set_aside.get(error.key.as_str()).is_none() {
                 errors.push(error);
             }
         }
@@ -359,30 +355,12 @@ impl View {
     }
 
     fn entries(&self, path: &str) -> Vec<&Arc<Entry>> {
-        let entries = self.state.objects.range(range(path));
-        entries.map(|(_, entry)| entry).collect()
+        self.state.objects.below(path).collect()
     }
 
     /// Some record is shown under this key.
     pub(crate) fn shows(&self, key: &Key) -> bool {
-        let mut segments = key.as_str().splitn(3, '/').skip(1);
-        let (Some(tree), Some(path)) = (segments.next(), segments.next()) else {
-            return false;
-        };
-        let (path, part) = match (tree, path.rsplit_once('/')) {
-            ("part", Some((path, writer))) => (path, Some(writer)),
-            _ => (path, None),
-        };
-        self.state.objects.get(path).is_some_and(|entry| {
-            entry
-                .records
-                .iter()
-                .any(|stored| match (&stored.slot, part) {
-                    (Slot::Part(writer), Some(part)) => **writer == *part,
-                    (slot, None) => slot.tree().as_str() == tree,
-                    _ => false,
-                })
-        })
+        self.stored_at(key).is_some()
     }
 
     /// How far each source has come.

@@ -214,6 +214,10 @@ impl Context {
         look(own)
     }
 
+    pub(crate) fn all_causes(&self) -> &Causes<Cause> {
+        &self.run.causes
+    }
+
     /// Why the key runs.
     #[must_use]
     pub fn causes(&self) -> &[Cause] {

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -19,6 +19,7 @@ use super::claim::Fence;
 use super::context::{Begin, Cause, Context, Setting};
 use super::outcome::{Ended, Failing, Ran, panic_text};
 use super::posts::{self, Duty, Held, Post};
+use super::rare::{Rare, Rarely};
 use super::status::{ControllerStatus, Counters, FailingKey, ParkedKey};
 use super::unrest::Unrest;
 use crate::cache::{EntryChange, Reader, SourceState, View};
@@ -53,7 +54,7 @@ pub(crate) struct Engine {
     pub(super) convergence: Convergence,
     /// When it began, on the environment's clock.
     pub(super) begun: Duration,
-    failing: Mutex<BTreeMap<Arc<ObjectKey>, Failing>>,
+    failing: Rare<BTreeMap<Arc<ObjectKey>, Failing>>,
     runs: AtomicU64,
     /// The sources without which nothing runs.
     pub(super) needs: Box<[usize]>,
@@ -74,21 +75,26 @@ struct Taken<'e> {
 }
 
 impl Taken<'_> {
-    fn done(mut self, done: Done<Cause>) {
+    /// Gives the key back, and takes the next one if there is one now and `more` is wanted.
+    fn turn(mut self, done: Done<Cause>, more: bool) -> Option<Job<Arc<ObjectKey>, Cause>> {
         self.back = true;
-        self.engine.queue.done(self.ticket, done);
+        self.engine.queue.turn(self.ticket, done, more)
+    }
+
+    /// The run did not come to an end.
+    fn not_run(&self) -> Done<Cause> {
+        Done {
+            next: Some(Next::now(Priority::Retry, Cause::Failed)),
+            failures: self.failures,
+            ..Done::ok()
+        }
     }
 }
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         if !self.back {
-            let done = Done {
-                next: Some(Next::now(Priority::Retry, Cause::Failed)),
-                failures: self.failures,
-                ..Done::ok()
-            };
-            self.engine.queue.done(self.ticket, done);
+            self.engine.queue.done(self.ticket, self.not_run());
         }
     }
 }
@@ -111,7 +117,7 @@ impl Engine {
             reader,
             queue,
             counters: Counters::default(),
-            failing: Mutex::default(),
+            failing: Rare::default(),
             runs: AtomicU64::new(0),
             needs,
             live: RwLock::new(vec![None; shards].into()),
@@ -145,8 +151,15 @@ impl Engine {
         self.controller.concurrency.unwrap_or_else(unset)
     }
 
-    pub(super) fn failing(&self) -> MutexGuard<'_, BTreeMap<Arc<ObjectKey>, Failing>> {
-        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn failing(&self) -> Rarely<'_, BTreeMap<Arc<ObjectKey>, Failing>> {
+        self.failing.lock()
+    }
+
+    /// The key's last run, if it failed, is not the last any more.
+    pub(super) fn ended_well(&self, key: &Arc<ObjectKey>) {
+        if !self.failing.is_empty() {
+            self.failing().remove(key);
+        }
     }
 
     fn live(&self) -> Held {
@@ -403,30 +416,34 @@ impl Engine {
     /// Runs keys until retired.
     pub(crate) async fn work(&self) {
         let mut gate = self.gate.subscribe();
+        // What is ready when a key is given back is taken without setting up a wait, up to what
+        // tokio lets one task do at once.
+        let mut next = None;
         loop {
-            let open = match *gate.borrow_and_update() {
-                Gate::Over => return,
-                Gate::Open => true,
-                Gate::Closed => false,
-            };
-            // What is ready is taken without setting up a wait, up to what tokio lets one task do
-            // at once.
-            let ready = if open { self.queue.try_next() } else { None };
-            let job = match ready {
+            let job = match next.take() {
                 Some(job) => job,
-                None => tokio::select! {
-                    biased;
-                    changed = gate.changed() => {
-                        if changed.is_err() {
-                            return;
+                None => {
+                    let open = match *gate.borrow_and_update() {
+                        Gate::Over => return,
+                        Gate::Open => true,
+                        Gate::Closed => false,
+                    };
+                    tokio::select! {
+                        biased;
+                        changed = gate.changed() => {
+                            if changed.is_err() {
+                                return;
+                            }
+                            continue;
                         }
-                        continue;
+                        job = self.queue.next(), if open => job,
                     }
-                    job = self.queue.next(), if open => job,
-                },
+                }
             };
-            self.run(job).await;
+            let (taken, done) = self.run(job).await;
             tokio::task::coop::consume_budget().await;
+            let open = *gate.borrow() == Gate::Open;
+            next = taken.turn(done, open);
         }
     }
 
@@ -443,34 +460,38 @@ impl Engine {
         }
     }
 
-    async fn run(&self, job: Job<Arc<ObjectKey>, Cause>) {
+    /// Runs a key, and says what is to be done with it then.
+    async fn run(&self, job: Job<Arc<ObjectKey>, Cause>) -> (Taken<'_>, Done<Cause>) {
         let taken = Taken {
             engine: self,
             ticket: job.ticket,
             failures: job.failures,
             back: false,
         };
-        let Some(duty) = posts::enter(&self.live(), &job.key) else {
-            taken.done(Done::ok());
-            return;
+        let Some(duty) = self.enter(&job.key) else {
+            return (taken, Done::ok());
         };
-        if !self.may_run(&duty).await {
-            return;
-        }
         let environment = &self.setting.environment;
-        let begun = environment.monotonic();
+        let mut begun = job.taken;
+        let guards = &self.setting.guards;
+        if !guards.are_runs_allowed(self.controller.reports_while_frozen) {
+            if !self.may_run(&duty).await {
+                let done = taken.not_run();
+                return (taken, done);
+            }
+            begun = environment.monotonic();
+        }
         if let Some(until) = self.unrest.held_until(&job.key, begun) {
-            taken.done(Done {
+            let done = Done {
                 next: Some(Next::backoff(until, Cause::Slowed)),
                 failures: job.failures,
                 conflicts: job.conflicts,
                 ..Done::ok()
-            });
-            return;
+            };
+            return (taken, done);
         }
         if !self.afford(&duty).await {
-            taken.done(Done::ok());
-            return;
+            return (taken, Done::ok());
         }
         let echo = self.unrest.is_echo(&job.key, job.causes.as_slice());
         let view = self.reader.view().asking();
@@ -516,13 +537,19 @@ impl Engine {
             budget.give_back(environment.monotonic());
         }
         let own_writes = notes.wrote.iter().map(|written| written.revision).collect();
-        let must_see = self.must_see(&context, &notes, &duty).await;
+        let must_see = if notes.wrote.is_empty() && notes.unsure.is_empty() {
+            Vec::new()
+        } else {
+            self.must_see(&context, &notes, &duty).await
+        };
+        let now = environment.monotonic();
         let run = Ran {
             context: &context,
             notes: &notes,
             failures: job.failures,
             conflicts: job.conflicts,
             echo,
+            now,
         };
         let judged = span.in_scope(|| self.judge(&job.key, ended, &run));
         span.record("outcome", judged.ending.as_str());
@@ -530,19 +557,26 @@ impl Engine {
             key: job.key,
             id,
             begun,
-            took: environment.monotonic().saturating_sub(begun),
+            took: now.saturating_sub(begun),
             waited: job.waited,
-            causes: context.causes().to_vec(),
+            causes: context.all_causes().clone(),
             more_causes: job.more_causes,
             wrote: notes.wrote.iter().map(|written| written.revision).max(),
             ending: judged.ending,
             error: judged.error,
         });
-        taken.done(Done {
+        let done = Done {
             must_see,
             own_writes,
             ..judged.done
-        });
+        };
+        (taken, done)
+    }
+
+    /// Begins a run of a key that is this process's to work on.
+    fn enter(&self, key: &ObjectKey) -> Option<Duty> {
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        posts::enter(&live, key)
     }
 
     /// Waits until the write budget has something for a run; false when the run may not begin any

@@ -85,6 +85,7 @@ mod look;
 mod outcome;
 mod portrait;
 mod posts;
+mod rare;
 mod reaper;
 mod running;
 mod runtime;

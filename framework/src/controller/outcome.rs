@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::action::Action;
 use super::context::{Cause, Context, Notes};
@@ -33,6 +34,8 @@ pub(super) struct Ran<'r> {
     pub(super) conflicts: u32,
     /// Nothing but what the run before it wrote asked for it.
     pub(super) echo: bool,
+    /// When it had ended.
+    pub(super) now: Duration,
 }
 
 /// How a run ended.
@@ -79,15 +82,15 @@ impl Engine {
             failures,
             conflicts,
             echo,
+            now,
         } = run;
         let environment = &self.setting.environment;
-        let now = environment.monotonic();
         if !matches!(ended, Ended::Cut) {
             Counters::add(&self.counters.runs);
         }
         let (counter, ending, error, wait) = match ended {
             Ended::Returned(Ok(action)) => {
-                self.failing().remove(key);
+                self.ended_well(key);
                 let mut next = action
                     .after()
                     .map(|after| Next::at(now + after, Priority::Sync, Cause::Requeued));

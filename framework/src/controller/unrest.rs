@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::context::{Cause, Written};
 use super::posts::StableHash;
+use super::rare::Rare;
 use crate::backoff::Backoff;
 use crate::environment::Environment;
 use crate::model::ObjectKey;
@@ -101,8 +102,8 @@ struct Held {
 /// Finds unrest among the keys of one controller.
 #[derive(Debug, Default)]
 pub(crate) struct Unrest {
-    echoes: Mutex<HashMap<Arc<ObjectKey>, Echo>>,
-    held: Mutex<BTreeMap<Arc<ObjectKey>, Held>>,
+    echoes: Rare<HashMap<Arc<ObjectKey>, Echo>>,
+    held: Rare<BTreeMap<Arc<ObjectKey>, Held>>,
 }
 
 /// What to do about unrest.
@@ -121,7 +122,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Unrest {
     /// The run's causes are nothing but what the run before it wrote.
     pub(crate) fn is_echo(&self, key: &Arc<ObjectKey>, causes: &[Cause]) -> bool {
-        let echoes = lock(&self.echoes);
+        if self.echoes.is_empty() {
+            return false;
+        }
+        let echoes = self.echoes.lock();
         let Some(echo) = echoes.get(key) else {
             return false;
         };
@@ -142,7 +146,10 @@ impl Unrest {
         written: &[Written],
         environment: &Environment,
     ) -> Option<Slowed> {
-        let mut echoes = lock(&self.echoes);
+        if written.is_empty() && self.echoes.is_empty() {
+            return None;
+        }
+        let mut echoes = self.echoes.lock();
         if written.is_empty() {
             echoes.remove(key);
             return None;
@@ -206,15 +213,15 @@ impl Unrest {
             until: now + slowed.delay,
             shown: slowed.shown.clone(),
         };
-        lock(&self.held).insert(key.clone(), held);
+        self.held.lock().insert(key.clone(), held);
     }
 
     /// Until when the key's runs are held off.
     pub(crate) fn held_until(&self, key: &Arc<ObjectKey>, now: Duration) -> Option<Duration> {
-        let mut held = lock(&self.held);
-        if held.is_empty() {
+        if self.held.is_empty() {
             return None;
         }
+        let mut held = self.held.lock();
         // Shown for as long as it may go on.
         held.retain(|_, held| held.until + WINDOW > now);
         held.get(key)
@@ -224,11 +231,11 @@ impl Unrest {
 
     /// The keys that do not come to rest.
     pub(crate) fn shown(&self, most: usize, now: Duration) -> Vec<RestlessKey> {
-        let echoes = lock(&self.echoes);
+        let echoes = self.echoes.lock();
         let hot = echoes.values().filter_map(|echo| echo.shown.clone());
         let mut shown: Vec<_> = hot.collect();
         drop(echoes);
-        let mut held = lock(&self.held);
+        let mut held = self.held.lock();
         held.retain(|_, held| held.until + WINDOW > now);
         shown.extend(held.values().map(|held| held.shown.clone()));
         drop(held);

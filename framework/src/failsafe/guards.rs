@@ -466,16 +466,20 @@ impl Safeguards {
         }
     }
 
+    /// Controllers may run now. `reports`: a freeze alone does not stop it.
+    pub(crate) fn are_runs_allowed(&self, reports: bool) -> bool {
+        let state = self.state();
+        let stopped = match reports && state.is_frozen() {
+            true => self.unsure(&state),
+            false => self.stopped(&state),
+        };
+        stopped.is_none()
+    }
+
     /// Waits until controllers may run.
-    ///
-    /// `reports`: a freeze alone does not stop it.
     pub(crate) async fn runs_allowed(&self, reports: bool) {
         let mut moved = self.subscribe();
-        let stopped = |state: &State| match reports && state.is_frozen() {
-            true => self.unsure(state),
-            false => self.stopped(state),
-        };
-        while stopped(&self.state()).is_some() {
+        while !self.are_runs_allowed(reports) {
             if moved.changed().await.is_err() {
                 // Cannot happen while `self` lives; waiting is right either way.
                 std::future::pending::<()>().await;

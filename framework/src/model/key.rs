@@ -100,7 +100,7 @@ impl Tree {
         }
     }
 
-    fn parse(segment: &str) -> Option<Self> {
+    pub(crate) fn parse(segment: &str) -> Option<Self> {
         [
             Self::Intent,
             Self::Reality,

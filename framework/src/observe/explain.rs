@@ -173,7 +173,7 @@ impl Run {
             ago: now.saturating_sub(run.begun + run.took),
             took: run.took,
             waited: run.waited,
-            causes: run.causes.iter().map(cause_text).collect(),
+            causes: run.causes.as_slice().iter().map(cause_text).collect(),
             more_causes: run.more_causes,
             wrote: run.wrote,
             ending: run.ending,

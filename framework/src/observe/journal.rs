@@ -11,6 +11,7 @@ use super::histogram::Histogram;
 use super::runs::Ending;
 use crate::controller::Cause;
 use crate::model::ObjectKey;
+use crate::queue::Causes;
 use crate::store::Revision;
 
 /// Groups of keys that share a lock.
@@ -32,7 +33,7 @@ pub(crate) struct Finished {
     pub(crate) took: Duration,
     /// How long the key was ready before.
     pub(crate) waited: Duration,
-    pub(crate) causes: Vec<Cause>,
+    pub(crate) causes: Causes<Cause>,
     pub(crate) more_causes: u32,
     /// The last revision that it wrote.
     pub(crate) wrote: Option<Revision>,
@@ -172,7 +173,7 @@ mod tests {
             begun: Duration::from_secs(id),
             took: Duration::from_millis(3),
             waited: Duration::from_millis(1),
-            causes: vec![Cause::Requeued],
+            causes: Causes::One(Cause::Requeued),
             more_causes: 0,
             wrote: None,
             ending,

@@ -89,14 +89,13 @@ where
         }
     }
 
-    /// The next key to run, if there is one now.
-    pub(crate) fn try_next(&self) -> Option<Job<K, C>> {
+    /// Gives a key back, and takes the next one if there is one now and `more` is wanted.
+    pub(crate) fn turn(&self, ticket: Ticket, done: Done<C>, more: bool) -> Option<Job<K, C>> {
         let now = self.environment.monotonic();
         let mut schedule = self.lock();
-        let job = schedule.pop(now);
-        if job.is_some() {
-            self.wake(&mut schedule);
-        }
+        schedule.done(ticket, done, now);
+        let job = if more { schedule.pop(now) } else { None };
+        self.wake(&mut schedule);
         job
     }
 

@@ -27,6 +27,9 @@ const CLASSES: usize = 3;
 /// A class is passed over at most this many times in a row while it has work.
 const MAX_PASSED_OVER: u32 = 8;
 
+/// Room that is kept when nothing is known any more.
+const FEW: usize = 1024;
+
 /// The most causes kept for one run; further ones are counted.
 const MAX_CAUSES: usize = 16;
 
@@ -118,6 +121,8 @@ pub(crate) struct Job<K, C> {
     pub(crate) conflicts: u32,
     /// How long the key was ready before it was taken.
     pub(crate) waited: Duration,
+    /// When it was taken.
+    pub(crate) taken: Duration,
 }
 
 /// Names a run of a key until it is given back.
@@ -364,6 +369,10 @@ where
         {
             place.remove();
         }
+        if self.places.is_empty() && self.places.capacity() > 4 * FEW {
+            // A burst is over: what few keys need lies close together.
+            self.places.shrink_to(FEW, |_| 0);
+        }
     }
 
     /// How many keys are known.
@@ -577,6 +586,7 @@ where
             failures: 0,
             conflicts: 0,
             waited,
+            taken: now,
         };
         if let Some(memory) = entry.memory.take() {
             job.more_causes = memory.more_causes;

@@ -28,19 +28,28 @@ pub struct InvalidKey {
     reason: &'static str,
 }
 
+/// The bytes that a segment may have. A table, because every record that is read has a key.
+const ALLOWED: [bool; 256] = {
+    let mut allowed = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        allowed[byte] = matches!(byte as u8, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
+        byte += 1;
+    }
+    allowed
+};
+
 fn check(text: &str) -> Result<(), &'static str> {
     if text.len() > MAX_KEY_BYTES {
         return Err("it is longer than 512 bytes");
     }
-    for segment in text.split('/') {
+    for segment in text.as_bytes().split(|&byte| byte == b'/') {
         match segment {
-            "" => return Err("it has an empty segment"),
-            "." | ".." => return Err("`.` and `..` are no segments"),
+            b"" => return Err("it has an empty segment"),
+            b"." | b".." => return Err("`.` and `..` are no segments"),
             _ => {}
         }
-        let allowed =
-            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"._-".contains(&byte);
-        if !segment.bytes().all(allowed) {
+        if !segment.iter().all(|&byte| ALLOWED[usize::from(byte)]) {
             return Err("only a-z, 0-9, `.`, `_`, `-` and `/` are allowed");
         }
     }

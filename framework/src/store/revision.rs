@@ -99,8 +99,21 @@ impl Serialize for Revision {
 
 impl<'de> Deserialize<'de> for Revision {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        text.parse().map_err(de::Error::custom)
+        struct Number;
+
+        impl de::Visitor<'_> for Number {
+            type Value = Revision;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a revision as text")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Revision, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_str(Number)
     }
 }
 
