@@ -1,6 +1,7 @@
 //! One object in the cache: its records as bytes, and the little that is read from them at once.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -11,6 +12,7 @@ use serde::de::DeserializeOwned;
 use super::header::{self, Header, Text};
 use super::labels::{LabelSet, LabelSets};
 use super::options::{Keep, KindOptions};
+use super::scan::Scan;
 use super::sorted::Keyed;
 use crate::model::{
     Conditions, Digest, Intent, Joined, Metadata, Object, ObjectKey, Phase, Reality,
@@ -160,6 +162,32 @@ struct TypedIntent<'r, S> {
     api_version: Text<'r>,
     metadata: Metadata,
     spec: S,
+}
+
+impl<'r, S: DeserializeOwned> TypedIntent<'r, S> {
+    /// As most are written.
+    fn scan(record: &'r [u8]) -> Option<Self> {
+        let (mut api_version, mut metadata, mut spec) = (None, None, None);
+        let mut scan = Scan::new(record);
+        scan.open()?;
+        while let Some(name) = scan.field()? {
+            let is_new = match name {
+                "apiVersion" => api_version.replace(scan.string()?).is_none(),
+                "metadata" => metadata.replace(scan.metadata()?).is_none(),
+                "spec" => spec.replace(scan.value::<S>()?).is_none(),
+                _ => scan.skip().is_some(),
+            };
+            if !is_new {
+                return None;
+            }
+        }
+        scan.end()?;
+        Some(Self {
+            api_version: Text(Cow::Borrowed(api_version?)),
+            metadata: metadata?.into_metadata()?,
+            spec: spec?,
+        })
+    }
 }
 
 #[derive(Deserialize)]
@@ -377,7 +405,10 @@ impl Entry {
             api_version,
             mut metadata,
             spec,
-        } = serde_json::from_slice::<TypedIntent<'_, K::Spec>>(&intent.value).ok()?;
+        } = match TypedIntent::<K::Spec>::scan(&intent.value) {
+            Some(read) => read,
+            None => serde_json::from_slice(&intent.value).ok()?,
+        };
         // One that is written in another version has to be converted.
         let (group, version) = api_version.0.split_once('/')?;
         if group != K::GROUP || version != K::VERSION {

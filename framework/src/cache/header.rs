@@ -10,6 +10,7 @@ use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::entry::Owner;
+use super::scan::Plain;
 use crate::model::Uid;
 
 /// Text that is borrowed from the record unless it has escapes.
@@ -60,15 +61,23 @@ impl<'de: 'r, 'r> Deserialize<'de> for Labels<'r> {
                 while let Some(pair) = map.next_entry()? {
                     pairs.push(pair);
                 }
-                // Of a repeated one the last counts, as in a map.
-                pairs.reverse();
-                pairs.sort_by(|a: &(Text<'_>, Text<'_>), b| a.0.cmp(&b.0));
-                pairs.dedup_by(|later, first| later.0 == first.0);
-                Ok(Labels(pairs))
+                Ok(Labels::of(pairs))
             }
         }
 
         deserializer.deserialize_map(Pairs)
+    }
+}
+
+impl<'r> Labels<'r> {
+    fn of(mut pairs: Vec<(Text<'r>, Text<'r>)>) -> Self {
+        if !pairs.is_sorted_by(|a, b| a.0 < b.0) {
+            // Of a repeated one the last counts, as in a map.
+            pairs.reverse();
+            pairs.sort_by(|a, b| a.0.cmp(&b.0));
+            pairs.dedup_by(|later, first| later.0 == first.0);
+        }
+        Self(pairs)
     }
 }
 
@@ -110,7 +119,26 @@ impl From<OwnerReference> for Owner {
     }
 }
 
-impl Header<'_> {
+impl<'r> Header<'r> {
+    fn of(plain: Plain<'r>) -> Option<Self> {
+        let text = |text: &'r str| Text(Cow::Borrowed(text));
+        let labels = plain.labels.unwrap_or_default().into_iter();
+        Some(Self {
+            name: text(plain.name.unwrap_or_default()),
+            namespace: plain.namespace.map(text),
+            uid: text(plain.uid.unwrap_or_default()),
+            labels: Labels::of(labels.map(|(k, v)| (text(k), text(v))).collect()),
+            owner_references: match plain.owner_references {
+                Some(json) => serde_json::from_slice(json).ok()?,
+                None => Vec::new(),
+            },
+            deletion: match plain.deletion {
+                Some(json) => serde_json::from_slice(json).ok()?,
+                None => None,
+            },
+        })
+    }
+
     pub(super) fn take_owners(&mut self) -> impl Iterator<Item = Owner> + use<> {
         std::mem::take(&mut self.owner_references)
             .into_iter()
@@ -154,6 +182,14 @@ impl<'de> DeserializeSeed<'de> for UpToMetadata<'_, 'de> {
 
 /// Reads a record's metadata.
 pub(super) fn read(record: &[u8]) -> Result<Header<'_>, serde_json::Error> {
+    match Plain::of(record).and_then(Header::of) {
+        Some(header) => Ok(header),
+        None => read_any(record),
+    }
+}
+
+/// Reads the metadata of a record in whatever form.
+fn read_any(record: &[u8]) -> Result<Header<'_>, serde_json::Error> {
     let mut header = None;
     let mut json = serde_json::Deserializer::from_slice(record);
     let ended = UpToMetadata(&mut header).deserialize(&mut json);
@@ -175,6 +211,8 @@ mod tests {
             r#"{"kind":"K","spec":{"metadata":{"name":"wrong"}},"metadata":{"name":"a","namespace":"d","uid":"u","labels":{"b":"x\n","z":"2"},"deletion":{}}}"#,
         ] {
             let header = read(json.as_bytes()).unwrap();
+            let any = read_any(json.as_bytes()).unwrap();
+            assert_eq!(header.labels.0, any.labels.0);
             assert_eq!((&*header.name.0, &*header.uid.0), ("a", "u"));
             assert_eq!(header.namespace.as_ref().unwrap().0, "d");
             assert!(header.is_deleted());

@@ -17,6 +17,7 @@ mod index;
 mod labels;
 mod options;
 mod reader;
+mod scan;
 mod sorted;
 mod source;
 mod view;

@@ -27,8 +27,8 @@ const FEW: usize = WIDTH / 4;
 /// A part of each key of a node.
 #[derive(Clone, Debug)]
 struct Heads {
-    /// All keys have so many bytes in common at their beginning.
-    skip: usize,
+    /// What all keys begin with.
+    all: Arc<[u8]>,
     len: usize,
     /// Eight bytes of each key from there on, as a number that sorts as they do.
     of: [u64; WIDTH],
@@ -51,7 +51,7 @@ fn common(a: &str, b: &str) -> usize {
 impl Heads {
     fn new() -> Self {
         Self {
-            skip: 0,
+            all: Arc::default(),
             len: 0,
             of: [0; WIDTH],
         }
@@ -62,10 +62,11 @@ impl Heads {
         let mut heads = Self::new();
         heads.len = len;
         if len > 1 {
-            heads.skip = common(key_at(0), key_at(len - 1));
+            let first = key_at(0);
+            heads.all = first.as_bytes()[..common(first, key_at(len - 1))].into();
         }
         for (at, head_at) in heads.of.iter_mut().take(len).enumerate() {
-            *head_at = head(key_at(at), heads.skip);
+            *head_at = head(key_at(at), heads.all.len());
         }
         heads
     }
@@ -75,17 +76,14 @@ impl Heads {
         if self.len == 0 {
             return Err(0);
         }
-        if self.skip > 0 {
-            let all = &key_at(0).as_bytes()[..self.skip];
-            let own = &key.as_bytes()[..self.skip.min(key.len())];
-            match own.cmp(all) {
-                Ordering::Less => return Err(0),
-                Ordering::Greater => return Err(self.len),
-                Ordering::Equal => {}
-            }
+        let skip = self.all.len();
+        match key.as_bytes()[..skip.min(key.len())].cmp(&self.all) {
+            Ordering::Less => return Err(0),
+            Ordering::Greater => return Err(self.len),
+            Ordering::Equal => {}
         }
         let heads = &self.of[..self.len];
-        let wanted = head(key, self.skip);
+        let wanted = head(key, skip);
         let begin = heads.partition_point(|&head| head < wanted);
         for (at, _) in (begin..).zip(heads[begin..].iter().take_while(|&&head| head == wanted)) {
             match key_at(at).cmp(key) {
@@ -105,11 +103,11 @@ impl Heads {
     fn inserted<'k>(&mut self, at: usize, key_at: impl Fn(usize) -> &'k str) {
         let len = self.len + 1;
         let at_an_end = at == 0 || at == self.len;
-        if at_an_end && common(key_at(0), key_at(len - 1)) != self.skip {
+        if at_an_end && common(key_at(0), key_at(len - 1)) != self.all.len() {
             *self = Self::over(len, key_at);
             return;
         }
-        self.of[self.len] = head(key_at(at), self.skip);
+        self.of[self.len] = head(key_at(at), self.all.len());
         self.of[at..len].rotate_right(1);
         self.len = len;
     }
@@ -477,8 +475,8 @@ mod tests {
             assert_eq!(heads.len, keys.len());
             assert!(keys.is_sorted() && keys.len() <= WIDTH);
             for (at, key) in keys.iter().enumerate() {
-                assert_eq!(heads.of[at], head(key, heads.skip));
-                assert!(common(key, keys[0]) >= heads.skip);
+                assert_eq!(heads.of[at], head(key, heads.all.len()));
+                assert!(key.as_bytes().starts_with(&heads.all));
                 assert_eq!(heads.find(key, |at| keys[at]), Ok(at));
             }
         };

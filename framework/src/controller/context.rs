@@ -126,7 +126,7 @@ struct Run {
     id: u64,
     post: Arc<Post>,
     /// The object's own records, once something asks for them.
-    own: Mutex<Option<Joined>>,
+    own: Mutex<Option<Box<Joined>>>,
     notes: Mutex<Notes>,
     undecided: AtomicBool,
     /// Microseconds that its commits waited for the write budget.
@@ -209,7 +209,7 @@ impl Context {
             let entry = self.run.view.entry(key).map(|entry| entry.joined());
             // An intent that cannot be read is seen by the run itself.
             let joined = entry.and_then(Result::ok);
-            joined.unwrap_or_else(|| Joined::empty((**key).clone()))
+            Box::new(joined.unwrap_or_else(|| Joined::empty((**key).clone())))
         });
         look(own)
     }

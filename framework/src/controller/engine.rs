@@ -554,7 +554,7 @@ impl Engine {
         let judged = span.in_scope(|| self.judge(&job.key, ended, &run));
         span.record("outcome", judged.ending.as_str());
         self.journal.note(Finished {
-            key: job.key,
+            path: job.key.path().into(),
             id,
             begun,
             took: now.saturating_sub(begun),

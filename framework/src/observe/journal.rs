@@ -4,7 +4,7 @@
 //! share: a run costs its counters no more than that. The last runs of a key are kept beside
 //! those of a few others, so that a key that runs all the time pushes hardly anybody's out.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::histogram::Histogram;
@@ -26,7 +26,9 @@ const MAX_ERROR_BYTES: usize = 512;
 /// A run that has ended.
 #[derive(Clone, Debug)]
 pub(crate) struct Finished {
-    pub(crate) key: Arc<ObjectKey>,
+    /// The path of its key: a copy, because the key itself is mostly in another core's memory by
+    /// the time that the run is forgotten.
+    pub(crate) path: Box<str>,
     pub(crate) id: u64,
     /// When it began, on the environment's clock.
     pub(crate) begun: Duration,
@@ -97,14 +99,10 @@ pub(crate) struct Journal {
 
 /// Spreads keys over places. It need not withstand anybody: who chooses names to meet in one
 /// place loses history of those names alone.
-fn place_of(key: &ObjectKey) -> usize {
-    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
-    for part in [Some(key.name()), key.namespace(), key.node()] {
-        for byte in part.unwrap_or_default().bytes() {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-        hash = hash.wrapping_add(1);
-    }
+fn place_of(path: &str) -> usize {
+    let hash = path.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
     (hash ^ (hash >> 32)) as usize
 }
 
@@ -128,7 +126,7 @@ impl Journal {
             let end = error.floor_char_boundary(MAX_ERROR_BYTES);
             run.error = Some(error[..end].into());
         }
-        let place = place_of(&run.key);
+        let place = place_of(&run.path);
         let mut shard = self.shard(place);
         let tally = &mut shard.tally;
         tally.endings[run.ending as usize] += 1;
@@ -142,11 +140,13 @@ impl Journal {
 
     /// The last runs of a key that are known, oldest first.
     pub(crate) fn runs_of(&self, key: &ObjectKey) -> Vec<Finished> {
-        let place = place_of(key);
+        let place = place_of(key.path());
         let mut runs: Vec<_> = {
             let shard = self.shard(place);
             let runs = shard.rings[place / SHARDS % RINGS].runs.iter();
-            runs.filter(|run| *run.key == *key).cloned().collect()
+            runs.filter(|run| *run.path == *key.path())
+                .cloned()
+                .collect()
         };
         runs.sort_by_key(|run| run.id);
         runs
@@ -166,9 +166,13 @@ impl Journal {
 mod tests {
     use super::*;
 
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::namespaced("example.dev", "things", "default", name).unwrap()
+    }
+
     fn run(name: &str, id: u64, ending: Ending) -> Finished {
         Finished {
-            key: Arc::new(ObjectKey::namespaced("example.dev", "things", "default", name).unwrap()),
+            path: key(name).path().into(),
             id,
             begun: Duration::from_secs(id),
             took: Duration::from_millis(3),
@@ -190,14 +194,10 @@ mod tests {
         for id in 100..100_000 {
             journal.note(run("busy", id, Ending::Done));
         }
-        let busy = journal.runs_of(&run("busy", 0, Ending::Done).key);
+        let busy = journal.runs_of(&key("busy"));
         let ids: Vec<_> = busy.iter().map(|run| run.id).collect();
         assert_eq!(ids, (99_992..100_000).collect::<Vec<_>>());
-        let known = |id: &u64| {
-            !journal
-                .runs_of(&run(&format!("quiet-{id}"), 0, Ending::Done).key)
-                .is_empty()
-        };
+        let known = |id: &u64| !journal.runs_of(&key(&format!("quiet-{id}"))).is_empty();
         let known = (0..100).filter(known).count();
         assert!(known >= 95, "{known} of 100 are known");
     }
@@ -230,7 +230,7 @@ mod tests {
             error,
             ..run("a", 1, Ending::Error)
         });
-        let kept = journal.runs_of(&run("a", 0, Ending::Done).key);
+        let kept = journal.runs_of(&key("a"));
         assert_eq!(kept[0].error.as_deref().unwrap().len(), MAX_ERROR_BYTES);
     }
 }
