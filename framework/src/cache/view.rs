@@ -206,11 +206,9 @@ impl View {
     /// those that cannot be read: for who keeps an account of many objects by what changed.
     pub fn intents<K: Resource>(&self) -> impl Iterator<Item = (&ObjectKey, Revision, &[u8])> {
         self.ask::<K>();
-        let entries = self
-            .state
-            .objects
-            .range(range(&path_of_kind(&K::group_plural())));
-        entries.filter_map(|(_, entry)| {
+        let path = path_of_kind(&K::group_plural());
+        let entries = self.entries(&path);
+        entries.into_iter().filter_map(|entry| {
             let stored = entry.stored(&Slot::Intent)?;
             Some((&*entry.key, stored.modified, &*stored.value))
         })

@@ -29,6 +29,8 @@ use crate::queue::{Done, Job, Next, Priority, Queue, Request, Ticket};
 use crate::store::{Prefix, Revision};
 
 const MAX_SHOWN: usize = 100;
+/// Keys that are queued together when everything is looked at.
+const RESYNC_BATCH: usize = 256;
 /// After winning a claim, the view gets this long to show the revision it was won at by itself.
 const CATCH_UP: Duration = Duration::from_millis(300);
 /// How often the kinds of a controller are looked at for records that cannot be read.
@@ -183,7 +185,7 @@ impl Engine {
         if !initial {
             self.time_wishes(changes);
         }
-        let mut requests = Vec::new();
+        let mut requests = Vec::with_capacity(changes.len());
         for change in changes {
             self.map(change, view, initial, &mut requests);
         }
@@ -239,10 +241,15 @@ impl Engine {
         let mut requests = Vec::new();
         for change in view.all_as_changes() {
             self.map(&change, &view, true, &mut requests);
-            requests.retain(|(key, _)| posts::holds(&own, key));
-            if !requests.is_empty() {
+            // So many at once that they are worth a lock, so few that the runs begin.
+            if requests.len() >= RESYNC_BATCH {
+                requests.retain(|(key, _)| posts::holds(&own, key));
                 self.queue.push(requests.drain(..));
             }
+        }
+        requests.retain(|(key, _)| posts::holds(&own, key));
+        if !requests.is_empty() {
+            self.queue.push(requests);
         }
     }
 

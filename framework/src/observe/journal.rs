@@ -100,10 +100,16 @@ pub(crate) struct Journal {
 /// Spreads keys over places. It need not withstand anybody: who chooses names to meet in one
 /// place loses history of those names alone.
 fn place_of(path: &str) -> usize {
-    let hash = path.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    let words = path.as_bytes().chunks(8).map(|chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        u64::from_le_bytes(word)
     });
-    (hash ^ (hash >> 32)) as usize
+    let hash = words.fold(path.len() as u64, |hash, word| {
+        let mixed = (hash ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        mixed ^ (mixed >> 32)
+    });
+    hash as usize
 }
 
 impl Journal {
