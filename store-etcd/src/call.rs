@@ -30,6 +30,8 @@ enum Step {
     Next(String),
     /// With a new token.
     Login(String),
+    /// The same once more: users or roles are being changed.
+    Stale(String),
     Ended(Failure),
 }
 
@@ -59,8 +61,10 @@ impl Link {
     {
         let deadline = Instant::now() + self.shared.options.deadline;
         let mut logins = 0;
+        let mut stale = 0_u32;
         let mut pause = Duration::from_millis(20);
         loop {
+            let token = self.shared.held_token();
             let why = match self.attempt(method, &message, repeat, deadline).await {
                 Ok(answer) => {
                     if let Some(header) = A::header(&answer) {
@@ -76,6 +80,15 @@ impl Link {
                 Err(Step::Login(_)) => {
                     logins += 1;
                     continue;
+                }
+                Err(Step::Stale(why)) => {
+                    // For as long as somebody enrols nodes, this happens now and then to everybody.
+                    // Only what repeats itself may need another login.
+                    stale += 1;
+                    if stale.is_multiple_of(4) {
+                        self.shared.forget(token.as_ref());
+                    }
+                    why
                 }
                 Err(Step::Next(why)) => why,
             };
@@ -166,6 +179,7 @@ impl Link {
                     self.shared.forget(token);
                     Step::Login(said)
                 }
+                Verdict::Stale => Step::Stale(said),
                 Verdict::Again => {
                     self.give_up(connection);
                     Step::Next(said)

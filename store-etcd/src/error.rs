@@ -52,6 +52,9 @@ pub(crate) enum Verdict {
     Again,
     /// It did not happen: the token is no longer good.
     Login,
+    /// It did not happen: users or roles were changed while it was under way. The same request
+    /// may be taken now; a token that says what it was made for needs a new login.
+    Stale,
     /// It may have happened, or may still.
     Unclear,
     /// It did not happen and will not by asking again.
@@ -81,7 +84,7 @@ pub(crate) fn judge(status: &Status) -> Verdict {
     let says = |words: &str| text.contains(words);
     match status.code {
         Code::Unauthenticated => Verdict::Login,
-        Code::InvalidArgument if says("revision of auth store is old") => Verdict::Login,
+        Code::InvalidArgument if says("revision of auth store is old") => Verdict::Stale,
         Code::PermissionDenied => Verdict::Refused(Refusal::Denied),
         Code::InvalidArgument if says("user name is empty") || says("authentication failed") => {
             Verdict::Refused(Refusal::Denied)
@@ -239,7 +242,7 @@ mod tests {
             (
                 Code::InvalidArgument,
                 "etcdserver: revision of auth store is old",
-                Verdict::Login,
+                Verdict::Stale,
             ),
             (
                 Code::ResourceExhausted,

@@ -219,6 +219,11 @@ impl Shared {
         Ok(Some(token))
     }
 
+    /// The token that calls show now.
+    pub(crate) fn held_token(&self) -> Option<Token> {
+        lock(&self.login.token).clone()
+    }
+
     /// Forgets a token that is no longer good.
     pub(crate) fn forget(&self, token: Option<&Token>) {
         let mut current = lock(&self.login.token);
@@ -540,7 +545,7 @@ async fn greet(shared: &Shared, connection: &Connection) -> Result<(), (Trouble,
         match outcome {
             Ok(()) => return Ok(()),
             Err((token, CallError::Status(status)))
-                if again && judge(&status) == Verdict::Login =>
+                if again && matches!(judge(&status), Verdict::Login | Verdict::Stale) =>
             {
                 shared.forget(token.as_ref());
                 again = false;
@@ -559,7 +564,7 @@ async fn trouble_of(
         CallError::Status(status) => match judge(status) {
             Verdict::Login | Verdict::Refused(Refusal::Denied) => Trouble::Rights,
             Verdict::Refused(_) => Trouble::Configuration,
-            Verdict::Again | Verdict::Unclear => Trouble::Time,
+            Verdict::Again | Verdict::Stale | Verdict::Unclear => Trouble::Time,
         },
         CallError::TooLong(_) => Trouble::Configuration,
         CallError::NotSent(_) | CallError::Broken(_) => {

@@ -390,7 +390,7 @@ impl Hub {
     fn broken(&self, session: &Session, error: &CallError) -> Left {
         self.link.give_up(&session.connection);
         if let CallError::Status(status) = error
-            && judge(status) == Verdict::Login
+            && matches!(judge(status), Verdict::Login | Verdict::Stale)
         {
             self.shared.forget(session.token.as_ref());
         }

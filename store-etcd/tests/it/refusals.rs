@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use platctrl_framework::environment::Environment;
 use platctrl_framework::model::identity::{self, IdentityError};
 use platctrl_framework::store::{
-    Key, ListRequest, Prefix, Store, StoreError, Transaction, WatchEvent,
+    Key, ListRequest, Policy, Prefix, Right, Store, StoreError, Transaction, WatchEvent,
 };
 use platctrl_store_etcd::{ConnectError, Credentials, EtcdStore, Location, Options, Tls};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -434,4 +434,51 @@ async fn records_larger_than_an_answer_can_be_are_listed_in_smaller_pages() {
         request.after = page.records.last().map(|record| record.key.clone());
     }
     assert_eq!(seen, 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_works_while_users_are_made_is_denied_nothing() {
+    let cluster = Cluster::start(Plan::one(Release::V3_5).with_auth());
+    let admin = std::sync::Arc::new(cluster.store("r").await);
+    let rights = |name: &str| {
+        let ranges = (0..12).map(|n| Prefix::new(format!("o/{name}/{n}/")).unwrap());
+        Policy::new(name, ranges.map(Right::write))
+    };
+    let control = admin.access_control();
+    control.apply(&rights("ann")).await.unwrap();
+    control.add_user("ann", Some("first")).await.unwrap();
+    control.grant_role("ann", "ann").await.unwrap();
+    let mut options = Options::default();
+    options.credentials = Some(Credentials::new("ann", "first"));
+    let store = EtcdStore::connect(cluster.location("r"), options).await;
+    let store = std::sync::Arc::new(store.unwrap());
+    // Each grant changes the revision that requests under way were let in with.
+    let making = tokio::spawn({
+        let admin = std::sync::Arc::clone(&admin);
+        async move {
+            let control = admin.access_control();
+            for n in 0..40 {
+                control.apply(&rights(&format!("other{n}"))).await.unwrap();
+            }
+        }
+    });
+    let mut writers = tokio::task::JoinSet::new();
+    let made = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    for n in 0..8 {
+        let (store, made) = (std::sync::Arc::clone(&store), std::sync::Arc::clone(&made));
+        writers.spawn(async move {
+            let mut commits = 0_u32;
+            while !made.load(std::sync::atomic::Ordering::SeqCst) {
+                let key = format!("o/ann/{n}/a");
+                store.commit(put(&key, "1")).await.unwrap();
+                commits += 1;
+            }
+            commits
+        });
+    }
+    making.await.unwrap();
+    made.store(true, std::sync::atomic::Ordering::SeqCst);
+    while let Some(commits) = writers.join_next().await {
+        assert!(commits.unwrap() > 0);
+    }
 }
