@@ -6,6 +6,7 @@
 mod carry_out;
 mod end;
 pub mod ledger;
+pub mod node_lifecycle;
 pub mod placement;
 pub mod replication_controller;
 pub mod rolling_update;

@@ -29,6 +29,9 @@ pub struct NodeSpec {
     /// No new pods are placed here.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub unschedulable: bool,
+    /// Its pods are to go elsewhere, as far as what keeps them can move them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drain: bool,
     /// Raised when the node was given up and its pods replaced: an agent that finds a number
     /// above its own stops what it started before.
     #[serde(default)]

@@ -177,7 +177,7 @@ async fn a_disruption_budget_holds_a_roll_and_is_named() {
     let budget = platctrl_framework::model::Object::<DisruptionBudget>::new(metadata, budget);
     world.client.create(&budget).await.unwrap();
     begin(&world, |spec| {
-        spec.progress_deadline = Span::from_secs(6000)
+        spec.progress_deadline = Span::from_secs(6000);
     })
     .await;
     until("it says what it waits for", || async {
@@ -294,7 +294,7 @@ async fn failsafe_rolling_update_lost() {
 async fn failsafe_rolling_update_delete() {
     let world = world("two").await;
     begin(&world, |spec| {
-        spec.steps = serde_json::from_str(r#"[{"upTo": 1}]"#).unwrap()
+        spec.steps = serde_json::from_str(r#"[{"upTo": 1}]"#).unwrap();
     })
     .await;
     phase(&world, "AtGate").await;
@@ -339,7 +339,7 @@ async fn failsafe_rolling_update_change() {
 async fn failsafe_ledger_lost() {
     let world = world("two").await;
     begin(&world, |spec| {
-        spec.steps = serde_json::from_str(r#"[{"upTo": 1}]"#).unwrap()
+        spec.steps = serde_json::from_str(r#"[{"upTo": 1}]"#).unwrap();
     })
     .await;
     phase(&world, "AtGate").await;
@@ -366,7 +366,7 @@ async fn failsafe_ledger_lost() {
 async fn more_replicas_on_the_way_reach_the_new_version() {
     let world = world("two").await;
     begin(&world, |spec| {
-        spec.steps = serde_json::from_str(r#"[{"upTo": 1}]"#).unwrap()
+        spec.steps = serde_json::from_str(r#"[{"upTo": 1}]"#).unwrap();
     })
     .await;
     phase(&world, "AtGate").await;

@@ -134,11 +134,45 @@ fn in_place(replicas: usize) -> Simulation {
     fleet(replicas).scenario(|world| async move { begin(&world, "two", roll(2, |_| {})).await })
 }
 
-#[test]
-fn a_roll_in_place_keeps_the_floor_whatever_goes_wrong_at_a_write() {
+/// Everything that can go wrong at a write, but for these.
+fn explored_without(kinds: &[FaultKind]) {
     let simulation = without_misfortune(in_place(1)).invariant("the floor", keeps(1, 2));
+    let simulation = kinds.iter().fold(simulation, |it, kind| it.without(*kind));
     let explored = simulation.exhaustive().unwrap();
     assert!(explored.writes >= 20, "{explored:?}");
+    assert_eq!(explored.runs, explored.faults);
+}
+
+const CRASHES: [FaultKind; 8] = [
+    FaultKind::CrashAfter,
+    FaultKind::CrashBeforeAck,
+    FaultKind::LoseAck,
+    FaultKind::LoseWrite,
+    FaultKind::StaleRestart,
+    FaultKind::TravelBack,
+    FaultKind::LoseClaim,
+    FaultKind::LoseClaimAfter,
+];
+
+const SIGHTS: [FaultKind; 8] = [
+    FaultKind::Hide,
+    FaultKind::Storm,
+    FaultKind::Compact,
+    FaultKind::Partition,
+    FaultKind::WallClock,
+    FaultKind::Leap,
+    FaultKind::Restore,
+    FaultKind::RestoreAhead,
+];
+
+#[test]
+fn a_roll_in_place_keeps_the_floor_wherever_a_controller_dies() {
+    explored_without(&SIGHTS);
+}
+
+#[test]
+fn a_roll_in_place_keeps_the_floor_whatever_is_seen_late_or_lost() {
+    explored_without(&CRASHES);
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod local;
 mod logs;
 mod node;
 mod policy;
+mod rollout;
 mod store;
 mod uninstall;
 mod wait;
@@ -105,6 +106,9 @@ enum Verb {
     Delete(delete::DeleteArgs),
     /// Change how many pods a controller keeps
     Scale(change::ScaleArgs),
+    /// Take pods over to another version, watch it, pause it, go back
+    #[command(subcommand)]
+    Rollout(rollout::RolloutVerb),
     /// Set and remove labels
     Label(change::LabelArgs),
     /// Show what a pod's programs wrote
@@ -285,6 +289,7 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Apply(args) => client(apply::run(&args, setting)),
         Verb::Delete(args) => client(delete::run(&args, setting)),
         Verb::Scale(args) => client(change::scale(&args, setting)),
+        Verb::Rollout(verb) => client(rollout::run(&verb, setting)),
         Verb::Label(args) => client(change::label(&args, setting)),
         Verb::Logs(args) => client(logs::run(&args, setting)),
         Verb::Events(args) => client(events::run(&args, setting)),

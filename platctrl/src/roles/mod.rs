@@ -11,13 +11,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use platctrl_agent::{Agent, AgentConfig, AgentHandle, HostConfig};
-use platctrl_controllers::replication_controller;
+use platctrl_controllers::{replication_controller, rolling_update};
 use platctrl_framework::controller::Runtime;
 use platctrl_framework::environment::Environment;
 use platctrl_framework::failsafe::{Failsafe, Failsafes};
 use platctrl_framework::model::Kinds;
 use platctrl_framework::store::Store;
-use platctrl_kinds::{Node, Pod, ReplicationController};
+use platctrl_kinds::{DisruptionBudget, Node, Pod, ReplicationController, RollingUpdate};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,8 @@ pub(crate) fn kinds() -> Kinds {
         .with::<Node>()
         .with::<Pod>()
         .with::<ReplicationController>()
+        .with::<RollingUpdate>()
+        .with::<DisruptionBudget>()
         .with::<Failsafe>()
 }
 
@@ -141,6 +143,7 @@ impl Parts {
         let controllers = Runtime::new(store, environment)
             .controller(replication_controller::controller())
             .cached(platctrl_controllers::cached_pods())
+            .controller(rolling_update::controller())
             .kind::<Node>()
             .kind::<Failsafe>()
             .failsafes(Failsafes::new().keep_chain().remember_in(memory))

@@ -8,6 +8,7 @@
 
 mod artifacts;
 mod auth;
+mod claims;
 mod delete;
 mod discovery;
 mod events;
@@ -463,6 +464,7 @@ async fn objects_at(
             target,
             dry_run: query.dry_run()?,
             admission: app.config.admission,
+            told: std::sync::OnceLock::new(),
         })
     };
     let whole = target.part == Part::Whole;

@@ -1,6 +1,8 @@
 //! Creating and changing objects. Everything is checked before anything is written, and
 //! a dry run goes the same way without the last step.
 
+use std::sync::OnceLock;
+
 use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -14,10 +16,11 @@ use platctrl_framework::model::{
 use platctrl_framework::store::{Record, Revision, StoreError, Write};
 use serde_json::{Map, Value, json};
 
+use super::claims;
 use super::objects::{check, check_change, decode, place, title};
 use super::read::{existing, locate};
 use super::request::{self, shown};
-use super::status::{Failure, Result, json_response};
+use super::status::{Failure, Result, json_response, warn};
 use super::target::{Part, Target};
 
 /// The content type of a JSON merge patch.
@@ -43,6 +46,8 @@ pub(super) struct Writing<'a> {
     pub(super) dry_run: bool,
     /// Whether nodes may be created: only by admission.
     pub(super) admission: bool,
+    /// What the caller should know though the request was done.
+    pub(super) told: OnceLock<String>,
 }
 
 pub(super) fn is_node(kind: &KnownKind) -> bool {
@@ -176,6 +181,24 @@ impl Writing<'_> {
 
     /// `PUT` on an object or one of its parts.
     pub(super) async fn replace(&self, headers: &HeaderMap, body: Body) -> Result<Response> {
+        let response = self.replaced(headers, body).await?;
+        Ok(self.with_told(response))
+    }
+
+    /// `PATCH`.
+    pub(super) async fn patch(&self, headers: &HeaderMap, body: Body) -> Result<Response> {
+        let response = self.patched(headers, body).await?;
+        Ok(self.with_told(response))
+    }
+
+    fn with_told(&self, mut response: Response) -> Response {
+        if let Some(text) = self.told.get() {
+            warn(&mut response, text);
+        }
+        response
+    }
+
+    async fn replaced(&self, headers: &HeaderMap, body: Body) -> Result<Response> {
         let object = request::object(headers, body).await?;
         let (object, _) = match self.target.part {
             Part::Status => self.put_status(object).await?,
@@ -202,11 +225,15 @@ impl Writing<'_> {
     }
 
     /// Decides on the whole object that a client wants.
-    fn update(&self, joined: &Joined, batch: &mut Batch, object: Value) -> Result<Outcome> {
+    fn update(&self, joined: &Joined, batch: &mut Batch, mut object: Value) -> Result<Outcome> {
         let before = joined
             .object()
             .map(|before| before.to_api())
             .unwrap_or_default();
+        if let Some(kept) = claims::keep(self.kind(), &before, &mut object) {
+            // Decided again, it is told once.
+            let _ = self.told.set(kept);
+        }
         check_change(self.kind(), &before, &object)?;
         let raw = decode(self.kind(), object)?;
         if self.kind().definition.scope == Scope::Node
@@ -282,14 +309,24 @@ impl Writing<'_> {
             let errors = vec![FieldError::new("spec.replicas", text)];
             return Err(Failure::invalid("Scale", errors));
         }
+        let joined = existing(&self.client, &self.target).await?;
+        let object = joined
+            .object()
+            .ok_or_else(|| Failure::not_found("it has been removed"))?;
+        if let Some(claimant) = claims::claimant(self.kind(), &object.to_api()) {
+            let (client, dry_run) = (&self.client, self.dry_run);
+            let told = claims::forward(client, &joined, claimant, &replicas, dry_run).await?;
+            let _ = self.told.set(told);
+            let scale = claims::scaled(scale_of(&object), &replicas);
+            return Ok(json_response(StatusCode::OK, &scale));
+        }
         let seen = scale.pointer("/metadata/resourceVersion").cloned();
         let patch = json!({"metadata": {"resourceVersion": seen}, "spec": {"replicas": replicas}});
         let (object, _) = self.merge(&patch).await?;
         Ok(json_response(StatusCode::OK, &scale_of(&object)))
     }
 
-    /// `PATCH`.
-    pub(super) async fn patch(&self, headers: &HeaderMap, body: Body) -> Result<Response> {
+    async fn patched(&self, headers: &HeaderMap, body: Body) -> Result<Response> {
         let kind = request::media_type(headers);
         let apply = match (kind, self.target.part) {
             (MERGE_PATCH, _) => false,

@@ -17,4 +17,5 @@ mod network;
 mod on_consul;
 mod policy;
 mod servers;
+mod rollout;
 mod store;

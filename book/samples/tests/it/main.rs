@@ -108,7 +108,9 @@ fn every_manifest_is_valid() {
     let kinds = Kinds::new()
         .with::<platctrl_kinds::Pod>()
         .with::<platctrl_kinds::Node>()
-        .with::<platctrl_kinds::ReplicationController>();
+        .with::<platctrl_kinds::ReplicationController>()
+        .with::<platctrl_kinds::RollingUpdate>()
+        .with::<platctrl_kinds::DisruptionBudget>();
     let mut checked = 0;
     each("yaml", |block| {
         let objects: Vec<Value> = serde_saphyr::from_multiple(&block.text)

@@ -1,0 +1,186 @@
+//! What is made of the silence of a node, from plain data.
+//!
+//! That many nodes fall silent at once is more likely the fault of who listens, or of the network
+//! between, than of all of them: then none is given up.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// The times and shares that nodes are judged by.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Without a sign of life for so long it is not known how a node's pods are. Default 40s.
+    pub unknown_after: Duration,
+    /// ... and for so long the node is lost: its pods may be replaced. Default 5 minutes.
+    pub lost_after: Duration,
+    /// When this share of all nodes, or of those of one zone, is silent, none is given up.
+    /// Default 20 of 100.
+    pub share: u32,
+    /// ... from so many silent nodes on. Default 3.
+    pub least: usize,
+    /// The label that names a node's zone. Default `zone`.
+    pub zone: String,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            unknown_after: Duration::from_secs(40),
+            lost_after: Duration::from_secs(300),
+            share: 20,
+            least: 3,
+            zone: "zone".to_owned(),
+        }
+    }
+}
+
+/// A node, as far as its silence is about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// For how long the observer has heard nothing.
+    pub silent_for: Duration,
+    /// The observer has heard it itself, and does not only remember what another one said.
+    pub heard: bool,
+    /// Where it is.
+    pub zone: String,
+}
+
+/// What is known of a node's life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The observer has not listened for long enough: what was said before stands.
+    Open,
+    /// It was heard of.
+    Alive,
+    /// It is silent.
+    Unknown,
+    /// It is silent for so long that it would be lost, but so are many: nothing is done.
+    Withheld {
+        /// How many are silent.
+        silent: usize,
+        /// Of how many.
+        of: usize,
+        /// In which zone; None: of all.
+        zone: Option<String>,
+    },
+    /// It is lost.
+    Lost,
+}
+
+/// Whether so many silent nodes are too many to be believed.
+fn is_mass(silent: usize, of: usize, limits: &Limits) -> bool {
+    silent >= limits.least && silent * 100 >= of * limits.share as usize
+}
+
+/// Judges one node of a fleet.
+#[must_use]
+pub fn judge(fleet: &BTreeMap<String, Silence>, node: &str, limits: &Limits) -> Verdict {
+    let Some(silence) = fleet.get(node) else {
+        return Verdict::Open;
+    };
+    if silence.silent_for < limits.unknown_after {
+        return if silence.heard {
+            Verdict::Alive
+        } else {
+            Verdict::Open
+        };
+    }
+    if silence.silent_for < limits.lost_after {
+        return Verdict::Unknown;
+    }
+    let count = |zone: Option<&str>| {
+        let there = fleet
+            .values()
+            .filter(|it| zone.is_none_or(|zone| it.zone == zone));
+        there.fold((0, 0), |(silent, of), it| {
+            let is_silent = it.silent_for >= limits.unknown_after;
+            (silent + usize::from(is_silent), of + 1)
+        })
+    };
+    let zone = Some(silence.zone.as_str()).filter(|zone| !zone.is_empty());
+    for zone in std::iter::once(None).chain(zone.map(Some)) {
+        let (silent, of) = count(zone);
+        if is_mass(silent, of, limits) {
+            return Verdict::Withheld {
+                silent,
+                of,
+                zone: zone.map(ToOwned::to_owned),
+            };
+        }
+    }
+    Verdict::Lost
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn fleet(nodes: &[(u64, &str)]) -> BTreeMap<String, Silence> {
+        let node = |(i, (silent_for, zone)): (usize, &(u64, &str))| {
+            let silence = Silence {
+                silent_for: Duration::from_secs(*silent_for),
+                heard: true,
+                zone: (*zone).to_owned(),
+            };
+            (format!("n{i}"), silence)
+        };
+        nodes.iter().enumerate().map(node).collect()
+    }
+
+    fn verdict(nodes: &[(u64, &str)]) -> Verdict {
+        judge(&fleet(nodes), "n0", &Limits::default())
+    }
+
+    #[test]
+    fn silence_is_unknown_first_and_lost_after_the_grace() {
+        assert_eq!(verdict(&[(39, ""), (0, "")]), Verdict::Alive);
+        assert_eq!(verdict(&[(40, ""), (0, "")]), Verdict::Unknown);
+        assert_eq!(verdict(&[(299, ""), (0, "")]), Verdict::Unknown);
+        assert_eq!(verdict(&[(300, ""), (0, "")]), Verdict::Lost);
+        let mut new = fleet(&[(10, "")]);
+        new.get_mut("n0").unwrap().heard = false;
+        assert_eq!(judge(&new, "n0", &Limits::default()), Verdict::Open);
+    }
+
+    #[test]
+    fn failsafe_node_heartbeat_lost_many() {
+        let mut nodes = vec![(400, ""); 2];
+        nodes.extend([(0, ""); 8]);
+        assert_eq!(verdict(&nodes), Verdict::Lost, "two of ten may be");
+        nodes[2].0 = 50;
+        let many = Verdict::Withheld {
+            silent: 3,
+            of: 10,
+            zone: None,
+        };
+        assert_eq!(verdict(&nodes), many, "of three of ten none is");
+        // A zone of its own, of a fleet in which it is few.
+        let mut nodes = vec![(400, "east"); 3];
+        nodes.extend([(0, "west"); 40]);
+        let zone = Verdict::Withheld {
+            silent: 3,
+            of: 3,
+            zone: Some("east".into()),
+        };
+        assert_eq!(verdict(&nodes), zone);
+    }
+
+    proptest! {
+        #[test]
+        fn when_a_fifth_and_three_are_silent_none_is_given_up(silences in proptest::collection::vec((0u64..600, 0u8..3), 1..40)) {
+            let zones = ["a", "b", "c"];
+            let nodes: Vec<_> = silences.iter().map(|(s, z)| (*s, zones[usize::from(*z)])).collect();
+            let (fleet, limits) = (fleet(&nodes), Limits::default());
+            let silent = nodes.iter().filter(|(s, _)| *s >= 40).count();
+            for node in fleet.keys() {
+                let verdict = judge(&fleet, node, &limits);
+                if silent >= 3 && silent * 5 >= nodes.len() {
+                    prop_assert!(verdict != Verdict::Lost);
+                }
+            }
+        }
+    }
+}

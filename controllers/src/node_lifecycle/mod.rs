@@ -1,0 +1,319 @@
+//! The life of nodes: who is not heard of any more, who is being drained, who was given up.
+//!
+//! Agents beat; this controller judges their silence by its own monotonic clock, and says in a
+//! part of the node's status what it makes of it: [`ALIVE`](crate::ledger::ALIVE) is not true as
+//! soon as a node is silent, so that the health of its pods counts for nothing; `Lost` is true
+//! when it is silent for so long that its pods may be replaced, unless many are
+//! ([`judge`](fn@judge)); `Draining` while its pods are to go elsewhere. Whoever keeps pods acts
+//! on these, each within the ledger of its workload.
+//!
+//! A node that a person has retired (its incarnation was raised) and that is not heard of ends
+//! here: its pods get tombstones and are reported as gone, under the compare that its agent has
+//! not come back.
+
+mod beats;
+mod judge;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use platctrl_framework::client::{Batch, Client, ClientError, DeleteOptions};
+use platctrl_framework::controller::{Action, Context, Controller, Fence, ReconcileError};
+use platctrl_framework::environment::Environment;
+use platctrl_framework::model::{
+    Condition, ConditionStatus, EventType, Joined, Object, ObjectKey, Reality, RealityMetadata,
+    Resource as _, Status, Tree,
+};
+use platctrl_framework::store::{Compare, Store, Transaction, Write};
+use platctrl_kinds::{Node, Pod, PodPhase};
+use serde_json::Map;
+
+pub use judge::{Limits, Silence, Verdict, judge};
+
+use crate::ledger::ALIVE;
+use beats::Beats;
+
+/// Whose share of a node's status this is.
+const WRITER: &str = "lifecycle";
+/// Its agent was not heard of for so long that its pods may be replaced.
+pub const LOST: &str = "Lost";
+/// Its pods are being moved away.
+pub const DRAINING: &str = "Draining";
+/// The reason in the status of pods whose node was retired.
+pub const NODE_RETIRED: &str = "NodeRetired";
+
+/// Time between two looks at the beats.
+const LOOK: Duration = Duration::from_secs(5);
+/// Pods of a retired node that are ended in one commit.
+const BATCH: usize = 6;
+
+type RunResult = Result<Action, ReconcileError>;
+
+/// The controller. It reads beats from `store`, and writes its part there.
+#[must_use]
+pub fn controller(
+    store: Arc<dyn Store>,
+    environment: Environment,
+    limits: Limits,
+) -> Controller<Node> {
+    let keeper = Keeper {
+        beats: Beats::new(store.clone()),
+        client: Client::new(store, environment, "nodelifecycle"),
+        limits: Arc::new(limits),
+    };
+    Controller::new("nodelifecycle", move |node, context| {
+        let keeper = keeper.clone();
+        async move { keeper.reconcile(&node, &context).await }
+    })
+    .on_delete(|_, _| async { Ok::<_, ReconcileError>(Action::await_change()) })
+    .watches::<Pod>(|pod, _| {
+        let node = pod.spec.node_name.as_deref();
+        node.and_then(crate::ledger::node_key).into_iter().collect()
+    })
+}
+
+#[derive(Clone, Debug)]
+struct Keeper {
+    beats: Beats,
+    client: Client,
+    limits: Arc<Limits>,
+}
+
+impl Keeper {
+    async fn reconcile(&self, node: &Arc<Object<Node>>, context: &Context) -> RunResult {
+        let name = &node.metadata.name;
+        let environment = context.environment();
+        let epoch = context.fence().map(Fence::epoch);
+        let heard = self.beats.heard(environment, epoch, LOOK).await;
+        let (heard, began) = heard.map_err(ReconcileError::transient)?;
+        let now = environment.monotonic();
+        let mut fleet = BTreeMap::new();
+        for node in context.view().list::<Node>() {
+            let (zone, name) = (
+                node.metadata.labels.get(&self.limits.zone),
+                &node.metadata.name,
+            );
+            let heard = heard.get(name);
+            let silence = Silence {
+                silent_for: now.saturating_sub(heard.map_or(began, |it| it.since)),
+                heard: heard.is_some_and(|it| it.changed),
+                zone: zone.cloned().unwrap_or_default(),
+            };
+            fleet.insert(name.clone(), silence);
+        }
+        let verdict = judge(&fleet, name, &self.limits);
+        let silent_for = fleet.get(name).map_or(Duration::ZERO, |it| it.silent_for);
+        let pods = context.view().list::<Pod>().on_node(name).to_vec();
+        let told = self
+            .tell(node, context, &verdict, silent_for, pods.len())
+            .await?;
+        if let Some(message) = told {
+            let bad = !matches!(verdict, Verdict::Alive | Verdict::Open);
+            let event = if bad {
+                EventType::Warning
+            } else {
+                EventType::Normal
+            };
+            context.event(event, "NodeLifecycle", message);
+        }
+        let retired = node.spec.incarnation > node.status.detail.incarnation;
+        let silent = matches!(
+            verdict,
+            Verdict::Unknown | Verdict::Withheld { .. } | Verdict::Lost
+        );
+        if retired && silent {
+            self.end_pods(node, context, &pods).await?;
+        }
+        Ok(Action::requeue_after(LOOK))
+    }
+
+    /// Writes the part of the node's status that is about its life. Returns what is new in it.
+    async fn tell(
+        &self,
+        node: &Object<Node>,
+        context: &Context,
+        verdict: &Verdict,
+        silent_for: Duration,
+        pods: usize,
+    ) -> Result<Option<String>, ReconcileError> {
+        let joined = context.joined();
+        let Some(intent) = &joined.intent else {
+            return Ok(None);
+        };
+        let uid = intent.value.metadata.uid.clone();
+        let before = joined.parts.get(WRITER);
+        let mine = before.filter(|part| part.value.metadata.uid == uid);
+        let mut status: Status<Map<String, serde_json::Value>> = mine
+            .map(|part| part.value.status.clone())
+            .unwrap_or_default();
+        let (now, generation) = (context.environment().now(), node.metadata.generation);
+        let said = status.clone();
+        for condition in conditions(node, verdict, silent_for, pods, &self.limits) {
+            let old = status.conditions.get(&condition.kind);
+            // A number that grows each time is no news.
+            if old.is_none_or(|old| {
+                (old.status, &old.reason) != (condition.status, &condition.reason)
+            }) {
+                status.conditions.set(condition, generation, now);
+            }
+        }
+        if status == said {
+            return Ok(None);
+        }
+        let key = joined.key.part(WRITER).map_err(ReconcileError::terminal)?;
+        let part = Reality {
+            api_version: Node::api_version(),
+            kind: Node::KIND.to_owned(),
+            metadata: RealityMetadata {
+                name: node.metadata.name.clone(),
+                uid,
+                ..RealityMetadata::default()
+            },
+            status,
+            other: Map::new(),
+        };
+        let mut transaction = Transaction::new()
+            .require(match before {
+                Some(part) => Compare::Revision(key.clone(), part.modified),
+                None => Compare::Absent(key.clone()),
+            })
+            // Not a late word on a node that has gone meanwhile.
+            .require(Compare::Revision(
+                joined.key.store_key(Tree::Intent),
+                intent.modified,
+            ));
+        transaction.writes.push(Write::Put {
+            key,
+            value: serde_json::to_vec(&part).map_err(ClientError::from)?.into(),
+            lease: None,
+        });
+        self.commit(transaction, context).await?;
+        let news = part.status.conditions.iter();
+        let news = news.filter(|new| {
+            let old = said.conditions.get(&new.kind);
+            old.map(|old| old.status) != Some(new.status) && !new.message.is_empty()
+        });
+        let news: Vec<_> = news.map(|new| new.message.clone()).collect();
+        Ok((!news.is_empty()).then(|| news.join("; ")))
+    }
+
+    async fn commit(
+        &self,
+        mut transaction: Transaction,
+        context: &Context,
+    ) -> Result<(), ReconcileError> {
+        if let Some(fence) = context.fence() {
+            transaction = transaction.require(fence.compare());
+        }
+        let done = self.client.store().commit(transaction).await;
+        // A conflict is news that is on its way.
+        done.map(|_| ())
+            .map_err(|error| ReconcileError::retry_after(Duration::from_secs(1), error))
+    }
+
+    /// Ends the pods of a node that was retired and is not heard of: nobody else will.
+    async fn end_pods(
+        &self,
+        node: &Object<Node>,
+        context: &Context,
+        pods: &[Arc<Object<Pod>>],
+    ) -> Result<(), ReconcileError> {
+        let view = context.view();
+        let left = pods
+            .iter()
+            .filter(|pod| PodPhase::of(&pod.status.phase) != Some(PodPhase::Gone));
+        let left: Vec<_> = left.take(BATCH).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        // The agent compares its node's report with each of its own: one that comes back now finds
+        // another, and the order to stop what it has.
+        batch.bump(&context.joined())?;
+        for pod in &left {
+            let key: ObjectKey = pod.key().map_err(ReconcileError::terminal)?;
+            let joined: Joined = view.joined(&key).map_err(ReconcileError::terminal)?;
+            let mut options = DeleteOptions::default();
+            options.uid = Some(pod.metadata.uid.clone());
+            options.reason = Some(format!("node {} was retired", node.metadata.name));
+            let at = context.environment().now();
+            batch.delete(&joined, &options, "nodelifecycle", at)?;
+            let mut status = pod.status.clone();
+            status.phase = PodPhase::Gone.into();
+            NODE_RETIRED.clone_into(&mut status.detail.reason);
+            status.detail.message = format!(
+                "the node was retired as incarnation {} began; an agent that comes back stops it",
+                node.spec.incarnation
+            );
+            let gone = Condition::new("Ready", ConditionStatus::False, NODE_RETIRED, "");
+            status.conditions.set(gone, pod.metadata.generation, at);
+            batch.report_typed::<Pod>(&joined, &status)?;
+        }
+        self.commit(batch.into_transaction(), context).await?;
+        let message = format!(
+            "{} pods of the retired node are reported as gone and may be replaced",
+            left.len()
+        );
+        context.event(EventType::Normal, "Retired", message);
+        Ok(())
+    }
+}
+
+/// What is said of a node. Without a verdict its life is left as it was said before.
+fn conditions(
+    node: &Object<Node>,
+    verdict: &Verdict,
+    silent_for: Duration,
+    pods: usize,
+    limits: &Limits,
+) -> Vec<Condition> {
+    use ConditionStatus::{False, True, Unknown};
+    let seconds = silent_for.as_secs();
+    let silent = format!("nothing was heard of it for {seconds} s");
+    let mut all = match verdict {
+        Verdict::Open => Vec::new(),
+        Verdict::Alive => vec![
+            Condition::new(ALIVE, True, "Beats", "its agent is heard of"),
+            Condition::new(LOST, False, "Beats", ""),
+        ],
+        Verdict::Unknown => vec![
+            Condition::new(ALIVE, Unknown, "Silent", silent),
+            Condition::new(LOST, False, "Waiting", ""),
+        ],
+        Verdict::Withheld {
+            silent: many,
+            of,
+            zone,
+        } => {
+            let place = zone
+                .as_ref()
+                .map_or_else(String::new, |zone| format!(" in zone {zone}"));
+            let message = format!(
+                "{silent}, but {many} of {of} nodes{place} are silent: that is more likely the fault of the network or of who listens, and nothing is given up"
+            );
+            vec![
+                Condition::new(ALIVE, Unknown, "ManySilent", message),
+                Condition::new(LOST, False, "ManySilent", ""),
+            ]
+        }
+        Verdict::Lost => vec![
+            Condition::new(ALIVE, False, "Silent", silent.clone()),
+            Condition::new(
+                LOST,
+                True,
+                "Silent",
+                format!(
+                    "{silent}, more than {} s: its pods may be replaced",
+                    limits.lost_after.as_secs()
+                ),
+            ),
+        ],
+    };
+    all.push(match node.spec.drain {
+        false => Condition::new(DRAINING, False, "NotAsked", ""),
+        true if pods == 0 => Condition::new(DRAINING, True, "Drained", "no pod is left on it"),
+        true => Condition::new(DRAINING, True, "Draining", "its pods are being moved away"),
+    });
+    all
+}
