@@ -314,8 +314,8 @@ mod tests {
     fn a_roll_is_followed_until_nothing_happens_by_itself() {
         let none = &json!([]);
         let stalled = &json!([{"type": "Stalled", "status": "True", "message": "too slow"}]);
-        assert!(outcome(&roll("Rolling", none)).is_none);
-        assert!(outcome(&roll("RollingBack", stalled)).is_none);
+        assert!(outcome(&roll("Rolling", none)).is_none());
+        assert!(outcome(&roll("RollingBack", stalled)).is_none());
         for phase in ["Complete", "RolledBack", "Paused", "AtGate"] {
             assert!(outcome(&roll(phase, none)).unwrap().is_ok(), "{phase}");
         }
@@ -327,7 +327,7 @@ mod tests {
         assert!(outcome(&roll("Pending", &held)).unwrap().is_err());
         let mut unseen = roll("Complete", none);
         unseen["metadata"]["generation"] = 3.into();
-        assert!(outcome(&unseen).is_none);
+        assert!(outcome(&unseen).is_none());
         assert_eq!(
             line_of(&roll("Rolling", none)),
             "rollingupdate/hello-2: 3 of 5 moved; waiting"
