@@ -5,6 +5,7 @@
 
 mod dynamic;
 mod race;
+mod node_lifecycle;
 mod replication_controller;
 mod rolling_update;
 mod rolls;

@@ -93,7 +93,7 @@ enum Verb {
     Controllers(roles::ControllersArgs),
     /// Look after the pods of this machine, on a store that many machines use
     Agent(roles::AgentArgs),
-    /// Admit machines
+    /// Admit machines, empty them, give them up
     #[command(subcommand)]
     Node(node::NodeVerb),
     /// Show objects
@@ -283,7 +283,7 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Server(args) => process(roles::server(&args, setting)),
         Verb::Controllers(args) => process(roles::controllers(&args, setting)),
         Verb::Agent(args) => process(roles::agent(&args, setting)),
-        Verb::Node(verb) => client(node::run(&verb)),
+        Verb::Node(verb) => client(node::run(&verb, setting)),
         Verb::Get(args) => client(get::get(&args, setting)),
         Verb::Describe(args) => client(get::describe(&args, setting)),
         Verb::Apply(args) => client(apply::run(&args, setting)),

@@ -1,4 +1,6 @@
-//! `node`: admits machines, so that their agents may work.
+//! `node`: admits machines, so that their agents may work; empties them, and gives them up.
+
+mod life;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,6 +11,7 @@ use platctrl_framework::model::identity;
 use platctrl_framework::root::RootedStore;
 use platctrl_framework::store::Store;
 
+use super::Setting;
 use crate::error::{Code, Failure, Result};
 use crate::output;
 use crate::roles::admission::{self, Admitted};
@@ -29,6 +32,20 @@ pub(crate) enum NodeVerb {
         #[arg(long = "address", value_name = "ADDRESS")]
         addresses: Vec<String>,
     },
+    /// Put no new pods on a node
+    Cordon {
+        /// The name of the node
+        name: String,
+    },
+    /// Put pods on a node again, and end a drain
+    Uncordon {
+        /// The name of the node
+        name: String,
+    },
+    /// Move a node's pods elsewhere, never more at once than their budgets leave
+    Drain(life::DrainArgs),
+    /// Give a node up: its pods are replaced, and its agent, should it come back, stops what it has
+    Retire(life::RetireArgs),
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -38,13 +55,16 @@ fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
-pub(crate) async fn run(verb: &NodeVerb) -> Result<()> {
+pub(crate) async fn run(verb: &NodeVerb, setting: &Setting) -> Result<()> {
     let NodeVerb::Admit {
         name,
         store,
         labels,
         addresses,
-    } = verb;
+    } = verb
+    else {
+        return life::run(verb, setting).await;
+    };
     let environment = Environment::system();
     let url = store.url()?;
     let store = store.open(&environment).await?;

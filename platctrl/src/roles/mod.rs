@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use platctrl_agent::{Agent, AgentConfig, AgentHandle, HostConfig};
-use platctrl_controllers::{replication_controller, rolling_update};
+use platctrl_controllers::{node_lifecycle, replication_controller, rolling_update};
 use platctrl_framework::controller::Runtime;
 use platctrl_framework::environment::Environment;
 use platctrl_framework::failsafe::{Failsafe, Failsafes};
@@ -140,10 +140,13 @@ impl Parts {
         data_dir: &Path,
     ) {
         let memory = data_dir.join("failsafe/controllers.json");
+        let limits = node_lifecycle::Limits::default();
+        let lifecycle = node_lifecycle::controller(store.clone(), environment.clone(), limits);
         let controllers = Runtime::new(store, environment)
             .controller(replication_controller::controller())
             .cached(platctrl_controllers::cached_pods())
             .controller(rolling_update::controller())
+            .controller(lifecycle)
             .kind::<Node>()
             .kind::<Failsafe>()
             .failsafes(Failsafes::new().keep_chain().remember_in(memory))

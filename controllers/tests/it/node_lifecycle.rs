@@ -1,0 +1,212 @@
+//! What is made of nodes that fall silent, are drained, or are retired.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use platctrl_controllers::node_lifecycle::{self, Limits};
+use platctrl_framework::client::Client;
+use platctrl_framework::controller::{Runtime, RuntimeHandle};
+use platctrl_framework::environment::Environment;
+use platctrl_framework::model::{
+    ConditionStatus, Object, ObjectKey, Resource as _, identity::initialise,
+};
+use platctrl_framework::store::{Key, MemoryStore, Store, Transaction};
+use platctrl_kinds::{Node, Pod, PodSpec};
+use tokio::task::JoinHandle;
+
+use crate::world::until;
+
+/// Nodes with agents that beat until they are told not to.
+struct Fleet {
+    store: MemoryStore,
+    client: Client,
+    _handle: RuntimeHandle,
+    runtime: JoinHandle<()>,
+    agents: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.runtime.abort();
+        self.agents.iter().for_each(JoinHandle::abort);
+    }
+}
+
+fn key(name: &str) -> ObjectKey {
+    ObjectKey::cluster(Node::GROUP, Node::PLURAL, name).unwrap()
+}
+
+impl Fleet {
+    async fn of(nodes: usize) -> Self {
+        let environment = Environment::system();
+        let store = MemoryStore::new(environment.clone());
+        initialise(&store, &environment).await.unwrap();
+        let client = Client::new(Arc::new(store.clone()), environment.clone(), "test");
+        for number in 1..=nodes {
+            let node = platctrl_controllers::testing::node(&format!("n{number}"));
+            client.create(&node).await.unwrap();
+        }
+        let shared: Arc<dyn Store> = Arc::new(store.clone());
+        let lifecycle =
+            node_lifecycle::controller(shared.clone(), environment.clone(), Limits::default());
+        let runtime = Runtime::new(shared, environment)
+            .controller(lifecycle)
+            .kind::<Pod>()
+            .kind::<platctrl_kinds::ReplicationController>()
+            .reap();
+        let handle = runtime.handle();
+        let runtime = tokio::spawn(async move { runtime.run().await.unwrap() });
+        let mut fleet = Self {
+            store,
+            client,
+            _handle: handle,
+            runtime,
+            agents: Vec::new(),
+        };
+        for number in 1..=nodes {
+            fleet.beats(&format!("n{number}"));
+        }
+        until("all are heard of", || async {
+            fleet.says("n1", "Alive").await == Some(ConditionStatus::True)
+                && fleet.says(&format!("n{nodes}"), "Alive").await == Some(ConditionStatus::True)
+        })
+        .await;
+        fleet
+    }
+
+    /// An agent whose clock is an hour slow.
+    fn beats(&mut self, node: &str) {
+        let (store, node) = (self.store.clone(), node.to_owned());
+        self.agents.push(tokio::spawn(async move {
+            for count in 0_u64.. {
+                let beat = format!(r#"{{"count":{count},"at":"2000-01-01T00:00:00Z"}}"#);
+                let beat_key = Key::new(format!("x/beat/{node}")).unwrap();
+                store
+                    .commit(Transaction::new().put(beat_key, beat))
+                    .await
+                    .unwrap();
+                tokio::time::sleep(Duration::from_secs(10)).await;
+            }
+        }));
+    }
+
+    async fn node(&self, name: &str) -> Object<Node> {
+        self.client.get(&key(name)).await.unwrap()
+    }
+
+    async fn says(&self, name: &str, condition: &str) -> Option<ConditionStatus> {
+        let node = self.node(name).await;
+        node.status.conditions.get(condition).map(|it| it.status)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failsafe_node_heartbeat_lost_one() {
+    let fleet = Fleet::of(5).await;
+    fleet.agents[0].abort();
+    let silent = tokio::time::Instant::now();
+    until("it is not known how it is", || async {
+        fleet.says("n1", "Alive").await == Some(ConditionStatus::Unknown)
+    })
+    .await;
+    assert!(
+        silent.elapsed() >= Duration::from_secs(30),
+        "{:?}",
+        silent.elapsed()
+    );
+    assert_eq!(fleet.says("n1", "Lost").await, Some(ConditionStatus::False));
+    tokio::time::sleep(Duration::from_secs(150)).await;
+    assert_eq!(fleet.says("n1", "Lost").await, Some(ConditionStatus::False));
+    until("it is lost", || async {
+        fleet.says("n1", "Lost").await == Some(ConditionStatus::True)
+    })
+    .await;
+    assert!(
+        silent.elapsed() >= Duration::from_secs(290),
+        "{:?}",
+        silent.elapsed()
+    );
+    assert_eq!(fleet.says("n2", "Alive").await, Some(ConditionStatus::True));
+    // Back, whatever its clock says.
+    let mut fleet = fleet;
+    fleet.beats("n1");
+    until("it is alive again", || async {
+        fleet.says("n1", "Alive").await == Some(ConditionStatus::True)
+            && fleet.says("n1", "Lost").await == Some(ConditionStatus::False)
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn failsafe_node_heartbeat_lost_by_many_gives_none_up() {
+    let fleet = Fleet::of(6).await;
+    for agent in &fleet.agents[..3] {
+        agent.abort();
+    }
+    tokio::time::sleep(Duration::from_secs(1200)).await;
+    for node in ["n1", "n2", "n3"] {
+        let node = fleet.node(node).await;
+        let alive = node.status.conditions.get("Alive").unwrap();
+        assert_eq!(alive.status, ConditionStatus::Unknown);
+        assert!(
+            alive.message.contains("3 of 6 nodes are silent"),
+            "{}",
+            alive.message
+        );
+        assert!(!node.status.conditions.is_true("Lost"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_of_a_retired_node_are_gone_once_it_is_silent() {
+    let fleet = Fleet::of(5).await;
+    let json = r#"{"nodeName": "n1", "launchables": {"web": {"location": "artifact:one"}}}"#;
+    let spec: PodSpec = serde_json::from_str(json).unwrap();
+    let metadata = platctrl_framework::model::Metadata {
+        namespace: Some("default".into()),
+        ..platctrl_framework::model::Metadata::named("web-1")
+    };
+    let pod = Object::<Pod>::new(metadata, spec);
+    fleet.client.create(&pod).await.unwrap();
+    let pod_key = pod.key().unwrap();
+    // An agent has begun with it.
+    let joined = fleet.client.joined(&pod_key).await.unwrap();
+    let mut batch = platctrl_framework::client::Batch::new();
+    batch.claim(&joined, "agent").unwrap();
+    fleet.client.commit(batch).await.unwrap();
+
+    let mut node = fleet.node("n1").await;
+    (node.spec.incarnation, node.spec.unschedulable) = (1, true);
+    fleet.client.update(&node).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let there = fleet.client.joined(&pod_key).await.unwrap();
+    assert!(
+        there.intent.is_some(),
+        "its agent is heard of: it ends its pods itself"
+    );
+    fleet.agents[0].abort();
+    until("the pod is removed", || async {
+        fleet
+            .client
+            .joined(&pod_key)
+            .await
+            .unwrap()
+            .intent
+            .is_none()
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_drained_says_so() {
+    let fleet = Fleet::of(1).await;
+    let mut node = fleet.node("n1").await;
+    (node.spec.drain, node.spec.unschedulable) = (true, true);
+    fleet.client.update(&node).await.unwrap();
+    until("it is drained", || async {
+        let node = fleet.node("n1").await;
+        let draining = node.status.conditions.get("Draining");
+        draining.is_some_and(|it| it.status == ConditionStatus::True && it.reason == "Drained")
+    })
+    .await;
+}
