@@ -299,6 +299,12 @@ impl Ledger {
         self.read.lost
     }
 
+    /// The workload that it is for, or the roll.
+    #[must_use]
+    pub fn key(&self) -> &ObjectKey {
+        &self.key
+    }
+
     /// The entries whose effect is not seen.
     #[must_use]
     pub fn open_entries(&self) -> Vec<Entry> {

@@ -22,8 +22,8 @@ use platctrl_framework::client::{Batch, Client, ClientError, DeleteOptions};
 use platctrl_framework::controller::{Action, Context, Controller, Fence, ReconcileError};
 use platctrl_framework::environment::Environment;
 use platctrl_framework::model::{
-    Condition, ConditionStatus, EventType, Joined, Object, ObjectKey, Reality, RealityMetadata,
-    Resource as _, Status, Tree,
+    Condition, ConditionStatus, EventType, Joined, Object, ObjectKey, Phase, Reality,
+    RealityMetadata, Resource as _, Status, Tree,
 };
 use platctrl_framework::store::{Compare, Store, Transaction, Write};
 use platctrl_kinds::{Node, Pod, PodPhase};
@@ -62,11 +62,15 @@ pub fn controller(
         client: Client::new(store, environment, "nodelifecycle"),
         limits: Arc::new(limits),
     };
+    let ended = keeper.clone();
     Controller::new("nodelifecycle", move |node, context| {
         let keeper = keeper.clone();
         async move { keeper.reconcile(&node, &context).await }
     })
-    .on_delete(|_, _| async { Ok::<_, ReconcileError>(Action::await_change()) })
+    .on_delete(move |_, context| {
+        let keeper = ended.clone();
+        async move { keeper.end(&context).await }
+    })
     .watches::<Pod>(|pod, _| {
         let node = pod.spec.node_name.as_deref();
         node.and_then(crate::ledger::node_key).into_iter().collect()
@@ -161,7 +165,6 @@ impl Keeper {
         if status == said {
             return Ok(None);
         }
-        let key = joined.key.part(WRITER).map_err(ReconcileError::terminal)?;
         let part = Reality {
             api_version: Node::api_version(),
             kind: Node::KIND.to_owned(),
@@ -173,22 +176,7 @@ impl Keeper {
             status,
             other: Map::new(),
         };
-        let mut transaction = Transaction::new()
-            .require(match before {
-                Some(part) => Compare::Revision(key.clone(), part.modified),
-                None => Compare::Absent(key.clone()),
-            })
-            // Not a late word on a node that has gone meanwhile.
-            .require(Compare::Revision(
-                joined.key.store_key(Tree::Intent),
-                intent.modified,
-            ));
-        transaction.writes.push(Write::Put {
-            key,
-            value: serde_json::to_vec(&part).map_err(ClientError::from)?.into(),
-            lease: None,
-        });
-        self.commit(transaction, context).await?;
+        self.write(&joined, &part, context).await?;
         let news = part.status.conditions.iter();
         let news = news.filter(|new| {
             let old = said.conditions.get(&new.kind);
@@ -196,6 +184,45 @@ impl Keeper {
         });
         let news: Vec<_> = news.map(|new| new.message.clone()).collect();
         Ok((!news.is_empty()).then(|| news.join("; ")))
+    }
+
+    /// The node is to end: nothing more is said of its life.
+    async fn end(&self, context: &Context) -> RunResult {
+        let joined = context.joined();
+        if let Some(part) = joined.parts.get(WRITER)
+            && part.value.status.phase != Phase::GONE
+        {
+            let mut gone = part.value.clone();
+            gone.status.phase = Phase::GONE;
+            self.write(&joined, &gone, context).await?;
+        }
+        Ok(Action::await_change())
+    }
+
+    async fn write(
+        &self,
+        joined: &Joined,
+        part: &Reality,
+        context: &Context,
+    ) -> Result<(), ReconcileError> {
+        let key = joined.key.part(WRITER).map_err(ReconcileError::terminal)?;
+        let intent = joined.key.store_key(Tree::Intent);
+        let mut transaction = Transaction::new()
+            .require(match joined.parts.get(WRITER) {
+                Some(part) => Compare::Revision(key.clone(), part.modified),
+                None => Compare::Absent(key.clone()),
+            })
+            // Not a late word on a node that has gone meanwhile.
+            .require(match &joined.intent {
+                Some(stored) => Compare::Revision(intent, stored.modified),
+                None => Compare::Absent(intent),
+            });
+        transaction.writes.push(Write::Put {
+            key,
+            value: serde_json::to_vec(part).map_err(ClientError::from)?.into(),
+            lease: None,
+        });
+        self.commit(transaction, context).await
     }
 
     async fn commit(

@@ -4,8 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod dynamic;
-mod race;
 mod node_lifecycle;
+mod race;
 mod replication_controller;
 mod rolling_update;
 mod rolls;

@@ -210,3 +210,15 @@ async fn a_node_that_is_drained_says_so() {
     })
     .await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_deleted_leaves_nothing_behind() {
+    let fleet = Fleet::of(2).await;
+    let options = platctrl_framework::client::DeleteOptions::default();
+    fleet.client.delete(&key("n2"), &options).await.unwrap();
+    until("all records of it are gone", || async {
+        let joined = fleet.client.joined(&key("n2")).await.unwrap();
+        joined.intent.is_none() && joined.parts.is_empty()
+    })
+    .await;
+}

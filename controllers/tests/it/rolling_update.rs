@@ -185,6 +185,23 @@ async fn a_disruption_budget_holds_a_roll_and_is_named() {
         next.contains("3 of 3 healthy, 3 needed") && next.contains("budget hello-2")
     })
     .await;
+    until("the budget says so, too", || async {
+        let key = budget.key().unwrap();
+        let status = world
+            .client
+            .get::<DisruptionBudget>(&key)
+            .await
+            .unwrap()
+            .status;
+        let none = status.conditions.get("Disruptable").cloned();
+        let none = none.is_some_and(|it| it.message == "hello-1: 3 healthy, 3 needed");
+        none && (
+            status.detail.workloads,
+            status.detail.healthy,
+            status.detail.allowed,
+        ) == (1, 3, 0)
+    })
+    .await;
     wait_a_while().await;
     assert_eq!(moved(&world).await, 0);
 }

@@ -134,6 +134,7 @@ impl World {
         let runtime = Runtime::new(shared, environment)
             .controller(platctrl_controllers::replication_controller::controller())
             .controller(platctrl_controllers::rolling_update::controller())
+            .controller(platctrl_controllers::disruption_budget::controller())
             .controller(Controller::<Pod>::new("agent", run_pod))
             .reap();
         let handle = runtime.handle();

@@ -24,7 +24,7 @@ pub(crate) enum NodeVerb {
         /// The name of the node
         name: String,
         #[command(flatten)]
-        store: StoreFlags,
+        store: Box<StoreFlags>,
         /// Labels that selectors choose it by: KEY=VALUE, several with commas
         #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
         labels: Vec<(String, String)>,

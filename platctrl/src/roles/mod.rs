@@ -11,7 +11,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use platctrl_agent::{Agent, AgentConfig, AgentHandle, HostConfig};
-use platctrl_controllers::{node_lifecycle, replication_controller, rolling_update};
+use platctrl_controllers::{
+    disruption_budget, node_lifecycle, replication_controller, rolling_update,
+};
 use platctrl_framework::controller::Runtime;
 use platctrl_framework::environment::Environment;
 use platctrl_framework::failsafe::{Failsafe, Failsafes};
@@ -146,6 +148,7 @@ impl Parts {
             .controller(replication_controller::controller())
             .cached(platctrl_controllers::cached_pods())
             .controller(rolling_update::controller())
+            .controller(disruption_budget::controller())
             .controller(lifecycle)
             .kind::<Node>()
             .kind::<Failsafe>()

@@ -15,6 +15,7 @@ mod machine;
 mod machines;
 mod network;
 mod on_consul;
+mod nodes;
 mod policy;
 mod servers;
 mod rollout;
