@@ -6,11 +6,12 @@ use std::sync::Arc;
 use platctrl_framework::client::DeleteOptions;
 use platctrl_framework::controller::{Changes, CommitError, Context, ReconcileError};
 use platctrl_framework::model::{EventType, Object, Propagation, Resource, Status, Tree};
-use platctrl_framework::store::{Capabilities, Compare};
+use platctrl_framework::store::{Capabilities, Compare, Revision};
 use platctrl_kinds::Pod;
 
+use crate::ledger::Ledger;
 use crate::placement::Guard;
-use crate::template::Workload;
+use crate::template::{Workload, is_ready};
 
 /// Pods created, changed or deleted in one commit, at most. Larger work is several commits, each
 /// of which leaves the owner in a state that the next run continues from.
@@ -81,6 +82,11 @@ impl Done {
         }
     }
 
+    /// All that was done.
+    pub(crate) fn all(self) -> u32 {
+        self.created + self.deleted + self.updated + self.adopted
+    }
+
     /// Something was done.
     pub(crate) fn any(self) -> bool {
         self != Self::default()
@@ -103,21 +109,108 @@ fn batch(capabilities: &Capabilities, workload: &Workload) -> usize {
 
 /// What steps are carried out for, and with what.
 pub(crate) struct Work<'w, K: Resource> {
-    pub(crate) context: &'w Context,
-    pub(crate) workload: &'w Workload,
+    context: &'w Context,
+    workload: &'w Workload,
     /// The owner's status after so much was done.
-    pub(crate) status: &'w (dyn Fn(Done) -> Status<K::Status> + Send + Sync),
+    status: &'w (dyn Fn(Done) -> Status<K::Status> + Send + Sync),
     /// What events say behind each step: `2 of 3 there, 1 ready`.
-    pub(crate) counts: &'w str,
+    counts: &'w str,
+    books: Books,
 }
 
-impl<K: Resource> Work<'_, K> {
+/// Where what takes a healthy pod away is entered.
+enum Books {
+    /// Nowhere: all of them are to go, because their owner goes.
+    None,
+    /// It cannot be used: nothing healthy is taken away.
+    Closed,
+    Open(Box<Ledger>),
+}
+
+/// What came of steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Carried {
+    /// The ledger was made, and what it is for can be done now.
+    pub(crate) again: bool,
+}
+
+impl<'w, K: Resource> Work<'w, K> {
+    pub(crate) fn new(
+        context: &'w Context,
+        workload: &'w Workload,
+        status: &'w (dyn Fn(Done) -> Status<K::Status> + Send + Sync),
+        counts: &'w str,
+    ) -> Self {
+        Self {
+            context,
+            workload,
+            status,
+            counts,
+            books: Books::None,
+        }
+    }
+
+    /// Enters into this ledger what takes healthy pods away. None: nothing may be.
+    pub(crate) fn with_ledger(self, ledger: Option<Ledger>) -> Self {
+        let books = ledger.map_or(Books::Closed, |ledger| Books::Open(Box::new(ledger)));
+        Self { books, ..self }
+    }
+
+    /// The step takes a healthy pod away.
+    fn disrupts(&self, step: &Step) -> bool {
+        match step {
+            Step::Delete { pod, .. } => is_ready(pod),
+            // Other labels are no other spec.
+            Step::Update { pod, .. } => is_ready(pod) && !self.workload.wants_spec(&pod.spec),
+            _ => false,
+        }
+    }
+
+    /// What of the ledger goes into a commit of these steps: those that it does not allow are
+    /// taken out. Returns the ledger as it is after the commit, and whether it is only made.
+    fn enter(&self, books: &Books, steps: &mut Vec<Step>) -> (Option<Box<Ledger>>, bool) {
+        let is_wanted = steps.iter().any(|step| self.disrupts(step));
+        if !is_wanted {
+            return (None, false);
+        }
+        let ledger = match books {
+            Books::None => return (None, false),
+            Books::Closed => None,
+            Books::Open(ledger) => Some(ledger),
+        };
+        let Some(ledger) = ledger.filter(|ledger| !ledger.is_missing()) else {
+            steps.retain(|step| !self.disrupts(step));
+            return (ledger.cloned(), ledger.is_some());
+        };
+        let mut ledger = ledger.clone();
+        let by = format!("{}/{}", self.workload.kind, self.workload.metadata.name);
+        let now = self.context.environment().now();
+        let view = self.context.view();
+        steps.retain(|step| {
+            if !self.disrupts(step) {
+                return true;
+            }
+            let entered = match step {
+                Step::Delete { pod, .. } => ledger.delete(pod, &by, now),
+                Step::Update { pod, .. } => {
+                    let spec = self.workload.brought(pod).spec;
+                    ledger.replace(view, pod, &spec, &by, now)
+                }
+                _ => Ok(()),
+            };
+            entered.is_ok()
+        });
+        (Some(ledger), false)
+    }
+
     /// Carries out the steps, and reports also when there are none.
     ///
     /// A node that was changed since it was seen costs only the steps on it: the others are
     /// committed, and the run ends with the conflict, so that it is repeated on a newer view.
-    pub(crate) async fn carry_out(&self, steps: Vec<Step>) -> Result<(), Unfinished> {
+    pub(crate) async fn carry_out(mut self, steps: Vec<Step>) -> Result<Carried, Unfinished> {
         let context = self.context;
+        let mut books = std::mem::replace(&mut self.books, Books::None);
+        let mut carried = Carried::default();
         let capabilities = context.capabilities();
         let size = batch(&capabilities, self.workload);
         let mut guard = Guard::new(context.view().revision_of::<Pod>(), &capabilities);
@@ -128,8 +221,24 @@ impl<K: Resource> Work<'_, K> {
         let mut next: Vec<Step> = chunks.next().unwrap_or_default().to_vec();
         loop {
             let before = done;
-            match self.commit(&next, round, &mut done, &mut guard).await? {
-                Outcome::Done => {}
+            let (ledger, made) = self.enter(&books, &mut next);
+            let entry = ledger.as_deref().map(|ledger| (ledger, made));
+            match self
+                .commit(&next, round, &mut done, &mut guard, entry)
+                .await?
+            {
+                Outcome::Done(revision) => {
+                    carried.again |= made;
+                    books = match (books, ledger) {
+                        // It is decided on again when the view shows it.
+                        (Books::Open(_), Some(_)) if made => Books::Closed,
+                        (Books::Open(_), Some(mut ledger)) => {
+                            ledger.written(revision);
+                            Books::Open(ledger)
+                        }
+                        (books, _) => books,
+                    };
+                }
                 Outcome::Moved(nodes) => {
                     done = before;
                     // Each time fewer are left.
@@ -146,7 +255,7 @@ impl<K: Resource> Work<'_, K> {
                 None => break,
             }
         }
-        lost.map_or(Ok(()), |error| Err(error.into()))
+        lost.map_or(Ok(carried), |error| Err(error.into()))
     }
 
     async fn commit(
@@ -155,6 +264,7 @@ impl<K: Resource> Work<'_, K> {
         round: usize,
         done: &mut Done,
         guard: &mut Guard,
+        ledger: Option<(&Ledger, bool)>,
     ) -> Result<Outcome, Unfinished> {
         let context = self.context;
         let mut changes = context.changes();
@@ -173,17 +283,22 @@ impl<K: Resource> Work<'_, K> {
             let message = format!("{} more pods after that: {}", steps.len(), self.counts);
             notes = vec![("Continued", message)];
         }
-        (changes.report::<K>(&(self.status)(*done))).map_err(ReconcileError::from)?;
-        match changes.commit().await {
-            Ok(revision) => {
-                guard.put(steps.iter().map(Step::touches), revision);
-            }
-            Err(error) => return moved(error),
+        match ledger {
+            Some((ledger, true)) => ledger.establish(&mut changes),
+            Some((ledger, false)) => ledger.write(&mut changes),
+            None => Ok(()),
         }
+        .map_err(ReconcileError::from)?;
+        (changes.report::<K>(&(self.status)(*done))).map_err(ReconcileError::from)?;
+        let at = match changes.commit().await {
+            Ok(revision) => revision,
+            Err(error) => return moved(error),
+        };
+        guard.put(steps.iter().map(Step::touches), at);
         for (reason, message) in notes {
             context.event(EventType::Normal, reason, message);
         }
-        Ok(Outcome::Done)
+        Ok(Outcome::Done(at))
     }
 
     /// Adds a step to the changes, and says what it is.
@@ -250,7 +365,7 @@ impl From<ReconcileError> for Unfinished {
 }
 
 enum Outcome {
-    Done,
+    Done(Revision),
     /// Pods of these nodes changed since they were seen; nothing was written.
     Moved(Vec<String>),
 }

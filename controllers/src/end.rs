@@ -47,12 +47,7 @@ where
     }
     let counts = format!("{} {}", K::SINGULAR, owner.metadata.name);
     let status = |_| owner.status.clone();
-    let work = Work::<K> {
-        context,
-        workload: &workload,
-        status: &status,
-        counts: &counts,
-    };
+    let work = Work::<K>::new(context, &workload, &status, &counts);
     work.carry_out(steps).await.map_err(|unfinished| {
         if let Some(why) = &unfinished.held {
             context.event(EventType::Warning, "Held", why.clone());

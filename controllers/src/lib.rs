@@ -4,6 +4,7 @@
 //! reads the view, commits the actions and reports. They meet only in the store.
 
 mod carry_out;
+pub mod daemon_set;
 pub mod disruption_budget;
 mod end;
 pub mod ledger;

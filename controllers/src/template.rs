@@ -83,7 +83,7 @@ impl Workload {
     }
 
     /// As the spec would be made for its node, without making one.
-    fn wants_spec(&self, spec: &PodSpec) -> bool {
+    pub(crate) fn wants_spec(&self, spec: &PodSpec) -> bool {
         let node = spec.node_name.as_deref().unwrap_or_default();
         *spec == self.spec(node)
     }

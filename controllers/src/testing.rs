@@ -45,6 +45,8 @@ pub fn fleet(nodes: usize) -> Simulation {
         // Pods are as good on one node as on the other, and however often they were restarted.
         .on_any_node()
         .ignoring("status.restarts")
+        // What was decided on the way there is left in it.
+        .ignoring("ledger")
 }
 
 /// A node as it is admitted, with the label `role=web`.

@@ -8,6 +8,7 @@
 //! name instead of being silently ignored.
 
 mod amount;
+mod daemon_set;
 mod disruption_budget;
 mod duration;
 mod node;
@@ -18,6 +19,7 @@ mod replication_controller;
 mod rolling_update;
 
 pub use amount::{Amount, InvalidAmount};
+pub use daemon_set::{Canary, DaemonSet, DaemonSetSpec, DaemonSetStatus, RateLimit, RateUsed};
 pub use disruption_budget::{
     DisruptionBudget, DisruptionBudgetSpec, DisruptionBudgetStatus, default_floor,
 };

@@ -312,6 +312,11 @@ impl Shared {
                         None => batch.push(role, Op::unchanged(at, NEVER)),
                     }
                 }
+                Compare::RangeNotNewer(prefix, revision)
+                    if let Some(scope) = Scope::of_group(prefix) =>
+                {
+                    batch.push(role, self.group_check(&scope, *revision).await?);
+                }
                 _ => {
                     let reason = "Consul has no such compare (see the capabilities)".to_owned();
                     return Err(StoreError::Invalid { reason });
@@ -319,6 +324,23 @@ impl Shared {
             }
         }
         Ok(merged)
+    }
+
+    /// That a group was not written to after a revision: its generation is as it is now, and that
+    /// is not newer. A delete counts as a write.
+    async fn group_check(&self, scope: &Scope, seen: Revision) -> Result<Op, StoreError> {
+        let key = scope.generation();
+        let wanted = Wanted {
+            exact: vec![key.clone()],
+            ..Wanted::default()
+        };
+        let found = self.view(&wanted).await?.exact.into_iter().next().flatten();
+        let at = self.api.at(&key);
+        Ok(match found.map(|pair| pair.modified) {
+            None => Op::absent(at),
+            Some(index) if self.revision(index) > seen => Op::unchanged(at, NEVER),
+            Some(index) => Op::unchanged(at, index),
+        })
     }
 
     /// For each lease that is put under: that it is held, and that it knows the keys.

@@ -59,6 +59,13 @@ impl Scope {
         }
     }
 
+    /// The group that has exactly the keys of a prefix.
+    pub(crate) fn of_group(prefix: &Prefix) -> Option<Self> {
+        let scope = Self::of(&prefix.key("-").ok()?);
+        let same = scope.group && prefix.as_str().strip_suffix('/') == Some(&*scope.path);
+        same.then_some(scope)
+    }
+
     /// What a watcher reads to know the scope's state: an exact key, or the beginning of all.
     pub(crate) fn place(&self) -> Place {
         if self.group {

@@ -7,7 +7,7 @@
 //! them.
 //!
 //! What Consul cannot do shows in the [capabilities](Store::capabilities): no reads of the past,
-//! no compare of ranges, watches that may leave states out.
+//! no compare of ranges but of a scope's keys, watches that may leave states out.
 //!
 //! ```no_run
 //! use platctrl_framework::environment::Environment;
@@ -157,6 +157,7 @@ impl Store for ConsulStore {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::new(shared::LIMITS);
         capabilities.durable = true;
+        capabilities.group_compare = true;
         capabilities
     }
 

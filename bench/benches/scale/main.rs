@@ -4,6 +4,8 @@
 //! the work of the controllers, the cache and the memory store, and nothing that waits.
 //! `PLATCTRL_BENCH_SCALE_NODES` asks for another number of nodes, with ten pods each.
 
+mod placement;
+
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -20,6 +22,7 @@ fn main() -> ExitCode {
 }
 
 fn scale() -> Result<()> {
+    placement::measure();
     let nodes = std::env::var("PLATCTRL_BENCH_SCALE_NODES").ok();
     let nodes: usize = nodes.and_then(|nodes| nodes.parse().ok()).unwrap_or(10_000);
     let pods = nodes * PODS_PER_NODE;

@@ -434,6 +434,16 @@ impl Ledger {
         self.put(changes, &self.next_record())
     }
 
+    /// A commit with [what was entered](Self::write) happened: more can be entered for the next.
+    pub(crate) fn written(&mut self, at: Revision) {
+        if self.used {
+            self.read.record = self.next_record();
+            self.read.at = Some(at);
+            self.read.lost = false;
+            self.used = false;
+        }
+    }
+
     fn next_record(&self) -> Record {
         Record {
             entries: self.account.open().cloned().collect(),

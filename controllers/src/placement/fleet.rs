@@ -212,6 +212,12 @@ impl FleetNode {
         }
     }
 
+    /// Pods that are there may stay.
+    #[must_use]
+    pub fn keeps_pods(&self) -> bool {
+        matches!(self.state, NodeState::Open | NodeState::Cordoned)
+    }
+
     /// The first pattern for apps that a pod must run beside and that no pod here matches.
     #[must_use]
     pub fn misses<'n>(&self, needs: &'n PodNeeds) -> Option<&'n str> {

@@ -11,14 +11,18 @@ mod report;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use platctrl_framework::controller::{Action, Context, Controller, ReconcileError};
 use platctrl_framework::model::{Object, Selector};
-use platctrl_kinds::{Node, Pod, PodSpec, ReplicationController, Span};
+use platctrl_kinds::{
+    DisruptionBudget, Node, Pod, PodSpec, ReplicationController, RollingUpdate, Span, Strategy,
+};
 
 pub use plan::{Astray, Budget, Observed, Plan, PodFacts, Victim, Wait, astray, plan};
 
 use crate::carry_out::{Done, Step, Work};
+use crate::ledger::{self, Ledger, LedgerError};
 use crate::placement::{Accounts, Placement, PodNeeds, Request, Spread};
 use crate::template::{Workload, adopter, created, is_ready};
 
@@ -45,11 +49,30 @@ pub fn with_placement(placement: impl Placement) -> Controller<ReplicationContro
     .owns::<Pod>()
     .watches::<Pod>(|pod, _| adopter::<ReplicationController>(pod).into_iter().collect())
     .watches::<Node>(|_, view| view.list::<ReplicationController>().keys())
+    .watches::<DisruptionBudget>(|budget, view| {
+        let namespace = budget.metadata.namespace.as_deref().unwrap_or_default();
+        let all = view.list::<ReplicationController>();
+        all.in_namespace(namespace).keys()
+    })
+    .watches::<RollingUpdate>(|roll, _| {
+        let namespace = roll.metadata.namespace.as_deref().unwrap_or_default();
+        let sides = [&roll.spec.from, &roll.spec.to].into_iter();
+        let key = |name: &String| ledger::replication_controller_key(namespace, name);
+        sides.filter_map(key).collect()
+    })
 }
 
 /// A pod's spec as its controller's template wants it on a node.
 pub(crate) fn wanted_spec(owner: &Object<ReplicationController>, node: &str) -> PodSpec {
     Workload::of(owner, &owner.spec.template).spec(node)
+}
+
+/// What one run works with.
+struct Seen {
+    observed: Observed,
+    pods: HashMap<String, Arc<Object<Pod>>>,
+    /// If pods may have to go.
+    ledger: Option<Result<Ledger, LedgerError>>,
 }
 
 fn observe(
@@ -58,7 +81,7 @@ fn observe(
     selector: Selector,
     context: &Context,
     accounts: &Accounts,
-) -> (Observed, HashMap<String, Arc<Object<Pod>>>) {
+) -> Seen {
     let view = context.view();
     let owned = view.list::<Pod>().owned_by(&owner.metadata.uid).to_vec();
     let live = owned.iter().filter(|pod| !pod.metadata.is_deleted());
@@ -72,11 +95,19 @@ fn observe(
     // What runs on every node is counted only when it may matter: it costs as much as there are
     // pods.
     let counts = live < owner.spec.replicas as usize || current.len() < live;
-    let dynamic = owner.spec.strategy == platctrl_kinds::Strategy::Dynamic;
-    let fleet = match counts || dynamic || !needs.with.is_empty() {
-        true => accounts.fleet(view),
-        false => accounts.nodes(view),
+    let nodes = accounts.nodes(view);
+    let strays = |pod: &Arc<Object<Pod>>| {
+        let node = nodes.node(pod.spec.node_name.as_deref().unwrap_or_default());
+        node.is_none_or(|node| !node.keeps_pods() || !selector.matches(&node.labels))
     };
+    let moves = owner.spec.strategy == Strategy::Dynamic && owned.iter().any(strays);
+    let fleet = match counts || moves || !needs.with.is_empty() {
+        true => accounts.fleet(view),
+        false => nodes,
+    };
+    // What takes nothing away needs no ledger, and reading it costs as much as there are pods.
+    let takes_away = live > owner.spec.replicas as usize || current.len() < live;
+    let ledger = takes_away.then(|| Ledger::of_controller(view, owner));
     let mut own: BTreeMap<String, u32> = BTreeMap::new();
     for pod in &owned {
         let node = pod.spec.node_name.clone().unwrap_or_default();
@@ -129,16 +160,31 @@ fn observe(
         request,
         fleet,
         replicas: owner.spec.replicas,
-        strategy: owner.spec.strategy,
+        // How many pods there are, and which go, is the roll's to say.
+        strategy: match owner.spec.claimed_by {
+            Some(_) => Strategy::Static,
+            None => owner.spec.strategy,
+        },
         disabled: owner.spec.disabled,
         pods,
         orphans,
-        budget: Budget {
-            floor: owner.spec.replicas,
-            open: 0,
+        budget: match &ledger {
+            Some(Ok(ledger)) => Budget {
+                floor: ledger.floor().pods,
+                open: ledger.account().going(),
+            },
+            // Nothing healthy is taken away.
+            None | Some(Err(_)) => Budget {
+                floor: u32::MAX,
+                open: 0,
+            },
         },
     };
-    (observed, by_name)
+    Seen {
+        observed,
+        pods: by_name,
+        ledger,
+    }
 }
 
 async fn reconcile(
@@ -153,27 +199,39 @@ async fn reconcile(
         .parse()
         .map_err(ReconcileError::terminal)?;
     let workload = Workload::of(&*owner, &owner.spec.template);
-    let (observed, pods) = observe(&owner, &workload, selector, &context, &accounts);
+    let Seen {
+        observed,
+        pods,
+        ledger,
+    } = observe(&owner, &workload, selector, &context, &accounts);
     let plan = plan(&observed, &*placement);
     let counts = format!(
         "{} of {} there, {} ready",
         plan.live, owner.spec.replicas, plan.ready
     );
     let news = report::News::of(&owner, &plan, &observed);
-    let status = |done: Done| report::status(&owner, &plan, &news, &context, done, None);
-    let work = Work::<ReplicationController> {
-        context: &context,
-        workload: &workload,
-        status: &status,
-        counts: &counts,
+    let (ledger, unusable) = match ledger {
+        None => (None, None),
+        Some(Ok(ledger)) => (Some(ledger), None),
+        Some(Err(error)) => (None, Some(error.to_string())),
     };
-    if let Err(unfinished) = work.carry_out(steps(&plan, &observed, &pods)).await {
-        if let Some(why) = unfinished.held {
-            report_hold(&owner, &plan, &news, &context, why).await;
+    let status =
+        |done: Done| report::status(&owner, &plan, &news, &context, done, unusable.clone());
+    let work = Work::<ReplicationController>::new(&context, &workload, &status, &counts)
+        .with_ledger(ledger);
+    let carried = match work.carry_out(steps(&plan, &observed, &pods)).await {
+        Ok(carried) => carried,
+        Err(unfinished) => {
+            if let Some(why) = unfinished.held {
+                report_hold(&owner, &plan, &news, &context, why).await;
+            }
+            return Err(unfinished.error);
         }
-        return Err(unfinished.error);
-    }
+    };
     news.tell(&owner, &context);
+    if carried.again {
+        return Ok(Action::requeue_after(Duration::from_millis(1)));
+    }
     report::next_look(&owner, &plan, &news, &context)
 }
 

@@ -135,6 +135,7 @@ impl World {
             .controller(platctrl_controllers::replication_controller::controller())
             .controller(platctrl_controllers::rolling_update::controller())
             .controller(platctrl_controllers::disruption_budget::controller())
+            .controller(platctrl_controllers::daemon_set::controller())
             .controller(Controller::<Pod>::new("agent", run_pod))
             .reap();
         let handle = runtime.handle();
@@ -210,7 +211,7 @@ impl World {
                 };
                 let ready = pods.iter().filter(|pod| is_ready(pod)).count();
                 seen.fetch_min(ready, std::sync::atomic::Ordering::SeqCst);
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
         Fewest(fewest, Ended(task))

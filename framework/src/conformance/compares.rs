@@ -139,6 +139,48 @@ pub(super) async fn the_range_compare_sees_newer_puts_in_its_range(subject: Subj
     Ok(())
 }
 
+pub(super) async fn a_group_of_keys_is_compared_as_a_whole(subject: Subject) -> Check {
+    let group = |name: &str, revision| {
+        let text = format!("o/intent/example.dev/pods/{name}/");
+        Ok::<_, Stop>(Compare::RangeNotNewer(prefix(&text)?, revision))
+    };
+    if !subject.store.capabilities().group_compare {
+        return Ok(());
+    }
+    ensure!(
+        passes(&subject, group("n1", Revision::ZERO)?).await?,
+        "empty"
+    );
+    let first = subject.put("o/intent/example.dev/pods/n1/a/b", "1").await?;
+    subject
+        .put("o/intent/example.dev/pods/n10/a/b", "1")
+        .await?;
+    let seen = subject.put("o/intent/example.dev/pods/n2/a/b", "1").await?;
+    ensure!(passes(&subject, group("n1", first)?).await?, "neighbours");
+    ensure!(passes(&subject, group("n1", seen)?).await?, "nothing newer");
+    ensure!(
+        !passes(&subject, group("n1", before(first))?).await?,
+        "newer"
+    );
+    ensure!(
+        !passes(&subject, group("n1", Revision::ZERO)?).await?,
+        "since 0"
+    );
+    // Of two that put something in the group on the same state, one happens.
+    let place = |name: &str| {
+        let key = key(&format!("o/intent/example.dev/pods/n1/a/{name}"))?;
+        Ok::<_, Stop>(Transaction::new().require(group("n1", seen)?).put(key, "1"))
+    };
+    let at = subject.commit(place("c")?).await?;
+    let outcome = subject.commit(place("d")?).await;
+    ensure_matches!(outcome, Err(StoreError::Conflict { .. }), "c is newer");
+    // And whoever did the first knows when nothing else came.
+    let again = key("o/intent/example.dev/pods/n1/a/e")?;
+    let again = Transaction::new().require(group("n1", at)?).put(again, "1");
+    subject.commit(again).await?;
+    Ok(())
+}
+
 fn claim(epoch: Revision, lease: LeaseId) -> Check<Compare> {
     let key = key("x/lease/leader")?;
     Ok(Compare::ClaimHeld { key, epoch, lease })

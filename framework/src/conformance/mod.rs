@@ -226,6 +226,7 @@ macro_rules! __conformance_cases {
             false compares::absent_holds_only_without_the_key
             false compares::a_revision_compare_holds_for_the_last_put_only
             false compares::the_range_compare_sees_newer_puts_in_its_range
+            false compares::a_group_of_keys_is_compared_as_a_whole
             false compares::a_claim_holds_for_its_epoch_and_lease_only
             false compares::a_claim_is_lost_with_its_lease
             false compares::a_claim_won_again_is_another_claim

@@ -289,6 +289,10 @@ fn text(thing: &Thing, config: &Config) -> String {
     let mut content = thing.content.clone();
     for field in &config.ignored {
         let mut segments: Vec<&str> = field.split('.').collect();
+        if segments == ["ledger"] {
+            content.remove("ledger");
+            continue;
+        }
         let trees: &[&str] = match segments.first() {
             Some(&"status") => &["reality"],
             Some(&"spec") => &["intent", "process"],

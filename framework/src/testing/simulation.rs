@@ -214,7 +214,8 @@ impl Simulation {
         self
     }
 
-    /// Leaves a field out when ends are compared, as `status.restarts` or `spec.nodeName`. Times,
+    /// Leaves a field out when ends are compared, as `status.restarts` or `spec.nodeName`, or
+    /// `ledger`, the whole record of that tree, which tells of what was decided on the way. Times,
     /// generations and revisions are never compared; names and uids that a controller draws are
     /// compared only by who refers to whom.
     pub fn ignoring(mut self, field: &str) -> Self {

@@ -26,6 +26,9 @@ pub(crate) struct GetArgs {
     /// Only objects with these labels, as app=web,tier!=db
     #[arg(short = 'l', long, value_name = "SELECTOR")]
     selector: Option<String>,
+    /// Only those that lost their owner and wait for another of its name
+    #[arg(long, conflicts_with = "selector")]
+    orphans: bool,
     /// Only objects with these fields, as spec.nodeName=web1
     #[arg(long, value_name = "SELECTOR")]
     field_selector: Option<String>,
@@ -35,6 +38,12 @@ pub(crate) struct GetArgs {
 }
 
 impl GetArgs {
+    /// The labels that are asked for.
+    fn labels(&self) -> Option<&str> {
+        let orphans = self.orphans.then_some(platctrl_controllers::ORPHAN_OF);
+        self.selector.as_deref().or(orphans)
+    }
+
     /// The one namespace that is asked for, or all.
     pub(super) fn namespace(&self) -> Option<&str> {
         (!self.all_namespaces).then_some(self.namespace.namespace.as_str())
@@ -75,9 +84,9 @@ pub(crate) async fn get(args: &GetArgs, setting: &Setting) -> Result<()> {
         .await;
     }
     let target = catalog.target(&args.what)?;
-    if args.all_namespaces || args.selector.is_some() || args.field_selector.is_some() {
+    if args.all_namespaces || args.labels().is_some() || args.field_selector.is_some() {
         return Err(Failure::usage("a name and a selection exclude each other")
-            .hint("leave the name out, or -A, --selector and --field-selector"));
+            .hint("leave the name out, or -A, --selector, --orphans and --field-selector"));
     }
     let object = match args.output {
         Format::Table | Format::Wide => {
@@ -221,7 +230,7 @@ struct Listing<'a> {
 impl Listing<'_> {
     fn query(&self) -> Query {
         let mut query = Query::default();
-        if let Some(selector) = &self.args.selector {
+        if let Some(selector) = self.args.labels() {
             query = query.with("labelSelector", selector);
         }
         let name = self

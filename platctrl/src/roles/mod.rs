@@ -12,14 +12,16 @@ use std::sync::Arc;
 
 use platctrl_agent::{Agent, AgentConfig, AgentHandle, HostConfig};
 use platctrl_controllers::{
-    disruption_budget, node_lifecycle, replication_controller, rolling_update,
+    daemon_set, disruption_budget, node_lifecycle, replication_controller, rolling_update,
 };
 use platctrl_framework::controller::Runtime;
 use platctrl_framework::environment::Environment;
 use platctrl_framework::failsafe::{Failsafe, Failsafes};
 use platctrl_framework::model::Kinds;
 use platctrl_framework::store::Store;
-use platctrl_kinds::{DisruptionBudget, Node, Pod, ReplicationController, RollingUpdate};
+use platctrl_kinds::{
+    DaemonSet, DisruptionBudget, Node, Pod, ReplicationController, RollingUpdate,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -39,6 +41,7 @@ pub(crate) fn kinds() -> Kinds {
         .with::<ReplicationController>()
         .with::<RollingUpdate>()
         .with::<DisruptionBudget>()
+        .with::<DaemonSet>()
         .with::<Failsafe>()
 }
 
@@ -146,6 +149,7 @@ impl Parts {
         let lifecycle = node_lifecycle::controller(store.clone(), environment.clone(), limits);
         let controllers = Runtime::new(store, environment)
             .controller(replication_controller::controller())
+            .controller(daemon_set::controller())
             .cached(platctrl_controllers::cached_pods())
             .controller(rolling_update::controller())
             .controller(disruption_budget::controller())

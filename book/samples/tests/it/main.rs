@@ -110,7 +110,8 @@ fn every_manifest_is_valid() {
         .with::<platctrl_kinds::Node>()
         .with::<platctrl_kinds::ReplicationController>()
         .with::<platctrl_kinds::RollingUpdate>()
-        .with::<platctrl_kinds::DisruptionBudget>();
+        .with::<platctrl_kinds::DisruptionBudget>()
+        .with::<platctrl_kinds::DaemonSet>();
     let mut checked = 0;
     each("yaml", |block| {
         let objects: Vec<Value> = serde_saphyr::from_multiple(&block.text)

@@ -8,6 +8,7 @@ mod limits;
 mod logs;
 mod objects;
 mod parts;
+mod placing;
 mod watches;
 
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use platctrl::server::{SOCKET, Server, ServerConfig, bind, connect};
 use platctrl_framework::environment::Environment;
 use platctrl_framework::model::{Kinds, identity};
 use platctrl_framework::store::MemoryStore;
-use platctrl_kinds::{Node, Pod, ReplicationController};
+use platctrl_kinds::{DaemonSet, Node, Pod, ReplicationController};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -125,7 +126,8 @@ impl Api {
         let kinds = Kinds::new()
             .with::<Node>()
             .with::<Pod>()
-            .with::<ReplicationController>();
+            .with::<ReplicationController>()
+            .with::<DaemonSet>();
         let mut config = ServerConfig::new(Arc::new(store.clone()), kinds, dir.path());
         config.node = Some("web1".to_owned());
         config.admission = true;
