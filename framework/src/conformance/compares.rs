@@ -168,7 +168,7 @@ pub(super) async fn a_group_of_keys_is_compared_as_a_whole(subject: Subject) -> 
     );
     // Of two that put something in the group on the same state, one happens.
     let place = |name: &str| {
-        let key = key(&format!("o/intent/example.dev/pods/n1/a/{name}"))?;
+        let key = key(format!("o/intent/example.dev/pods/n1/a/{name}"))?;
         Ok::<_, Stop>(Transaction::new().require(group("n1", seen)?).put(key, "1"))
     };
     let at = subject.commit(place("c")?).await?;
