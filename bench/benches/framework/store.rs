@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use platctrl_bench::Result;
-use platctrl_framework::model::identity::{Anchor, AnchorState, PREFIX_ANCHOR};
+use platctrl_framework::model::identity::{Anchor, AnchorState, PREFIX_ANCHOR, anchor_key};
 use platctrl_framework::store::{
     Capabilities, Change, Key, Lease, LeaseId, Limits, ListRequest, Page, Prefix, Record, Revision,
     Snapshot, Store, StoreError, Transaction, WatchEvent, WatchStream,
@@ -166,11 +166,11 @@ enum Watching {
 impl Store for ApiStore {
     fn capabilities(&self) -> Capabilities {
         Capabilities::new(Limits {
-            max_writes: 1,
-            max_compares: 1,
-            max_operations: 1,
-            max_transaction_bytes: 1,
-            max_value_bytes: 1,
+            max_writes: 128,
+            max_compares: 128,
+            max_operations: 128,
+            max_transaction_bytes: 1 << 20,
+            max_value_bytes: 1 << 20,
         })
     }
 
@@ -179,8 +179,15 @@ impl Store for ApiStore {
             // Asked for by a source that heard nothing for long: the anchor alone.
             let request = ListRequest::new(Prefix::all());
             let revision = self.page(&request).await.map_err(broken)?.revision;
+            // The root's and the prefix's: a runtime compares the former in what it commits.
             let anchor = anchor(revision)?;
-            let found = |key: &Key| (*key == anchor.key).then(|| anchor.clone());
+            let found = |key: &Key| {
+                let (key, known) = (key.clone(), *key == anchor.key || *key == anchor_key());
+                known.then(|| Record {
+                    key,
+                    ..anchor.clone()
+                })
+            };
             Ok(Snapshot {
                 records: keys.iter().map(found).collect(),
                 revision,
