@@ -164,6 +164,8 @@ impl Agent {
         );
         let mut runtime = Runtime::new(Arc::clone(&store), environment)
             .name(&host.node)
+            // A node's credential may not: the controllers do.
+            .without_registration()
             .grace(GRACE);
         for prefix in prefixes {
             runtime = runtime.watch(prefix);

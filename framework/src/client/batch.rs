@@ -99,26 +99,33 @@ impl Batch {
     }
 
     fn put(&mut self, key: &ObjectKey, tree: Tree, record: &impl serde::Serialize) -> Result<()> {
+        let field = if tree == Tree::Intent {
+            "spec"
+        } else {
+            "status"
+        };
+        self.put_at(key, key.store_key(tree), field, record)
+    }
+
+    /// Puts a record of the object `of`; `field` is named if it is too large.
+    pub(super) fn put_at(
+        &mut self,
+        of: &ObjectKey,
+        key: crate::store::Key,
+        field: &str,
+        record: &impl serde::Serialize,
+    ) -> Result<()> {
         let value = serde_json::to_vec(record)?;
         if value.len() > MAX_OBJECT_BYTES {
             let problem = format!(
                 "has {} bytes; an object has at most {MAX_OBJECT_BYTES}",
                 value.len()
             );
-            let errors = vec![FieldError::new(
-                if tree == Tree::Intent {
-                    "spec"
-                } else {
-                    "status"
-                },
-                problem,
-            )];
             return Err(ClientError::Invalid {
-                key: key.to_string(),
-                errors,
+                key: of.to_string(),
+                errors: vec![FieldError::new(field, problem)],
             });
         }
-        let key = key.store_key(tree);
         self.transaction.writes.push(Write::Put {
             key,
             value: value.into(),

@@ -12,6 +12,7 @@ mod batch;
 mod entry;
 mod error;
 mod objects;
+mod part;
 mod patch;
 mod read;
 mod register;

@@ -56,6 +56,7 @@ pub(crate) struct Registered {
     pub(crate) writes_per_second: Option<u32>,
     pub(crate) triggers: Vec<Trigger>,
     pub(crate) reports_while_frozen: bool,
+    pub(crate) part: Option<Arc<str>>,
 }
 
 impl fmt::Debug for Registered {
@@ -137,6 +138,7 @@ pub struct Controller<K: Resource> {
     writes_per_second: Option<u32>,
     triggers: Vec<Trigger>,
     reports_while_frozen: bool,
+    part: Option<Arc<str>>,
     kind: PhantomData<fn() -> K>,
 }
 
@@ -189,6 +191,7 @@ impl<K: Resource> Controller<K> {
             writes_per_second: None,
             triggers: Vec::new(),
             reports_while_frozen: false,
+            part: None,
             kind: PhantomData,
         }
     }
@@ -307,6 +310,16 @@ impl<K: Resource> Controller<K> {
         self
     }
 
+    /// This controller works beside the object's own worker, and keeps its share of the status in
+    /// a part named `writer`: a syncer of names beside a balancer, say. Its claim, its reports
+    /// ([`Changes::report_part`](super::Changes::report_part)) and its word that all is undone go
+    /// there; readers are shown one status, and the object's end waits for both.
+    #[must_use]
+    pub fn writes_part(mut self, writer: &str) -> Self {
+        self.part = Some(writer.into());
+        self
+    }
+
     /// At most this many writes a second on average, of which a second's worth can be saved up;
     /// without a bound unless set. Over it, runs wait to begin: nothing fails, and
     /// [`ControllerStatus::over_budget`](super::ControllerStatus::over_budget) shows it.
@@ -330,6 +343,7 @@ impl<K: Resource> Controller<K> {
             writes_per_second,
             triggers,
             reports_while_frozen,
+            part,
             ..
         } = self;
         let kind = K::group_plural();
@@ -425,6 +439,7 @@ impl<K: Resource> Controller<K> {
             writes_per_second,
             triggers,
             reports_while_frozen,
+            part,
         }
     }
 }
@@ -432,8 +447,8 @@ impl<K: Resource> Controller<K> {
 /// The end of an object for which this controller made nothing outside of the store.
 async fn nothing_to_undo(controller: Arc<str>, context: Context) -> Outcome {
     let joined = context.joined();
-    let mine = joined
-        .own_reality()
+    let mine = context
+        .own_report(&joined)
         .is_some_and(|reality| reality.value.metadata.claim.as_deref() == Some(&*controller));
     if mine {
         let mut changes = context.changes();

@@ -17,8 +17,8 @@ use crate::client::{Batch, ClientError, DeleteOptions, Outcome};
 use crate::environment::Environment;
 use crate::failsafe::{Ask, Held, Safeguards};
 use crate::model::{
-    EventType, Intent, Joined, Kinds, Object, ObjectKey, ObjectReference, Reality, Resource,
-    Status, Tree, Uid, Versioned,
+    EventType, FieldError, Intent, Joined, Kinds, Object, ObjectKey, ObjectReference, Reality,
+    Resource, Status, Tree, Uid, Versioned,
 };
 use crate::queue::Causes;
 use crate::store::{Compare, Key, Prefix, Record, Revision, Store, StoreError, Transaction, Write};
@@ -89,6 +89,8 @@ pub(crate) struct Setting {
     /// The kinds that the controller declared.
     pub(crate) kinds: Kinds,
     pub(crate) reports_while_frozen: bool,
+    /// Its reports go into a part of this name.
+    pub(crate) part: Option<Arc<str>>,
     pub(crate) budget: Option<Budget>,
     pub(crate) writers: Arc<Writers>,
 }
@@ -303,12 +305,14 @@ impl Context {
     pub async fn claim(&self) -> Result<Claimed, CommitError> {
         let own = self.joined();
         let claimant = &self.run.setting.controller;
-        let mine = own
-            .own_reality()
-            .is_some_and(|reality| reality.value.metadata.claim.as_deref() == Some(claimant));
+        let claim = |reality: &Versioned<Reality>| reality.value.metadata.claim.clone();
+        let mine = self.own_report(&own).and_then(claim).as_deref() == Some(claimant);
         if !mine {
             let mut batch = Batch::new();
-            batch.claim(&own, claimant)?;
+            match self.part() {
+                Some(writer) => batch.claim_part(&own, writer, claimant)?,
+                None => batch.claim(&own, claimant)?,
+            };
             self.commit(batch).await?;
         } else if self.run.undecided.load(Ordering::Acquire) {
             return Err(CommitError::Undecided);
@@ -323,8 +327,29 @@ impl Context {
         })
     }
 
-    /// Commits a batch, all or nothing. Whatever is in it, the object's own reality is compared
-    /// and rewritten with it, so that of two attempts at one decision only one happens, however
+    /// The part that this controller reports in; None for the object's own worker.
+    pub(crate) fn part(&self) -> Option<&str> {
+        self.run.setting.part.as_deref()
+    }
+
+    /// What this controller has reported on the uid that is wanted now.
+    pub(crate) fn own_report<'j>(&self, own: &'j Joined) -> Option<&'j Versioned<Reality>> {
+        match self.part() {
+            Some(writer) => own.own_part(writer),
+            None => own.own_reality(),
+        }
+    }
+
+    /// Where this controller reports.
+    fn report_key(&self, own: &Joined) -> Result<Key, ClientError> {
+        Ok(match self.part() {
+            Some(writer) => own.key.part(writer)?,
+            None => own.key.store_key(Tree::Reality),
+        })
+    }
+
+    /// Commits a batch, all or nothing. Whatever is in it, the object's own reality (or the
+    /// controller's part) is compared and rewritten with it, so that of two attempts at one decision only one happens, however
     /// late the other lands; and the claim is compared if there is one. An empty batch writes
     /// nothing and returns the view's revision.
     ///
@@ -337,10 +362,16 @@ impl Context {
         }
         let _one_at_a_time = self.run.commits.lock().await;
         let own = self.joined();
-        if own.intent.is_some() || own.reality.is_some() {
-            batch.bump(&own)?;
+        let report = match self.part() {
+            Some(writer) => own.parts.get(writer),
+            None => own.reality.as_ref(),
+        };
+        if own.intent.is_none() && report.is_none() {
+            batch.require(Compare::Absent(self.report_key(&own)?));
+        } else if let Some(writer) = self.part() {
+            batch.bump_part(&own, writer)?;
         } else {
-            batch.require(Compare::Absent(own.key.store_key(Tree::Reality)));
+            batch.bump(&own)?;
         }
         let mut transaction = batch.into_transaction();
         self.sign(&own, &mut transaction)?;
@@ -361,10 +392,10 @@ impl Context {
     fn sign(&self, own: &Joined, transaction: &mut Transaction) -> Result<(), CommitError> {
         let controller = &self.run.setting.controller;
         let claim = |reality: &Versioned<Reality>| reality.value.metadata.claim.clone();
-        if own.own_reality().and_then(claim).as_deref() == Some(controller) {
+        if self.own_report(own).and_then(claim).as_deref() == Some(controller) {
             return Ok(());
         }
-        let key = own.key.store_key(Tree::Reality);
+        let key = self.report_key(own)?;
         for write in &mut transaction.writes {
             if let Write::Put {
                 key: put, value, ..
@@ -573,7 +604,7 @@ impl Context {
 
     /// Takes what was written into the own records, so that the run's next commit compares it.
     fn remember(&self, writes: Vec<Write>, revision: Revision) {
-        self.with_own(|own| remember(own, writes, revision));
+        self.with_own(|own| remember(own, self.part(), writes, revision));
     }
 
     /// What the run did, once it has ended.
@@ -593,9 +624,10 @@ fn held(held: Held) -> CommitError {
 }
 
 /// Takes what was written into the own records.
-fn remember(own: &mut Joined, writes: Vec<Write>, revision: Revision) {
+fn remember(own: &mut Joined, writer: Option<&str>, writes: Vec<Write>, revision: Revision) {
     let intent_key = own.key.store_key(Tree::Intent);
     let reality_key = own.key.store_key(Tree::Reality);
+    let part = writer.and_then(|writer| Some((writer, own.key.part(writer).ok()?)));
     let record = |key: &Key, value: Bytes, created: Option<Revision>| Record {
         key: key.clone(),
         value,
@@ -617,7 +649,16 @@ fn remember(own: &mut Joined, writes: Vec<Write>, revision: Revision) {
             }
             Write::Delete { key } if key == intent_key => own.intent = None,
             Write::Delete { key } if key == reality_key => own.reality = None,
-            Write::Put { .. } | Write::Delete { .. } => {}
+            Write::Put { key, value, .. } => {
+                if let Some((writer, _)) = part.as_ref().filter(|(_, part)| *part == key) {
+                    let created = own.parts.get(*writer).map(|old| old.created);
+                    let record = record(&key, value, created);
+                    if let Ok(part) = Versioned::<Reality>::from_record(&own.key, &record) {
+                        own.parts.insert((*writer).to_owned(), part);
+                    }
+                }
+            }
+            Write::Delete { .. } => {}
         }
     }
 }
@@ -683,23 +724,55 @@ impl Changes<'_> {
     /// written.
     ///
     /// # Errors
-    /// See [`Batch::report_typed`].
+    /// See [`Batch::report_typed`]. `Invalid` for a controller that
+    /// [writes a part](super::Controller::writes_part): only the object's own worker reports so.
     pub fn report<K: Resource>(
         &mut self,
         status: &Status<K::Status>,
     ) -> Result<Outcome, ClientError> {
         let joined = self.context.joined();
+        if let Some(writer) = self.context.part() {
+            let problem = format!("is another's to report: use `report_part`, into `{writer}`");
+            return Err(ClientError::Invalid {
+                key: joined.key.to_string(),
+                errors: vec![FieldError::new("status", problem)],
+            });
+        }
         self.batch.report_typed::<K>(&joined, status)
     }
 
-    /// Says that everything that was done for the object that is reconciled is undone: its
-    /// records may be removed.
+    /// Reports this controller's share of the status of the object that is reconciled, into the
+    /// part that it [writes](super::Controller::writes_part). Without a difference nothing is
+    /// written.
+    ///
+    /// # Errors
+    /// See [`Batch::report_part`]. `Invalid` for a controller that writes no part.
+    pub fn report_part<S: serde::Serialize>(
+        &mut self,
+        status: &Status<S>,
+    ) -> Result<Outcome, ClientError> {
+        let joined = self.context.joined();
+        let Some(writer) = self.context.part() else {
+            let problem = "has no part by this controller: declare it by `writes_part`";
+            return Err(ClientError::Invalid {
+                key: joined.key.to_string(),
+                errors: vec![FieldError::new("status", problem)],
+            });
+        };
+        self.batch.report_part(&joined, writer, status)
+    }
+
+    /// Says that everything that this controller did for the object that is reconciled is undone:
+    /// its records may be removed once everybody says so.
     ///
     /// # Errors
     /// See [`Batch::report`].
     pub fn report_gone(&mut self) -> Result<Outcome, ClientError> {
         let joined = self.context.joined();
-        self.batch.report_gone(&joined)
+        match self.context.part() {
+            Some(writer) => self.batch.report_part_gone(&joined, writer),
+            None => self.batch.report_gone(&joined),
+        }
     }
 
     /// Only if this holds.

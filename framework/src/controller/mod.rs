@@ -78,6 +78,7 @@ mod builder;
 mod claim;
 mod context;
 mod engine;
+mod enrol;
 mod error;
 mod event;
 mod lead;

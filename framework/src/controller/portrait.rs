@@ -52,6 +52,10 @@ impl RuntimeStatus {
                 .with("setAside", self.set_aside)
                 .but(Standing::Troubled, why);
         }
+        for (kind, why) in &self.unregistered {
+            let part = StatusTree::new(format!("kind {kind}"));
+            tree = tree.part(part.but(Standing::Troubled, format!("it is not registered: {why}")));
+        }
         if let Some(failsafe) = failsafe_tree(&self.failsafe) {
             tree = tree.part(failsafe);
         }
@@ -78,6 +82,9 @@ fn failsafe_tree(failsafe: &FailsafeView) -> Option<StatusTree> {
         let reason = freeze.reason.as_deref().unwrap_or("no reason given");
         let why = format!("{} froze every change: {reason}", freeze.by);
         tree = tree.but(Standing::Waiting, why);
+    }
+    if let Some(why) = &failsafe.too_new {
+        tree = tree.but(Standing::Troubled, why.clone());
     }
     if failsafe.withheld > 0 {
         tree = tree.with("withheld", failsafe.withheld);

@@ -39,6 +39,7 @@ pub(crate) fn register() -> Registered {
         writes_per_second: None,
         triggers: Vec::new(),
         reports_while_frozen: false,
+        part: None,
     }
 }
 

@@ -15,6 +15,7 @@ use super::budget::Budget;
 use super::builder::Registered;
 use super::context::Setting;
 use super::engine::Engine;
+use super::enrol::Refused;
 use super::event::EventRecorder;
 use super::outcome::panic_text;
 use super::posts::Posts;
@@ -25,7 +26,7 @@ use super::unrest::Writers;
 use crate::cache::{Feed, Reader, SourceState, View, Writer};
 use crate::environment::Environment;
 use crate::failsafe::Safeguards;
-use crate::model::{GroupPlural, Kinds, Tree};
+use crate::model::{GroupPlural, KindDefinition, Kinds, Tree, check_name};
 use crate::observe::MeteredStore;
 use crate::store::{Compare, Prefix, Revision, Store};
 
@@ -115,6 +116,8 @@ pub(super) struct Running {
     /// Who of the controllers wrote what last.
     pub(super) writers: Arc<Writers>,
     pub(super) crews: Mutex<Crews>,
+    /// Kinds that this program could not register.
+    pub(super) refused: Refused,
 }
 
 /// Reports a task that ended though it must not.
@@ -165,6 +168,12 @@ impl Running {
         drop(self.tell_kinds(all, &Kinds::new()));
     }
 
+    /// The kinds of all controllers, and those that are mirrored besides.
+    pub(super) fn declared(&self) -> Vec<KindDefinition> {
+        let kinds = self.crews().kinds();
+        kinds.iter().map(|known| known.definition.clone()).collect()
+    }
+
     fn tell_kinds(&self, kinds: Kinds, wanted: &Kinds) -> oneshot::Receiver<()> {
         let (loaded, told) = oneshot::channel();
         let wanted = wanted.iter().map(|kind| kind.definition.group_plural());
@@ -196,7 +205,7 @@ impl Running {
     /// Begins with a controller. Must be called on the runtime's executor.
     ///
     /// # Errors
-    /// A name that is taken; a kind that no source tells of.
+    /// A name that is taken, or cannot be that of a part; a kind that no source tells of.
     pub(super) fn add(&self, controller: Registered) -> Result<(), RunError> {
         let name = controller.name.clone();
         let mut crews = self.crews();
@@ -208,6 +217,9 @@ impl Running {
         if self.reader.is_projected(&controller.group_plural) {
             let (controller, kind) = (name.to_string(), controller.group_plural.to_string());
             return Err(RunError::Projected { controller, kind });
+        }
+        if let Some(writer) = &controller.part {
+            check_name("writer", writer)?;
         }
         let mut needs = BTreeSet::new();
         let declared = controller.kinds.clone();
@@ -227,6 +239,7 @@ impl Running {
             guards: self.guards.clone(),
             kinds: declared.clone(),
             reports_while_frozen: controller.reports_while_frozen,
+            part: controller.part.clone(),
             budget: controller
                 .writes_per_second
                 .map(|writes| Budget::new(writes, &self.environment)),
@@ -354,6 +367,10 @@ impl Running {
                 .collect(),
             set_aside: view.map_or(0, |view| view.set_aside().len()),
             failsafe: self.guards.view(),
+            unregistered: {
+                let refused = self.refused.lock();
+                refused.unwrap_or_else(PoisonError::into_inner).clone()
+            },
         }
     }
 }

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::builder::{Controller, Registered};
 use super::claim::TTL;
+use super::enrol::{Refused, enrol};
 use super::event::EventRecorder;
 use super::lead::{Division, Lead};
 use super::posts::Posts;
@@ -108,6 +109,7 @@ pub struct Runtime {
     shutdown: Option<BoxFuture<'static, ()>>,
     grace: Duration,
     failsafes: Failsafes,
+    registers: bool,
     running: Slot,
     stop: CancellationToken,
 }
@@ -294,6 +296,7 @@ impl Runtime {
             shutdown: None,
             grace: Duration::from_secs(30),
             failsafes: Failsafes::new(),
+            registers: true,
             running: Arc::default(),
             stop: CancellationToken::new(),
         }
@@ -355,6 +358,15 @@ impl Runtime {
     #[must_use]
     pub fn failsafes(mut self, failsafes: Failsafes) -> Self {
         self.failsafes = failsafes;
+        self
+    }
+
+    /// Does not register the kinds that its controllers declare under `x/kinds/`, where every
+    /// server finds them: another program does, or this one's credential may not. What it may not
+    /// is told in its [status](RuntimeStatus::unregistered) otherwise, and stops nothing.
+    #[must_use]
+    pub fn without_registration(mut self) -> Self {
+        self.registers = false;
         self
     }
 
@@ -459,6 +471,7 @@ impl Runtime {
             guards: guards.clone(),
             writers: Arc::default(),
             crews: Mutex::new(Crews::new(self.kinds.clone())),
+            refused: Refused::default(),
         });
         let (orders_in, mut orders) = mpsc::unbounded_channel();
         set(&self.running, Some((running.clone(), orders_in)));
@@ -469,6 +482,15 @@ impl Runtime {
         }
         // Dropped with the future, and everything in it ends.
         let mut tasks = JoinSet::new();
+        if self.registers {
+            tasks.spawn(enrol(
+                self.store.clone(),
+                self.environment.clone(),
+                guards.clone(),
+                running.declared(),
+                running.refused.clone(),
+            ));
+        }
         let (feed_in, feed_out) = mpsc::channel(FEED_BACKLOG);
         let mirror = mirror(writer, running.clone(), feed_out, mirror_out);
         tasks.spawn(must_not_end("mirror", failed_in.clone(), mirror));

@@ -1,5 +1,6 @@
 //! What a runtime does, for people and for metrics.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub struct RuntimeStatus {
     pub set_aside: usize,
     /// What is held back.
     pub failsafe: FailsafeView,
+    /// Kinds that this program could not register, so that servers may not serve them, and why.
+    pub unregistered: BTreeMap<String, String>,
 }
 
 /// A process's part in work that is shared by shards.

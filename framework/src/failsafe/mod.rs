@@ -30,6 +30,7 @@ mod history;
 mod limits;
 mod record;
 mod setup;
+mod share;
 mod step;
 mod switch;
 mod warden;
@@ -42,6 +43,7 @@ pub(crate) use guards::{Ask, Held, Safeguards};
 pub use limits::Limits;
 pub use record::{Failsafe, FailsafeSpec, FailsafeStatus, Guard, Hold, Recall, Reset};
 pub use setup::Failsafes;
+pub use share::{Losses, LostShare};
 #[cfg(feature = "conformance")]
 pub use switch::Safeguard;
 #[cfg(not(feature = "conformance"))]

@@ -257,7 +257,10 @@ impl Replica {
     #[must_use]
     pub fn runtime(&self) -> Runtime {
         let name = format!("controllers-{}", self.index());
-        Runtime::new(self.store(), self.environment()).name(&name)
+        Runtime::new(self.store(), self.environment())
+            .name(&name)
+            // Done once and for all, it would only lengthen each of thousands of runs.
+            .without_registration()
     }
 
     /// What [`Simulation::outside`](super::Simulation::outside) made for this run.
