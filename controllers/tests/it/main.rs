@@ -5,6 +5,7 @@
 
 mod daemon_set;
 mod dynamic;
+mod failsafe;
 mod node_lifecycle;
 mod race;
 mod replication_controller;
