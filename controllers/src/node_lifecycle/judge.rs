@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use platctrl_framework::failsafe::LostShare;
+
 /// The times and shares that nodes are judged by.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -14,11 +16,8 @@ pub struct Limits {
     pub unknown_after: Duration,
     /// ... and for so long the node is lost: its pods may be replaced. Default 5 minutes.
     pub lost_after: Duration,
-    /// When this share of all nodes, or of those of one zone, is silent, none is given up.
-    /// Default 20 of 100.
-    pub share: u32,
-    /// ... from so many silent nodes on. Default 3.
-    pub least: usize,
+    /// When so many of all nodes, or of those of one zone, are silent, none is given up.
+    pub mass: LostShare,
     /// The label that names a node's zone. Default `zone`.
     pub zone: String,
 }
@@ -28,8 +27,7 @@ impl Default for Limits {
         Self {
             unknown_after: Duration::from_secs(40),
             lost_after: Duration::from_secs(300),
-            share: 20,
-            least: 3,
+            mass: LostShare::default(),
             zone: "zone".to_owned(),
         }
     }
@@ -70,7 +68,7 @@ pub enum Verdict {
 
 /// Whether so many silent nodes are too many to be believed.
 fn is_mass(silent: usize, of: usize, limits: &Limits) -> bool {
-    silent >= limits.least && silent * 100 >= of * limits.share as usize
+    !limits.mass.believes(silent, of)
 }
 
 /// Judges one node of a fleet.

@@ -364,13 +364,16 @@ impl Store for RootedStore {
         let limits = &mut capabilities.limits;
         limits.max_compares = limits.max_compares.saturating_sub(1);
         limits.max_operations = limits.max_operations.saturating_sub(1);
-        limits.max_transaction_bytes -= anchor_key().as_str().len();
+        let anchor = anchor_key().as_str().len();
+        limits.max_transaction_bytes = limits.max_transaction_bytes.saturating_sub(anchor);
         capabilities
     }
 
     fn get<'a>(&'a self, keys: &'a [Key]) -> BoxFuture<'a, Result<Snapshot>> {
         Box::pin(async move {
-            let limit = self.capabilities().limits.max_operations;
+            // A store that takes one operation has no room for the anchor; its commits say so.
+            // It can still be read.
+            let limit = self.capabilities().limits.max_operations.max(1);
             if keys.len() > limit {
                 let count = keys.len();
                 let reason = format!("{count} keys in one get; the store takes {limit}");

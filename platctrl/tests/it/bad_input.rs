@@ -288,7 +288,9 @@ fn every_verb_says_what_is_wrong_and_ends_with_its_code() {
         .fails(2, &["condition=TYPE"]);
     rig.cli(&["nonsense"]).fails(2, &["nonsense"]);
     rig.cli(&["--server", "https://example.org", "get", "pods"])
-        .fails(2, &["unix:"]);
+        .fails(2, &["names no port", "https://HOST:PORT"]);
+    rig.cli(&["--server", "http://example.org", "get", "pods"])
+        .fails(2, &["unix:PATH", "https://HOST:PORT"]);
     rig.cli(&["--server", "unix:/nowhere/at/all", "get", "pods"])
         .fails(3, &["/nowhere/at/all", "platctrl up"]);
     rig.cli(&["store", "init", "zookeeper://localhost/a"])

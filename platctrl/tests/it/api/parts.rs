@@ -109,7 +109,8 @@ async fn the_server_tells_what_it_serves() {
         .iter()
         .map(|kind| text(kind, "/kind"))
         .collect();
-    assert_eq!(kinds, ["Node", "Pod", "ReplicationController", "Event"]);
+    let served = ["DaemonSet", "Node", "Pod", "ReplicationController", "Event"];
+    assert_eq!(kinds, served);
 }
 
 #[tokio::test]
