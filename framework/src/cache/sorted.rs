@@ -103,7 +103,8 @@ impl Heads {
     fn inserted<'k>(&mut self, at: usize, key_at: impl Fn(usize) -> &'k str) {
         let len = self.len + 1;
         let at_an_end = at == 0 || at == self.len;
-        if at_an_end && common(key_at(0), key_at(len - 1)) != self.all.len() {
+        // An end that begins as another key does begins as all do; the only key has no other.
+        if self.len == 0 || at_an_end && common(key_at(0), key_at(len - 1)) != self.all.len() {
             *self = Self::over(len, key_at);
             return;
         }
@@ -576,6 +577,21 @@ mod tests {
                 prop_assert_eq!(tree.get("kind/default/none").map(|value| value.1), None);
             }
         }
+    }
+
+    #[test]
+    fn what_the_keys_before_began_with_is_forgotten_with_the_last_of_them() {
+        let mut tree = Pairs::default();
+        for key in ["ab1", "ab2"] {
+            tree.insert((key.into(), 0));
+        }
+        for key in ["ab1", "ab2"] {
+            tree.remove(key);
+        }
+        // As long as what they began with, and something else.
+        tree.insert(("xy".into(), 1));
+        check(&tree.root, true);
+        assert_eq!(tree.get("xy").map(|value| value.1), Some(1));
     }
 
     #[test]
