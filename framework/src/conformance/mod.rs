@@ -35,6 +35,17 @@
 //! Each case runs on a tokio runtime of its own: most on the current thread, so that a factory
 //! may pause tokio's time, those with many clients on several threads.
 
+/// The cases of a list of them.
+macro_rules! table {
+    ($($threads:literal $module:ident :: $name:ident)*) => {
+        &[$(Case {
+            name: stringify!($name),
+            threads: $threads,
+            run: |subject| Box::pin($module::$name(subject)),
+        }),*]
+    };
+}
+
 mod compares;
 mod concurrency;
 pub mod failsafe;
@@ -117,7 +128,11 @@ impl fmt::Debug for Case {
 /// The case of a name.
 #[must_use]
 pub fn case(name: &str) -> Option<&'static Case> {
-    CASES.iter().find(|case| case.name == name)
+    named(CASES, name)
+}
+
+fn named(cases: &'static [Case], name: &str) -> Option<&'static Case> {
+    cases.iter().find(|case| case.name == name)
 }
 
 /// All cases.
@@ -135,11 +150,11 @@ where
     run_one_of(CASES, name, factory, without);
 }
 
-fn run_one_of<F>(cases: &[Case], name: &str, factory: impl FnOnce() -> F, without: &[&str])
+fn run_one_of<F>(cases: &'static [Case], name: &str, factory: impl FnOnce() -> F, without: &[&str])
 where
     F: Future<Output = Subject>,
 {
-    let case = |name: &str| cases.iter().find(|case| case.name == name);
+    let case = |name: &str| named(cases, name);
     let unknown: Vec<_> = without.iter().filter(|name| case(name).is_none()).collect();
     assert!(unknown.is_empty(), "`without` names no cases: {unknown:?}");
     let case = case(name).expect("the macro lists the cases there are");
@@ -174,19 +189,24 @@ macro_rules! conformance_tests {
 
             const WITHOUT: &[&str] = &[$($(stringify!($without)),*)?];
 
-            $crate::__conformance_cases!([$crate::__conformance_test], $factory);
+            $crate::__conformance_cases!(
+                [$crate::__conformance_test],
+                $crate::conformance::run,
+                $factory
+            );
         }
     };
 }
 
+/// A test of each case in a list of them: what runs one, on what.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __conformance_test {
-    ($factory:path; $($threads:literal $module:ident :: $name:ident)*) => {
+    ($run:path, $factory:path; $($threads:literal $module:ident :: $name:ident)*) => {
         $(
             #[test]
             fn $name() {
-                $crate::conformance::run(stringify!($name), $factory, WITHOUT);
+                $run(stringify!($name), $factory, WITHOUT);
             }
         )*
     };
@@ -196,9 +216,9 @@ macro_rules! __conformance_test {
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __conformance_cases {
-    ([$($with:tt)+] $(, $context:path)?) => {
+    ([$($with:tt)+] $(, $run:path, $factory:path)?) => {
         $($with)+! {
-            $($context;)?
+            $($run, $factory;)?
             false reads::a_get_answers_each_key_in_the_order_asked
             false reads::a_read_shows_every_acknowledged_commit
             false reads::a_get_of_too_many_keys_is_refused
@@ -280,16 +300,6 @@ macro_rules! __conformance_cases {
             false reopening::revisions_go_on_after_reopening
             false reopening::a_watch_after_reopening_misses_nothing
         }
-    };
-}
-
-macro_rules! table {
-    ($($threads:literal $module:ident :: $name:ident)*) => {
-        &[$(Case {
-            name: stringify!($name),
-            threads: $threads,
-            run: |subject| Box::pin($module::$name(subject)),
-        }),*]
     };
 }
 

@@ -12,6 +12,7 @@ use futures::future::BoxFuture;
 use super::action::Action;
 use super::context::Context;
 use super::error::ReconcileError;
+use super::unsupported::Known;
 use crate::cache::{Entry, EntryChange, View};
 use crate::model::{
     EventType, GroupPlural, Kinds, Object, ObjectKey, Reality, Resource, Versioned,
@@ -138,6 +139,7 @@ pub struct Controller<K: Resource> {
     writes_per_second: Option<u32>,
     triggers: Vec<Trigger>,
     reports_while_frozen: bool,
+    refuses_unknown_fields: bool,
     part: Option<Arc<str>>,
     kind: PhantomData<fn() -> K>,
 }
@@ -191,6 +193,7 @@ impl<K: Resource> Controller<K> {
             writes_per_second: None,
             triggers: Vec::new(),
             reports_while_frozen: false,
+            refuses_unknown_fields: false,
             part: None,
             kind: PhantomData,
         }
@@ -310,6 +313,16 @@ impl<K: Resource> Controller<K> {
         self
     }
 
+    /// This controller carries specs out and must not do so in part: an object whose spec has a
+    /// field that `K` does not know, because a newer program wrote it, is left as it is, and says
+    /// so by the condition `Held` with the reason `Unsupported`. For who places, moves or ends
+    /// things by what a spec selects: a field that is overlooked may be the one that narrows it.
+    #[must_use]
+    pub fn refuses_unknown_fields(mut self) -> Self {
+        self.refuses_unknown_fields = true;
+        self
+    }
+
     /// This controller works beside the object's own worker, and keeps its share of the status in
     /// a part named `writer`: a syncer of names beside a balancer, say. Its claim, its reports
     /// ([`Changes::report_part`](super::Changes::report_part)) and its word that all is undone go
@@ -343,9 +356,11 @@ impl<K: Resource> Controller<K> {
             writes_per_second,
             triggers,
             reports_while_frozen,
+            refuses_unknown_fields,
             part,
             ..
         } = self;
+        let known = refuses_unknown_fields.then(|| Arc::new(Known::of::<K>()));
         let kind = K::group_plural();
         // What objects were before their intents went missing, until they were told so.
         let last: Arc<Mutex<HashMap<Arc<ObjectKey>, Arc<Entry>>>> = Arc::default();
@@ -381,7 +396,16 @@ impl<K: Resource> Controller<K> {
                     let metadata = &object.metadata;
                     let tombstone = metadata.deletion.as_ref();
                     if tombstone.is_none_or(|deletion| deletion.uid != metadata.uid) {
-                        return reconcile(object, context);
+                        let Some(known) = known.clone() else {
+                            return reconcile(object, context);
+                        };
+                        let reconcile = reconcile.clone();
+                        return Box::pin(async move {
+                            match known.hold::<K>(&context).await {
+                                Some(outcome) => outcome,
+                                None => reconcile(object, context).await,
+                            }
+                        });
                     }
                     match &on_delete {
                         Some(on_delete) => match context.admit_end() {

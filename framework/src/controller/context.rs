@@ -15,7 +15,7 @@ use super::unrest::{Put, Slowed, Writers};
 use crate::cache::{InVain, View};
 use crate::client::{Batch, ClientError, DeleteOptions, Outcome};
 use crate::environment::Environment;
-use crate::failsafe::{Ask, Held, Safeguards};
+use crate::failsafe::{Ask, Held, Safeguard, Safeguards};
 use crate::model::{
     EventType, FieldError, Intent, Joined, Kinds, Object, ObjectKey, ObjectReference, Reality,
     Resource, Status, Tree, Uid, Versioned,
@@ -263,6 +263,11 @@ impl Context {
     #[must_use]
     pub fn is_frozen(&self) -> bool {
         self.run.setting.guards.is_frozen()
+    }
+
+    /// All are, but in tests that prove what one is good for.
+    pub(crate) fn is_on(&self, safeguard: Safeguard) -> bool {
+        self.run.setting.guards.is_on(safeguard)
     }
 
     /// Begins a set of changes that happen together.

@@ -83,6 +83,7 @@ mod error;
 mod event;
 mod lead;
 mod look;
+mod narrow;
 mod outcome;
 mod portrait;
 mod posts;
@@ -95,6 +96,7 @@ mod sharding;
 mod signal;
 mod status;
 mod unrest;
+mod unsupported;
 
 pub use action::Action;
 pub use builder::{Absent, Controller, Trigger};

@@ -60,7 +60,7 @@ impl RuntimeStatus {
             tree = tree.part(failsafe);
         }
         for source in &self.sources {
-            tree = tree.part(source_tree(source));
+            tree = tree.part(source_tree(source, self.lag(source)));
         }
         for controller in &self.controllers {
             tree = tree.part(controller_tree(controller));
@@ -103,12 +103,15 @@ fn failsafe_tree(failsafe: &FailsafeView) -> Option<StatusTree> {
     (tree.standing != Standing::Well || !tree.parts.is_empty()).then_some(tree)
 }
 
-fn source_tree(source: &SourceStatus) -> StatusTree {
+fn source_tree(source: &SourceStatus, lag: Option<u64>) -> StatusTree {
     let mut tree = StatusTree::new(format!("source {}", source.prefix));
     tree = match source.revision {
         Some(revision) => tree.with("revision", revision.to_string()),
         None => tree.but(Standing::Waiting, "it was not read yet"),
     };
+    if let Some(lag) = lag {
+        tree = tree.with("lag", lag);
+    }
     if let Some(heard) = source.heard {
         tree = tree.with("heard", format!("{} ago", shown(heard)));
     }

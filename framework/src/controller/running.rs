@@ -116,6 +116,8 @@ pub(super) struct Running {
     /// Who of the controllers wrote what last.
     pub(super) writers: Arc<Writers>,
     pub(super) crews: Mutex<Crews>,
+    /// Takes kinds to register; None where another program does that.
+    pub(super) enrols: Option<mpsc::UnboundedSender<KindDefinition>>,
     /// Kinds that this program could not register.
     pub(super) refused: Refused,
 }
@@ -150,6 +152,7 @@ impl Running {
 
     /// Mirrors further kinds. Completes once they are read.
     pub(super) fn mirror_also(&self, kinds: &Kinds) -> oneshot::Receiver<()> {
+        self.enrol(kinds);
         let all = {
             let mut crews = self.crews();
             crews.base.define_all(kinds);
@@ -168,10 +171,14 @@ impl Running {
         drop(self.tell_kinds(all, &Kinds::new()));
     }
 
-    /// The kinds of all controllers, and those that are mirrored besides.
-    pub(super) fn declared(&self) -> Vec<KindDefinition> {
-        let kinds = self.crews().kinds();
-        kinds.iter().map(|known| known.definition.clone()).collect()
+    /// Has kinds registered, where this program does that.
+    pub(super) fn enrol(&self, kinds: &Kinds) {
+        for kind in kinds.iter().map(|known| known.definition.clone()) {
+            if let Some(enrols) = &self.enrols {
+                // Without who registers them everything is about to end.
+                let _ = enrols.send(kind);
+            }
+        }
     }
 
     fn tell_kinds(&self, kinds: Kinds, wanted: &Kinds) -> oneshot::Receiver<()> {
@@ -275,6 +282,7 @@ impl Running {
             others,
         });
         crews.changed();
+        self.enrol(&declared);
         let loaded = self.tell_kinds(crews.kinds(), &declared);
         let (held, sources) = (self.posts.subscribe(), self.sources.clone());
         let failed = self.failed.clone();
@@ -356,6 +364,7 @@ impl Running {
                 .iter()
                 .map(|source| source.status(now))
                 .collect(),
+            newest: self.metered.newest(),
             freshness: view.as_ref().map(View::freshness),
             leads: self
                 .elects
@@ -499,7 +508,8 @@ pub(super) async fn watch_eased(running: Arc<Running>) {
 /// Reports keys that wait too long for the view, and has their source read afresh.
 pub(super) async fn watch_parked(running: Arc<Running>) {
     let environment = &running.environment;
-    let mut last_read = environment.monotonic();
+    // A key may wait for several sources, one after the other.
+    let mut last_read = BTreeMap::new();
     loop {
         environment.sleep(PARKED_CHECK).await;
         for engine in &*running.engines() {
@@ -518,8 +528,9 @@ pub(super) async fn watch_parked(running: Arc<Running>) {
                 "the view does not show what was written"
             );
             let now = environment.monotonic();
-            if now.saturating_sub(last_read) > PARKED_TOO_LONG {
-                last_read = now;
+            let again = |last: &Duration| now.saturating_sub(*last) > PARKED_TOO_LONG;
+            if last_read.get(&source).is_none_or(again) {
+                last_read.insert(source, now);
                 running.sources[source].read_again();
             }
         }

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -12,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::builder::{Controller, Registered};
 use super::claim::TTL;
-use super::enrol::{Refused, enrol};
+use super::enrol::{Enrolment, Refused};
 use super::event::EventRecorder;
 use super::lead::{Division, Lead};
+use super::narrow::{feed_anchored, prefixes_of};
 use super::posts::Posts;
 use super::reaper;
 use super::running::{Crews, Running, mirror, must_not_end, watch_eased, watch_parked};
@@ -51,7 +53,7 @@ pub enum RunError {
     },
     /// None of the prefixes that the runtime watches can hold objects of a kind.
     #[error(
-        "{who} works with {kind}, of which no watched prefix tells: add one with `Runtime::watch`, or none at all to watch everything"
+        "{who} works with {kind}, of which no watched prefix tells: add one with `Runtime::watch`, or watch everything, without it and without `Runtime::watch_declared`"
     )]
     NotWatched {
         /// Who: a controller, or the runtime itself.
@@ -102,6 +104,7 @@ pub struct Runtime {
     environment: Environment,
     name: String,
     prefixes: Vec<Prefix>,
+    watches_declared: bool,
     kinds: Kinds,
     options: cache::Options,
     controllers: Vec<Registered>,
@@ -289,6 +292,7 @@ impl Runtime {
             environment,
             name: "controllers".to_owned(),
             prefixes: Vec::new(),
+            watches_declared: false,
             kinds: Kinds::new(),
             options: cache::Options::new(),
             controllers: Vec::new(),
@@ -319,6 +323,16 @@ impl Runtime {
     #[must_use]
     pub fn watch(mut self, prefix: Prefix) -> Self {
         self.prefixes.push(prefix);
+        self
+    }
+
+    /// Mirrors the objects of the declared kinds alone, those of the controllers and
+    /// [`Runtime::kind`], instead of all objects: for a program with a kind or two in a root that
+    /// holds many others'. Its views are [`Bounded`](crate::cache::Freshness::Bounded), and no
+    /// kind can be added while it runs. Each prefix gets its anchor when it is first watched.
+    #[must_use]
+    pub fn watch_declared(mut self) -> Self {
+        self.watches_declared = true;
         self
     }
 
@@ -413,6 +427,15 @@ impl Runtime {
         }
     }
 
+    /// The kinds of the controllers, and those that are mirrored besides.
+    fn declared(&self) -> Kinds {
+        let mut kinds = self.kinds.clone();
+        for controller in &self.controllers {
+            kinds.define_all(&controller.kinds);
+        }
+        kinds
+    }
+
     /// Runs until stopped. The store need not be there yet: reads are repeated until it answers.
     ///
     /// # Errors
@@ -420,6 +443,12 @@ impl Runtime {
     /// runtime was put together; nothing that a store or a controller does.
     pub async fn run(mut self) -> Result<(), RunError> {
         self.store = Pipeline::where_it_helps(RootedStore::around(self.store));
+        let chosen = match self.watches_declared {
+            true => prefixes_of(&self.declared()),
+            false => Vec::new(),
+        };
+        let given = self.prefixes.len();
+        self.prefixes.extend(chosen);
         if self.prefixes.is_empty() {
             self.prefixes
                 .push(Prefix::new("o/").expect("a constant that is a valid prefix"));
@@ -453,6 +482,7 @@ impl Runtime {
         let states: Vec<_> = states.map(Arc::new).collect();
         let (mirror_in, mirror_out) = mpsc::unbounded_channel();
         let (failed_in, mut failed) = mpsc::unbounded_channel();
+        let (enrol_in, enrol_out) = mpsc::unbounded_channel();
         let running = Arc::new(Running {
             name: self.name.clone(),
             metered,
@@ -471,26 +501,26 @@ impl Runtime {
             guards: guards.clone(),
             writers: Arc::default(),
             crews: Mutex::new(Crews::new(self.kinds.clone())),
+            enrols: self.registers.then_some(enrol_in),
             refused: Refused::default(),
         });
         let (orders_in, mut orders) = mpsc::unbounded_channel();
         set(&self.running, Some((running.clone(), orders_in)));
         let _in_slot = InSlot(self.running.clone());
         running.must_tell_of("the runtime", &self.kinds)?;
+        running.enrol(&self.kinds);
         for controller in std::mem::take(&mut self.controllers) {
             running.add(controller)?;
         }
         // Dropped with the future, and everything in it ends.
         let mut tasks = JoinSet::new();
-        if self.registers {
-            tasks.spawn(enrol(
-                self.store.clone(),
-                self.environment.clone(),
-                guards.clone(),
-                running.declared(),
-                running.refused.clone(),
-            ));
-        }
+        let enrolment = Enrolment {
+            store: self.store.clone(),
+            environment: self.environment.clone(),
+            guards: guards.clone(),
+            refused: running.refused.clone(),
+        };
+        tasks.spawn(enrolment.work(enrol_out));
         let (feed_in, feed_out) = mpsc::channel(FEED_BACKLOG);
         let mirror = mirror(writer, running.clone(), feed_out, mirror_out);
         tasks.spawn(must_not_end("mirror", failed_in.clone(), mirror));
@@ -503,7 +533,15 @@ impl Runtime {
                 feed: feed_in.clone(),
                 guards: guards.clone(),
             };
-            tasks.spawn(must_not_end("source", failed_in.clone(), feed(source)));
+            let feeding = match index < given || !self.watches_declared {
+                true => feed(source).boxed(),
+                false => {
+                    let prefix = self.prefixes[index].clone();
+                    let (store, environment) = (self.store.clone(), self.environment.clone());
+                    feed_anchored(source, prefix, store, environment, guards.clone()).boxed()
+                }
+            };
+            tasks.spawn(must_not_end("source", failed_in.clone(), feeding));
         }
         drop(feed_in);
         let speaker = running.clone();

@@ -18,6 +18,8 @@ pub struct RuntimeStatus {
     pub name: String,
     /// The sources of its view.
     pub sources: Vec<SourceStatus>,
+    /// The newest revision that the store is known to have.
+    pub newest: Revision,
     /// How new its view is; None before every source was read once.
     pub freshness: Option<Freshness>,
     /// Whether it holds its claim; None without leader election.
@@ -32,6 +34,16 @@ pub struct RuntimeStatus {
     pub failsafe: FailsafeView,
     /// Kinds that this program could not register, so that servers may not serve them, and why.
     pub unregistered: BTreeMap<String, String>,
+}
+
+impl RuntimeStatus {
+    /// By how many revisions a source lags behind what the store is known to have. None before it
+    /// was read once.
+    #[must_use]
+    pub fn lag(&self, source: &SourceStatus) -> Option<u64> {
+        let newest = self.newest.as_u64();
+        Some(newest.saturating_sub(source.revision?.as_u64()))
+    }
 }
 
 /// A process's part in work that is shared by shards.

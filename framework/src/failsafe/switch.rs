@@ -60,6 +60,8 @@ pub enum Safeguard {
     Freeze,
     /// Nothing changes in a store whose format is too new for this program.
     Format,
+    /// A spec with a field that its controller does not know is not carried out.
+    UnknownFields,
 }
 
 #[cfg(any(test, feature = "conformance"))]
@@ -90,6 +92,7 @@ impl Safeguard {
         Self::ResetOnce,
         Self::Freeze,
         Self::Format,
+        Self::UnknownFields,
     ];
 }
 
@@ -126,6 +129,6 @@ mod tests {
         all.dedup();
         assert_eq!(all, Safeguard::ALL);
         // Those who add one behind the last are told to list it.
-        assert_eq!(Safeguard::ALL.len(), Safeguard::Format as usize + 1);
+        assert_eq!(Safeguard::ALL.len(), Safeguard::UnknownFields as usize + 1);
     }
 }

@@ -6,16 +6,19 @@
 //! where the meaning is the same, so that dashboards and alerts for it work; what it does not
 //! have begins with `platctrl_`.
 
+mod page;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, NoLabelSet};
-use prometheus_client::metrics::MetricType;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::registry::Registry;
 
+use self::page::Page;
 use super::convergence::Timed;
-use super::histogram::Histogram;
 use super::journal::Tally;
 use super::runs::Ending;
 use super::store::{Calls, MeteredStore, OUTCOMES, Operation};
@@ -162,61 +165,6 @@ impl Collector for Metrics {
         let stores = self.stores.iter();
         let stores = stores.map(|(client, store)| (client.clone(), store.calls()));
         write(encoder, &runtimes, &stores.collect::<Vec<_>>())
-    }
-}
-
-/// Writes families one after the other.
-struct Page<'e>(DescriptorEncoder<'e>);
-
-impl Page<'_> {
-    fn gauge<L: EncodeLabelSet>(
-        &mut self,
-        name: &str,
-        help: &str,
-        samples: impl IntoIterator<Item = (L, f64)>,
-    ) -> fmt::Result {
-        let kind = MetricType::Gauge;
-        let mut family = self.0.encode_descriptor(name, help, None, kind)?;
-        for (labels, value) in samples {
-            family.encode_family(&labels)?.encode_gauge(&value)?;
-        }
-        Ok(())
-    }
-
-    /// `name` without the `_total` that a counter gets.
-    fn counter<L: EncodeLabelSet>(
-        &mut self,
-        name: &str,
-        help: &str,
-        samples: impl IntoIterator<Item = (L, u64)>,
-    ) -> fmt::Result {
-        let kind = MetricType::Counter;
-        let mut family = self.0.encode_descriptor(name, help, None, kind)?;
-        for (labels, value) in samples {
-            let mut sample = family.encode_family(&labels)?;
-            sample.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
-        }
-        Ok(())
-    }
-
-    fn histogram<L: EncodeLabelSet>(
-        &mut self,
-        name: &str,
-        help: &str,
-        samples: impl IntoIterator<Item = (L, Histogram)>,
-    ) -> fmt::Result {
-        let kind = MetricType::Histogram;
-        let mut family = self.0.encode_descriptor(name, help, None, kind)?;
-        for (labels, value) in samples {
-            let mut sample = family.encode_family(&labels)?;
-            sample.encode_histogram::<NoLabelSet>(
-                value.sum_seconds(),
-                value.count(),
-                &value.buckets(),
-                None,
-            )?;
-        }
-        Ok(())
     }
 }
 
@@ -632,93 +580,4 @@ fn calls(page: &mut Page<'_>, clients: &[(&str, &Calls)]) -> fmt::Result {
         "How long the store took to answer",
         took,
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Debug)]
-    struct Fixed(Vec<RuntimeFacts>);
-
-    impl Collector for Fixed {
-        fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-            write(encoder, &self.0, &[])
-        }
-    }
-
-    fn text(facts: Vec<RuntimeFacts>) -> String {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(Fixed(facts)));
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
-        text
-    }
-
-    fn facts() -> RuntimeFacts {
-        RuntimeFacts {
-            name: "controllers".to_owned(),
-            leads: Some(true),
-            sources: vec![SourceFacts {
-                prefix: "o/".to_owned(),
-                revision: Revision::from_u64(40),
-                ..SourceFacts::default()
-            }],
-            controllers: vec![ControllerFacts {
-                name: "sites".to_owned(),
-                ready: [3, 0, 1],
-                ..ControllerFacts::default()
-            }],
-            newest: Revision::from_u64(43),
-            ..RuntimeFacts::default()
-        }
-    }
-
-    #[test]
-    fn every_label_is_there_before_anything_happened() {
-        let text = text(vec![facts()]);
-        for line in [
-            r#"controller_runtime_reconcile_total{controller="sites",runtime="controllers",result="error"} 0"#,
-            r#"controller_runtime_reconcile_total{controller="sites",runtime="controllers",result="success"} 0"#,
-            r#"controller_runtime_reconcile_panics_total{controller="sites",runtime="controllers"} 0"#,
-            r#"controller_runtime_reconcile_time_seconds_count{controller="sites",runtime="controllers"} 0"#,
-            r#"controller_runtime_reconcile_time_seconds_bucket{le="+Inf",controller="sites",runtime="controllers"} 0"#,
-            r#"workqueue_depth{name="sites",controller="sites",runtime="controllers",priority="change"} 3.0"#,
-            r#"workqueue_depth{name="sites",controller="sites",runtime="controllers",priority="retry"} 0.0"#,
-            r#"workqueue_retries_total{name="sites",controller="sites",runtime="controllers"} 0"#,
-            r#"platctrl_store_requests_total{client="controllers",operation="commit",outcome="unknown"} 0"#,
-            r#"leader_election_master_status{name="controllers"} 1.0"#,
-            r#"platctrl_cache_lag_revisions{source="o/",runtime="controllers"} 3.0"#,
-            r#"platctrl_failsafe_holds{guard="vanished",runtime="controllers"} 0.0"#,
-            r#"platctrl_convergence_seconds_count{controller="sites",runtime="controllers"} 0"#,
-        ] {
-            assert!(text.lines().any(|it| it == line), "no {line} in\n{text}");
-        }
-    }
-
-    #[test]
-    fn each_family_is_described_once_though_there_are_several_runtimes() {
-        let mut agent = facts();
-        agent.name = "agent".to_owned();
-        let text = text(vec![facts(), agent]);
-        let mut described: Vec<_> = text
-            .lines()
-            .filter(|line| line.starts_with("# TYPE"))
-            .collect();
-        let count = described.len();
-        assert!(count > 30, "{text}");
-        described.dedup();
-        described.sort_unstable();
-        described.dedup();
-        assert_eq!(described.len(), count);
-        assert!(text.ends_with("# EOF\n"));
-    }
-
-    #[test]
-    fn a_run_is_counted_under_one_result() {
-        let mut all: Vec<_> = Ending::ALL.into_iter().filter_map(result_of).collect();
-        all.sort_unstable();
-        all.dedup();
-        assert_eq!(all, ["error", "requeue", "requeue_after", "success"]);
-    }
 }

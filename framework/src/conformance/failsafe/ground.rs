@@ -22,7 +22,7 @@ use crate::controller::{
 use crate::environment::{Clock, Environment};
 use crate::failsafe::{Failsafe, FailsafeView, Failsafes, Guard, Limits, Reset, ring};
 use crate::model::identity::{IdentityError, initialise};
-use crate::model::{InvalidName, Metadata, Object, ObjectKey, Resource, Tree};
+use crate::model::{InvalidName, Metadata, Object, ObjectKey, Resource, Selector, Tree};
 use crate::store::{Key, ListRequest, Prefix, Record, Store, Transaction};
 
 /// How much faster the runtime's clock goes.
@@ -66,6 +66,8 @@ impl From<serde_json::Error> for Stop {
 pub(super) struct PlantSpec {
     /// How large it is wanted.
     pub(super) size: u32,
+    /// Where.
+    pub(super) bed: Selector,
 }
 
 /// The machine's clock, hurried.
@@ -171,6 +173,7 @@ fn controller(work: &Shared, trigger: &Trigger) -> Controller<Plant> {
         async { Ok::<_, ReconcileError>(Action::await_change()) }
     })
     .triggered_by(trigger)
+    .refuses_unknown_fields()
     // A hurried clock must not end runs on a slow machine.
     .timeout(Duration::from_secs(24 * 3600))
 }
@@ -372,7 +375,9 @@ impl Ground {
             namespace: Some("default".to_owned()),
             ..Metadata::named(name)
         };
-        let plant = Object::<Plant>::new(metadata, PlantSpec { size });
+        let bed = "*".parse::<Selector>();
+        let bed = bed.map_err(|error| Stop::failed(error.to_string()))?;
+        let plant = Object::<Plant>::new(metadata, PlantSpec { size, bed });
         self.client.create(&plant).await?;
         Ok(())
     }
@@ -471,21 +476,38 @@ impl Ground {
         }
     }
 
-    /// Waits until the runtime holds, and has written that down.
+    /// What a scrape shows, and an event tells.
+    async fn is_told(&self, running: &Running, guard: Guard) -> Check<bool> {
+        let label = format!("platctrl_failsafe_holds{{guard=\"{}\",", guard.as_str());
+        let text = running.handle.metrics().text();
+        let mut counts = text.lines().filter(|line| line.starts_with(&label));
+        if !counts.any(|line| !line.ends_with(" 0.0")) {
+            return Ok(false);
+        }
+        let events = self.list(Prefix::new("x/event/")?).await?;
+        Ok(events.iter().any(|event| {
+            let event = serde_json::from_slice::<Value>(&event.value).unwrap_or_default();
+            let message = event["message"].as_str().unwrap_or_default();
+            event["reason"] == "Held" && message.starts_with(guard.as_str())
+        }))
+    }
+
+    /// Waits until the runtime holds, has written that down and tells it by metrics and events.
     #[track_caller]
     pub(super) fn is_held<'a>(
         &'a self,
         running: &'a Running,
         guard: Guard,
     ) -> impl Future<Output = Check> + use<'a> {
-        self.until("it is held, and written down", async move || {
+        self.until("it is held, written down and told", async move || {
             if !running.holds(guard) {
                 return Ok(false);
             }
             let written = self.written().await?;
             let holds = written.map(|written| written.status.detail.holds);
             let mut holds = holds.into_iter().flatten();
-            Ok(holds.any(|hold| hold.guard == guard))
+            let written = holds.any(|hold| hold.guard == guard);
+            Ok(written && self.is_told(running, guard).await?)
         })
     }
 

@@ -38,6 +38,7 @@
 mod address;
 mod ground;
 mod history;
+mod orders;
 mod records;
 
 use super::{Case, Subject};
@@ -45,7 +46,7 @@ use super::{Case, Subject};
 /// The case of a name.
 #[must_use]
 pub fn case(name: &str) -> Option<&'static Case> {
-    CASES.iter().find(|case| case.name == name)
+    super::named(CASES, name)
 }
 
 /// All cases.
@@ -76,66 +77,53 @@ macro_rules! failsafe_tests {
 
             const WITHOUT: &[&str] = &[$($(stringify!($without)),*)?];
 
-            $crate::__failsafe_cases!([$crate::__failsafe_test], $factory);
+            $crate::__failsafe_cases!(
+                [$crate::__conformance_test],
+                $crate::conformance::failsafe::run,
+                $factory
+            );
         }
     };
 }
 
-#[doc(hidden)]
-#[macro_export]
-macro_rules! __failsafe_test {
-    ($factory:path; $($module:ident :: $name:ident)*) => {
-        $(
-            #[test]
-            fn $name() {
-                $crate::conformance::failsafe::run(stringify!($name), $factory, WITHOUT);
-            }
-        )*
-    };
-}
-
-/// The list of cases: module and name.
+/// The list of cases, as that of [the cases about stores](crate::conformance).
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __failsafe_cases {
-    ([$($with:tt)+] $(, $context:path)?) => {
+    ([$($with:tt)+] $(, $run:path, $factory:path)?) => {
         $($with)+! {
-            $($context;)?
-            records::failsafe_intent_lost
-            records::failsafe_intent_all_vanish
-            records::failsafe_intent_all_change
-            records::failsafe_intent_all_become_unreadable
-            records::failsafe_intent_all_go_back
-            records::failsafe_reality_lost
-            records::failsafe_reality_all_vanish
-            records::failsafe_reality_of_another_uid
-            records::failsafe_root_all_vanish
-            records::failsafe_tombstones_in_bulk
-            records::failsafe_budget
-            records::failsafe_cold_start
-            records::failsafe_event_and_beat_lost
-            records::failsafe_claim_lost
-            history::failsafe_anchor_lost
-            history::failsafe_format_too_new
-            history::failsafe_frozen
-            history::failsafe_chain_lost
-            history::failsafe_chain_of_another_history
-            history::failsafe_store_restored_older
-            history::failsafe_store_restored_forward
-            history::failsafe_store_restored_while_nobody_looked
-            history::failsafe_store_another_under_the_same_address
-            history::failsafe_store_comes_back_empty
+            $($run, $factory;)?
+            false orders::failsafe_intent_create
+            false orders::failsafe_intent_change
+            false orders::failsafe_intent_delete
+            false orders::failsafe_reality_of_another_spec
+            false orders::failsafe_selector_empty_invalid_or_missing
+            false orders::failsafe_selector_widened_by_an_unknown_field
+            false records::failsafe_intent_lost
+            false records::failsafe_intent_all_vanish
+            false records::failsafe_intent_all_change
+            false records::failsafe_intent_all_become_unreadable
+            false records::failsafe_intent_all_go_back
+            false records::failsafe_reality_lost
+            false records::failsafe_reality_all_vanish
+            false records::failsafe_reality_of_another_uid
+            false records::failsafe_root_all_vanish
+            false records::failsafe_tombstones_in_bulk
+            false records::failsafe_budget
+            false records::failsafe_cold_start
+            false records::failsafe_event_and_beat_lost
+            false records::failsafe_claim_lost
+            false history::failsafe_anchor_lost
+            false history::failsafe_format_too_new
+            false history::failsafe_frozen
+            false history::failsafe_chain_lost
+            false history::failsafe_chain_of_another_history
+            false history::failsafe_store_restored_older
+            false history::failsafe_store_restored_forward
+            false history::failsafe_store_restored_while_nobody_looked
+            false history::failsafe_store_another_under_the_same_address
+            false history::failsafe_store_comes_back_empty
         }
-    };
-}
-
-macro_rules! table {
-    ($($module:ident :: $name:ident)*) => {
-        &[$(Case {
-            name: stringify!($name),
-            threads: false,
-            run: |subject| Box::pin($module::$name(subject)),
-        }),*]
     };
 }
 

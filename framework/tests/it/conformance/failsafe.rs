@@ -80,4 +80,5 @@ bites! {
     failsafe_chain_of_another_history: ChainOther;
     failsafe_store_restored_forward: ChainMissing, HistorySteps;
     failsafe_store_restored_while_nobody_looked: HistoryBlind;
+    failsafe_selector_widened_by_an_unknown_field: UnknownFields;
 }

@@ -41,6 +41,28 @@ async fn a_runtime_registers_the_kinds_of_its_controllers_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn kinds_that_come_later_are_registered_when_they_come() {
+    let world = World::new().await;
+    let running = world.run(world.runtime());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(registered(&world).await, Vec::<String>::new());
+    running.handle.add_kind::<Page>().await.unwrap();
+    until("the kind is registered", || async {
+        registered(&world).await == ["pages"]
+    })
+    .await;
+    running.handle.add_controller(sites()).await.unwrap();
+    until("that of the controller is, too", || async {
+        registered(&world).await == ["pages", "sites"]
+    })
+    .await;
+    running.handle.remove_controller("sites").await.unwrap();
+    running.handle.add_controller(sites()).await.unwrap();
+    works(&world, "a").await;
+    assert_eq!(registered(&world).await, ["pages", "sites"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_runtime_that_may_not_register_says_so_and_works() {
     let world = World::new().await;
     let faults = world.store.faults();

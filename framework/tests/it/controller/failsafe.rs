@@ -6,6 +6,7 @@ mod format;
 mod frozen;
 mod restored;
 mod steps;
+mod unknown;
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;

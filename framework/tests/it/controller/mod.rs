@@ -9,6 +9,7 @@ mod failsafe;
 mod fresh;
 mod input;
 mod life;
+mod narrow;
 mod parts;
 mod seeing;
 mod shards;

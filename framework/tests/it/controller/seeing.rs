@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::Mutex;
 
-use platctrl_framework::controller::EventRecorder;
+use platctrl_framework::controller::{EventRecorder, Trigger};
 use platctrl_framework::model::{
     Condition, ConditionStatus, Event, EventType, ObjectReference, Phase, Uid,
 };
@@ -238,8 +238,42 @@ async fn the_tree_says_what_is_wrong_and_where() {
     assert!(text.contains("BAD      sites/default/a: "), "{text}");
     assert!(text.contains("the disk is full"), "{text}");
     let json = serde_json::to_value(&tree).unwrap();
+    assert_eq!(json["parts"][0]["facts"]["lag"], 0);
     assert_eq!(json["name"], "runtime controllers");
     assert_eq!(json["parts"][0]["standing"], "troubled");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_tree_tells_by_how_many_revisions_a_view_lags_behind() {
+    let world = World::new().await;
+    let (ready, trigger) = (Arc::<Mutex<bool>>::default(), Trigger::new());
+    let controller = reporting(ready.clone()).triggered_by(&trigger);
+    let running = world.run(world.runtime().controller(controller));
+    world.site("first", 0).await;
+    until("it is worked on", || async {
+        world.count("o/reality/example.dev/sites/") == 1
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let everything = Prefix::new("o/").unwrap();
+    world.store.faults().hold_watches(everything);
+    for site in ["a", "b", "c"] {
+        world.site(site, 0).await;
+    }
+    // The program itself writes, and so learns how far the store is.
+    *ready.lock().unwrap() = true;
+    trigger.fire(site_key("first"), "it is ready");
+    let lag = || {
+        let status = running.handle.status().unwrap();
+        status.lag(&status.sources[0]).unwrap()
+    };
+    until("it is known to lag", || async { lag() >= 3 }).await;
+    let tree = serde_json::to_value(running.handle.status().unwrap().tree()).unwrap();
+    let source = &tree["parts"][0];
+    assert_eq!(source["name"], "source o/");
+    assert_eq!(source["facts"]["lag"].as_u64(), Some(lag()));
+    world.store.faults().release_watches();
+    until("it has caught up", || async { lag() == 0 }).await;
 }
 
 /// Collects what a subscriber writes.

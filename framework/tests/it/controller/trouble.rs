@@ -46,7 +46,7 @@ async fn put(world: &World, key: &str, value: &str) {
     world.store.commit(put).await.unwrap();
 }
 
-async fn one_child_each(seed: u64) {
+async fn one_child_each(seed: u64, watched: impl Fn(Runtime) -> Runtime) {
     let world = World::new().await;
     let faults = world.store.faults();
     const SITES: usize = 12;
@@ -67,7 +67,8 @@ async fn one_child_each(seed: u64) {
         changes.commit().await?;
         Ok::<_, ReconcileError>(Action::await_change())
     });
-    let running = world.run(world.runtime().controller(controller.owns::<Page>()));
+    let runtime = world.runtime().controller(controller.owns::<Page>());
+    let running = world.run(watched(runtime));
     // Any generator will do that gives the same numbers for the same seed.
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut random = move |below: u64| {
@@ -112,7 +113,8 @@ async fn one_child_each(seed: u64) {
     }
     drop(faults.apply_delayed());
     faults.release_watches();
-    assert!(faults.counts().unknown > 5, "the faults happened");
+    let unknown = faults.counts().unknown;
+    assert!(unknown > 5, "seed {seed}: {unknown} faults happened");
     until("each site has its page", || async {
         world.count("o/intent/example.dev/pages/") == SITES
     })
@@ -123,7 +125,14 @@ async fn one_child_each(seed: u64) {
 #[tokio::test(start_paused = true)]
 async fn a_child_is_never_made_twice_however_stale_the_view_and_lost_the_answers() {
     for seed in 1..=12 {
-        one_child_each(seed).await;
+        one_child_each(seed, |runtime| runtime).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_child_is_never_made_twice_where_each_kind_is_watched_by_itself() {
+    for seed in 1..=12 {
+        one_child_each(seed, Runtime::watch_declared).await;
     }
 }
 

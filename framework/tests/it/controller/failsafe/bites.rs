@@ -69,6 +69,8 @@ bites! {
         restored::failsafe_store_restored_with_older_revisions_takes_nothing_until_a_person_looked;
     reset_once: ResetOnce by steps::failsafe_reset_counts_once_and_for_the_hold_that_was_seen;
     freeze: Freeze by frozen::frozen_nothing_is_changed_until_it_is_thawed;
+    unknown_fields: UnknownFields by
+        unknown::failsafe_selector_widened_by_an_unknown_field_is_left_until_it_is_known;
     format: Format by format::failsafe_format_that_is_too_new_changes_nothing_until_it_is_understood;
 }
 
