@@ -18,9 +18,10 @@ use tokio::sync::Barrier;
 const CONTROLLERS: usize = 50;
 
 fn rounds() -> usize {
-    // `make soak` asks for 10,000.
-    let asked = std::env::var("PLATCTRL_RACE_ROUNDS").ok();
-    asked.and_then(|text| text.parse().ok()).unwrap_or(200)
+    match std::env::var("PLATCTRL_TEST_SCALE").as_deref() {
+        Ok("full") => 10_000,
+        _ => 200,
+    }
 }
 
 fn prefix() -> Prefix {
@@ -147,6 +148,7 @@ async fn fifty_controllers_that_race_for_the_last_places_never_overcommit_a_node
         assert_eq!(came.placed, 3, "every place is taken");
         conflicts += came.conflicts;
     }
+    println!("{} rounds, {conflicts} conflicts", rounds());
     assert!(conflicts > 0, "nobody was ever in the other's way");
 }
 
