@@ -10,12 +10,13 @@ use crate::artifacts::Artifacts;
 use crate::auth::{UserPolicy, Users};
 use crate::cgroup::{self, CgroupError, Cgroups, Group};
 use crate::files::FileError;
-use crate::health::Prober;
+use crate::health::{ProbeFiles, Prober};
 use crate::hoist;
 use crate::launch::{Shims, Supervisor};
 use crate::layout::{Layout, LayoutError};
 use crate::name::PodName;
 use crate::port_book::PortBook;
+use crate::situation::Circumstances;
 
 /// How a node runs pods.
 #[derive(Clone, Debug)]
@@ -39,6 +40,8 @@ pub struct HostConfig {
     pub allow_unverified: bool,
     /// Which users pods may run as.
     pub users: UserPolicy,
+    /// What checks over TLS show and believe.
+    pub probes: ProbeFiles,
     /// How the helper processes that fetch and unpack are started: by default this program, which
     /// has to hand [`hoist::child::SUBCOMMAND`] to [`hoist::child::main`].
     pub helper: Option<hoist::ChildCommand>,
@@ -57,6 +60,7 @@ impl HostConfig {
             file_dirs: Vec::new(),
             allow_unverified: false,
             users: UserPolicy::default(),
+            probes: ProbeFiles::default(),
             helper: None,
         }
     }
@@ -96,6 +100,9 @@ pub struct Host {
     pub(crate) supervisor: Arc<dyn Supervisor>,
     pub(crate) ports: PortBook,
     pub(crate) prober: Prober,
+    /// The supervisor's program, which also runs commands beside a pod's programs.
+    pub(crate) shim: PathBuf,
+    pub(crate) circumstances: Circumstances,
 }
 
 impl Host {
@@ -122,9 +129,11 @@ impl Host {
             users: Users::open(layout.data_dir(), config.users),
             cgroups: Cgroups::detect(&cgroup::tag(layout.data_dir())),
             artifacts: Artifacts::new(store, config.allow_unverified),
-            supervisor: Arc::new(Shims::new(shim)),
+            supervisor: Arc::new(Shims::new(shim.clone())),
             ports: PortBook::default(),
-            prober: Prober::new(config.environment.clone()),
+            prober: Prober::new(config.environment.clone()).with_tls(config.probes),
+            shim,
+            circumstances: Circumstances::default(),
             node: config.node,
             host_ip: config.host_ip,
             environment: config.environment,

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use platctrl_framework::model::{Condition, ConditionStatus, Digest, EventType, Uid};
-use platctrl_kinds::{PodPhase, PodStatus, condition};
+use platctrl_kinds::{PodPhase, PodStatus, RestartRequest, condition};
 
 use crate::launch::{Activity, UnitExit, UnitState};
 use crate::name::PodName;
 use crate::plan::{Hold, Step};
 use crate::state::{PodRecord, Position};
 use crate::version::Desired;
+use crate::worker::Wish;
 
 /// A pod's status as its worker sees it.
 #[derive(Clone, Debug, PartialEq)]
@@ -183,7 +184,7 @@ pub(crate) fn compose(facts: &Facts<'_>) -> Report {
             .collect(),
         restarts: states().map(|(_, state)| state.restarts).sum(),
         exits: record.exits.clone(),
-        restart_request: None,
+        restart_request: request(facts),
         reason,
         message,
         node_name: facts.node.to_owned(),
@@ -198,6 +199,15 @@ pub(crate) fn compose(facts: &Facts<'_>) -> Report {
         conditions,
         status: if facts.gone { gone(status) } else { status },
     }
+}
+
+/// The restart that is asked for, until it is granted.
+fn request(facts: &Facts<'_>) -> Option<RestartRequest> {
+    let asked = facts.record.restart.as_ref().filter(|it| !it.granted)?;
+    Some(RestartRequest {
+        id: asked.id.clone(),
+        reason: asked.why.clone(),
+    })
 }
 
 /// Of a pod that is gone nothing is left to tell but how its programs ended.
@@ -305,6 +315,20 @@ fn ready(facts: &Facts<'_>, phase: PodPhase) -> Condition {
             None => no(phase.as_str(), "it was not started yet".into()),
         };
     };
+    if record.stopped == Some(current.generation) {
+        let message = "somebody stopped it on the node: `platctrl start` starts it again";
+        return no("Stopped", message.into());
+    }
+    match &record.restart {
+        Some(asked) if asked.granted => {
+            return no("Restarting", format!("{} asked for it", asked.why));
+        }
+        Some(asked) if asked.wish == Wish::Liveness => {
+            let message = format!("{}; it waits for a grant to restart", asked.why);
+            return no("NotAlive", message);
+        }
+        _ => {}
+    }
     for program in current.programs.keys() {
         let unit = facts.units.get(program);
         let last = unit.and_then(|unit| unit.last_exit.as_ref());

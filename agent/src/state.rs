@@ -17,6 +17,7 @@ use crate::files::{self, Access, FileError};
 use crate::health::HealthState;
 use crate::name::PodName;
 use crate::version::{Desired, Version};
+use crate::worker::AskedRestart;
 
 /// The form that is written. A reader takes any: fields it does not know are kept.
 const FORMAT: u32 = 1;
@@ -123,6 +124,16 @@ pub struct PodRecord {
     /// What was known of its health last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<KnownHealth>,
+    /// What was known last of whether it lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub liveness: Option<KnownHealth>,
+    /// A restart that was asked for and is not done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<AskedRestart>,
+    /// The generation that somebody on the node stopped: it is not started until somebody there
+    /// wants it, or another generation takes over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<u64>,
     /// How the last few programs ended, newest last.
     #[serde(default)]
     pub exits: Vec<Exit>,
@@ -168,6 +179,9 @@ impl PodRecord {
             position: Position::Settled,
             draining: None,
             health: None,
+            liveness: None,
+            restart: None,
+            stopped: None,
             exits: Vec::new(),
             seen_exits: BTreeMap::new(),
             phase: String::new(),

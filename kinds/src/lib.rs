@@ -11,6 +11,7 @@ mod amount;
 mod daemon_set;
 mod disruption_budget;
 mod duration;
+mod health;
 mod node;
 mod placement;
 mod pod;
@@ -24,11 +25,12 @@ pub use disruption_budget::{
     DisruptionBudget, DisruptionBudgetSpec, DisruptionBudgetStatus, default_floor,
 };
 pub use duration::{InvalidDuration, Span};
+pub use health::{ExecCheck, Grant, Health, HttpCheck, LivenessOffline, Scheme, TcpCheck};
 pub use node::{Capacity, Node, NodeSpec, NodeStatus, node_condition};
 pub use placement::{PodPlacement, app_matches};
 pub use pod::{
-    Exit, Health, HttpCheck, Launchable, LaunchableType, Pod, PodPhase, PodSpec, PodStatus, Port,
-    Resources, Restart, RestartPolicy, RestartRequest, condition,
+    Exit, Launchable, LaunchableType, Pod, PodPhase, PodSpec, PodStatus, Port, Resources, Restart,
+    RestartPolicy, RestartRequest, condition,
 };
 pub use quantity::{Bytes, Cpu, InvalidQuantity};
 pub use replication_controller::{

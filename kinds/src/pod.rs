@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Bytes, Cpu, PodPlacement, Span};
+use crate::{Bytes, Cpu, Health, LivenessOffline, PodPlacement, Span};
 
 /// Programs that run together on one node.
 ///
@@ -54,6 +54,14 @@ pub struct PodSpec {
     /// How to see that the pod can do its work. Without it a running pod is ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
+    /// How to see that the pod still lives. One that does not is not ready, and is restarted once
+    /// a controller grants it, so that not all pods of a workload are restarted at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub liveness: Option<Health>,
+    /// What happens to a pod that does not live while the store is away: `hold` it, or `restart`
+    /// one at a time. Default hold.
+    #[serde(default, skip_serializing_if = "LivenessOffline::is_hold")]
+    pub liveness_offline: LivenessOffline,
     /// How long an orderly end of the whole pod may take. Default 30s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub termination_grace_period: Option<Span>,
@@ -160,62 +168,6 @@ pub struct Port {
     pub port: Option<u16>,
 }
 
-/// How to see that a pod can do its work.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Health {
-    /// Ask over HTTP: any 2xx answer is healthy.
-    pub http: HttpCheck,
-    /// Time between checks. Default 10s.
-    #[serde(default = "ten_seconds")]
-    pub interval: Span,
-    /// Time for one check. Default 1s.
-    #[serde(default = "one_second")]
-    pub timeout: Span,
-    /// Failures in a row that make a healthy pod unhealthy. Default 3.
-    #[serde(default = "three")]
-    #[schemars(range(min = 1))]
-    pub failure_threshold: u32,
-    /// Successes in a row that make an unhealthy pod healthy. Default 1.
-    #[serde(default = "one")]
-    #[schemars(range(min = 1))]
-    pub success_threshold: u32,
-    /// After a start, checks come quickly and failures do not count for so long. Default 10s.
-    #[serde(default = "ten_seconds")]
-    pub grace: Span,
-}
-
-fn ten_seconds() -> Span {
-    Span::from_secs(10)
-}
-
-fn one_second() -> Span {
-    Span::from_secs(1)
-}
-
-fn one() -> u32 {
-    1
-}
-
-fn three() -> u32 {
-    3
-}
-
-/// An HTTP request on a port of the pod.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct HttpCheck {
-    /// The name of the port.
-    pub port: String,
-    /// The path, beginning with `/`. Default `/_status`.
-    #[serde(default = "status_path")]
-    pub path: String,
-}
-
-fn status_path() -> String {
-    "/_status".to_owned()
-}
-
 /// What a pod's agent reports.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -250,8 +202,9 @@ pub struct PodStatus {
     pub host_ip: String,
 }
 
-/// An agent asks whether it may restart a pod that runs and does not do its work. The pod is not
-/// ready by then. The answer is the pod's grant, which names the same `id`.
+/// An agent asks whether it may restart a pod. One that does not live is not ready by then; one
+/// that somebody on the node wants restarted may be. The answer is the pod's [`Grant`](crate::Grant),
+/// which names the same `id`; when the request is gone, the pod is not ready until it has started.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RestartRequest {
@@ -476,24 +429,10 @@ impl PodSpec {
                 );
             }
         }
-        if let Some(health) = &self.health {
-            if !self.ports.contains_key(&health.http.port) {
-                wrong(
-                    "health.http.port".into(),
-                    format!("`{}` is not one of the pod's ports", health.http.port),
-                );
-            }
-            let path = &health.http.path;
-            if !path.starts_with('/') || path.bytes().any(|byte| byte <= b' ' || byte == 0x7f) {
-                wrong(
-                    "health.http.path".into(),
-                    "must begin with `/` and hold no spaces or control characters".into(),
-                );
-            }
-            for (field, span) in [("interval", health.interval), ("timeout", health.timeout)] {
-                if span < Span::from_millis(10) {
-                    wrong(format!("health.{field}"), "is below 10ms".into());
-                }
+        for (field, check) in [("health", &self.health), ("liveness", &self.liveness)] {
+            if let Some(check) = check {
+                let path = format!("{path}.{field}");
+                check.validate(&path, &self.ports, &self.launchables, errors);
             }
         }
     }

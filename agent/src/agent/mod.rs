@@ -20,6 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::files::FileError;
 use crate::host::{Host, HostConfig, HostError};
+use crate::name::PodName;
+use crate::situation::Granter;
+use crate::worker::Control;
 use memory::Memory;
 use node::{Fence, Keeper, NodeError};
 use pods::{Pods, Told};
@@ -96,6 +99,7 @@ pub struct Agent {
 pub struct AgentHandle {
     runtime: RuntimeHandle,
     told: Arc<Told>,
+    pods: Weak<Pods>,
     waits: watch::Receiver<Option<String>>,
 }
 
@@ -112,6 +116,14 @@ impl AgentHandle {
         self.told.reports()
     }
 
+    /// Says something to a pod's worker: what somebody on this node wants of it. False when the pod
+    /// is not here.
+    #[must_use]
+    pub fn control(&self, pod: &PodName, word: Control) -> bool {
+        let pods = self.pods.upgrade();
+        pods.is_some_and(|pods| pods.control(pod, word))
+    }
+
     /// Why the agent takes no orders at the moment, while it does not: the store is away, or
     /// another one, or the node is not admitted. Pods keep running.
     #[must_use]
@@ -125,10 +137,10 @@ impl AgentHandle {
 ///
 /// # Errors
 /// When `node` is no valid name.
-pub fn watched_prefixes(node: &str) -> Result<[Prefix; 2], InvalidName> {
+pub fn watched_prefixes(node: &str) -> Result<[Prefix; 3], InvalidName> {
     check_name("node name", node)?;
     let kind: GroupPlural = Pod::group_plural();
-    Ok([Tree::Intent, Tree::Reality].map(|tree| {
+    Ok([Tree::Intent, Tree::Reality, Tree::Grant].map(|tree| {
         let prefix = format!("{}{node}/", kind.prefix(tree));
         Prefix::new(prefix).expect("a checked name makes a valid prefix")
     }))
@@ -155,6 +167,8 @@ impl Agent {
             reason: panic.to_string(),
         })??;
 
+        // Whoever grants restarts is in the store, which nobody has heard of yet.
+        host.circumstances.granter(Granter::Away);
         let pods = Pods::start(Arc::clone(&host))?;
         let keeper = Keeper::new(
             Arc::clone(&host),
@@ -221,6 +235,7 @@ impl Agent {
         AgentHandle {
             runtime: self.runtime.handle(),
             told: self.pods.told(),
+            pods: Arc::downgrade(&self.pods),
             waits: self.keeper.waits(),
         }
     }

@@ -17,6 +17,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use super::memory::{Memory, random};
 use super::pods::Pods;
 use crate::host::Host;
+use crate::situation::Granter;
 
 /// Time between beats.
 const BEAT: Duration = Duration::from_secs(10);
@@ -24,6 +25,8 @@ const BEAT: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 /// Another machine that does not beat for so long has given up the name.
 const SILENCE: Duration = Duration::from_secs(25);
+/// A store that was not heard of for so long is away: nobody grants anything.
+const AWAY: Duration = Duration::from_secs(30);
 /// How often it is looked whether all pods of an older incarnation are gone.
 const RETIRING: Duration = Duration::from_millis(200);
 
@@ -163,6 +166,7 @@ impl Keeper {
             match self.try_begin().await {
                 Ok(()) => {
                     self.waits.send_replace(None);
+                    self.host.circumstances.granter(Granter::Store);
                     return Ok(());
                 }
                 Err(Attempt::Lost(other)) => return Err(in_use(other)),
@@ -218,9 +222,15 @@ impl Keeper {
 
     /// Beats, and keeps the node's record right, until the name is lost.
     pub(super) async fn run(&self) -> NodeError {
+        let environment = &self.host.environment;
+        let mut heard = environment.monotonic();
         loop {
             let wait = match self.refresh(false).await {
-                Ok(()) => BEAT,
+                Ok(()) => {
+                    heard = environment.monotonic();
+                    self.host.circumstances.granter(Granter::Store);
+                    BEAT
+                }
                 Err(Attempt::Lost(other)) => {
                     self.fence.set(None);
                     tracing::error!(
@@ -231,10 +241,13 @@ impl Keeper {
                 }
                 Err(error) => {
                     tracing::debug!(node = self.host.node, %error, "cannot keep the node's record");
+                    if environment.monotonic().saturating_sub(heard) >= AWAY {
+                        self.host.circumstances.granter(Granter::Away);
+                    }
                     RETRY
                 }
             };
-            self.host.environment.sleep(wait).await;
+            environment.sleep(wait).await;
         }
     }
 

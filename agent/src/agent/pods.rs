@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use platctrl_framework::controller::{Absent, Action, Context, ReconcileError, Trigger};
 use platctrl_framework::model::{
-    Conditions, Intent, KindDefinition, Object, ObjectKey, Resource as _, Status, Uid, schema,
+    Conditions, Intent, KindDefinition, Object, ObjectKey, Resource as _, Status, Tree, Uid, schema,
 };
-use platctrl_kinds::{Pod, PodPhase, PodStatus};
+use platctrl_kinds::{Grant, Pod, PodPhase, PodStatus};
 use serde_json::Value;
 
 use super::node::Fence;
@@ -20,7 +20,7 @@ use crate::plan::Order;
 use crate::report::{Observer, PodEvent, Report};
 use crate::state::{Found, PodRecord};
 use crate::version::{Desired, Tombstone};
-use crate::worker::Worker;
+use crate::worker::{Control, Worker};
 
 /// Events of one pod that wait to be recorded; of more, the oldest are lost.
 const EVENTS: usize = 64;
@@ -251,6 +251,34 @@ impl Pods {
         }
     }
 
+    /// Says something to a pod's worker. False when there is none.
+    pub(super) fn control(&self, name: &PodName, word: Control) -> bool {
+        let known = self.told.known();
+        let worker = known.get(name).and_then(|pod| pod.worker.as_ref());
+        let worker = worker.filter(|worker| !worker.is_finished());
+        if let Some(worker) = worker {
+            worker.control(word);
+        }
+        worker.is_some()
+    }
+
+    /// Passes on that the restart which the pod asks for is granted.
+    fn pass_grant(&self, name: &PodName, uid: &Uid, context: &Context) {
+        let Some((value, _)) = context.view().record(context.key(), Tree::Grant) else {
+            return;
+        };
+        match serde_json::from_slice::<Grant>(&value) {
+            // One for an earlier pod of the name is nobody's; which request it is for, the worker
+            // looks at.
+            Ok(grant) if grant.uid == *uid => {
+                let request = grant.request;
+                self.control(name, Control::Grant { request });
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(pod = %name, %error, "a grant cannot be read"),
+        }
+    }
+
     /// Another pod of this name has its programs here, and nobody ordered its end.
     fn is_taken(&self, name: &PodName, uid: &Uid) -> bool {
         let known = self.told.known();
@@ -322,6 +350,7 @@ impl Pods {
             self.order(&name, Order::Want(Box::new(desired)));
         }
         self.record_events(&name, context);
+        self.pass_grant(&name, &uid, context);
         if let Some(report) = report {
             self.publish(context, &report, fence).await?;
         }

@@ -1,4 +1,4 @@
-//! One check over HTTP. Whatever answers is hostile until the answer is whole.
+//! One check over HTTP or HTTPS. Whatever answers is hostile until the answer is whole.
 
 use std::convert::Infallible;
 use std::error::Error as _;
@@ -14,7 +14,12 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use platctrl_framework::environment::Environment;
 use platctrl_kinds::Span;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::tls::Tls;
 
 /// The longest head of an answer.
 const LONGEST_HEAD: usize = 16 << 10;
@@ -29,21 +34,51 @@ pub(super) async fn get(
     environment: &Environment,
     target: SocketAddr,
     path: &str,
+    tls: Option<(&Tls, Option<&str>)>,
     timeout: Span,
 ) -> Result<(), String> {
     let outcome = tokio::select! {
-        outcome = ask(target, path) => outcome,
+        outcome = ask(target, path, tls) => outcome,
         () = environment.sleep(timeout.duration()) => Err(format!("timed out after {timeout}")),
     };
-    outcome.map_err(|problem| format!("GET http://{target}{path}: {problem}"))
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    outcome.map_err(|problem| format!("GET {scheme}://{target}{path}: {problem}"))
 }
 
-async fn ask(target: SocketAddr, path: &str) -> Result<(), String> {
+async fn ask(
+    target: SocketAddr,
+    path: &str,
+    tls: Option<(&Tls, Option<&str>)>,
+) -> Result<(), String> {
+    let stream = connect(target).await?;
+    let Some((tls, name)) = tls else {
+        return exchange(stream, target, path).await;
+    };
+    let config = tls.client(name)?;
+    let name = match name {
+        Some(name) => ServerName::try_from(name.to_owned()).map_err(|error| error.to_string())?,
+        None => ServerName::from(target.ip()),
+    };
+    let stream = TlsConnector::from(config).connect(name, stream).await;
+    let stream = stream.map_err(|error| format!("no TLS: {}", io_problem(&error)))?;
+    exchange(stream, target, path).await
+}
+
+/// Connects, and no more.
+pub(super) async fn connect(target: SocketAddr) -> Result<TcpStream, String> {
     let stream = TcpStream::connect(target)
         .await
         .map_err(|error| io_problem(&error))?;
     // A request is one small packet.
     let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    target: SocketAddr,
+    path: &str,
+) -> Result<(), String> {
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(LONGEST_HEAD)
         .max_headers(MOST_HEADERS)

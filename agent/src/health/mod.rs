@@ -1,12 +1,14 @@
-//! Whether a pod can do its work: asked over HTTP, again and again.
+//! Whether a pod can do its work, and whether it lives: asked again and again.
 //!
-//! One task for each pod asks, counts and tells only what changed. `verdict` counts and decides
-//! when to ask next, without any I/O; `http` asks once. Probes are spread over their interval and
+//! One task for each check asks, counts and tells only what changed. `verdict` counts and decides
+//! when to ask next, without any I/O; `http` and `exec` ask once. Probes are spread over their interval and
 //! only so many begin at once, but one that waits for an answer stands in nobody's way.
 
+mod exec;
 mod http;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod verdict;
 
 use std::net::SocketAddr;
@@ -15,11 +17,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use platctrl_framework::environment::Environment;
-use platctrl_kinds::Health;
+use platctrl_kinds::{Health, Span};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
+pub use exec::Beside;
+pub use tls::ProbeFiles;
+use tls::Tls;
 use verdict::Counter;
 
 /// So many probes begin at once.
@@ -57,11 +62,38 @@ pub enum Verdict {
     },
 }
 
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Target {
+    /// An HTTP server.
+    Http {
+        /// Where it listens.
+        address: SocketAddr,
+        /// What is asked for.
+        path: String,
+    },
+    /// An HTTP server over TLS.
+    Https {
+        /// Where it listens.
+        address: SocketAddr,
+        /// What is asked for.
+        path: String,
+        /// The name that its certificate has to be for; None for any.
+        name: Option<String>,
+    },
+    /// Whoever accepts connections.
+    Tcp(SocketAddr),
+    /// A command beside a program of the pod.
+    Exec(Beside),
+}
+
 /// Starts probes. Clones share the places that keep hundreds of pods from being asked at once.
 #[derive(Clone, Debug)]
 pub struct Prober {
     environment: Environment,
     places: Arc<Semaphore>,
+    tls: Arc<Tls>,
 }
 
 impl Prober {
@@ -71,7 +103,15 @@ impl Prober {
         Self {
             environment,
             places: Arc::new(Semaphore::new(AT_ONCE)),
+            tls: Arc::default(),
         }
+    }
+
+    /// Shows this certificate over TLS, and believes these authorities.
+    #[must_use]
+    pub fn with_tls(mut self, files: ProbeFiles) -> Self {
+        self.tls = Arc::new(Tls::new(files));
+        self
     }
 
     /// Asks `target` as `check` says, from now until the probe is dropped.
@@ -79,7 +119,7 @@ impl Prober {
     /// With `previous`, what an earlier agent knew of the same process, the probe begins with that,
     /// stale, and there is no grace unless nothing was known. Must be called on a tokio runtime.
     #[must_use = "a probe that is dropped asks no more"]
-    pub fn spawn(&self, check: Health, target: SocketAddr, previous: Option<HealthState>) -> Probe {
+    pub fn spawn(&self, check: Health, target: Target, previous: Option<HealthState>) -> Probe {
         let previous = previous.filter(|previous| previous.verdict != Verdict::Unknown);
         let begin = match &previous {
             Some(previous) => HealthState {
@@ -95,7 +135,7 @@ impl Prober {
         let counter = Counter::new(&check, begin.verdict.clone(), previous.is_none());
         let (states, receiver) = watch::channel(begin);
         let prober = self.clone();
-        let task = tokio::spawn(async move { prober.run(&check, target, counter, &states).await });
+        let task = tokio::spawn(async move { prober.run(&check, &target, counter, &states).await });
         Probe {
             states: receiver,
             task,
@@ -105,7 +145,7 @@ impl Prober {
     async fn run(
         self,
         check: &Health,
-        target: SocketAddr,
+        target: &Target,
         mut counter: Counter,
         states: &watch::Sender<HealthState>,
     ) {
@@ -122,9 +162,9 @@ impl Prober {
     }
 
     /// Asks once. Waiting for a place is not counted as time of the check.
-    async fn probe(&self, check: &Health, target: SocketAddr) -> Result<(), String> {
+    async fn probe(&self, check: &Health, target: &Target) -> Result<(), String> {
         let place = self.places.acquire().await;
-        let asking = http::get(&self.environment, target, &check.http.path, check.timeout);
+        let asking = self.ask(target, check.timeout);
         let mut asking = std::pin::pin!(asking);
         tokio::select! {
             outcome = &mut asking => return outcome,
@@ -132,6 +172,33 @@ impl Prober {
         }
         drop(place);
         asking.await
+    }
+
+    async fn ask(&self, target: &Target, timeout: Span) -> Result<(), String> {
+        let environment = &self.environment;
+        match target {
+            Target::Http { address, path } => {
+                http::get(environment, *address, path, None, timeout).await
+            }
+            Target::Https {
+                address,
+                path,
+                name,
+            } => {
+                let tls = Some((&*self.tls, name.as_deref()));
+                http::get(environment, *address, path, tls, timeout).await
+            }
+            Target::Tcp(address) => {
+                let outcome = tokio::select! {
+                    outcome = http::connect(*address) => outcome.map(drop),
+                    () = environment.sleep(timeout.duration()) => {
+                        Err(format!("timed out after {timeout}"))
+                    }
+                };
+                outcome.map_err(|problem| format!("connect to {address}: {problem}"))
+            }
+            Target::Exec(beside) => exec::run(environment, beside, timeout).await,
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use platctrl_kinds::{HttpCheck, Span};
+use platctrl_kinds::{Span, TcpCheck};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -72,10 +72,11 @@ fn check(timeout: Duration) -> Health {
     let millis =
         |duration: Duration| Span::from_millis(u64::try_from(duration.as_millis()).unwrap());
     Health {
-        http: HttpCheck {
+        http: None,
+        tcp: Some(TcpCheck {
             port: "http".into(),
-            path: "/_status".into(),
-        },
+        }),
+        exec: None,
         interval: Span::from_millis(20),
         timeout: millis(timeout),
         failure_threshold: 1,
@@ -88,8 +89,15 @@ fn prober() -> Prober {
     Prober::new(Environment::system())
 }
 
+fn http(address: SocketAddr) -> Target {
+    Target::Http {
+        address,
+        path: "/_status".into(),
+    }
+}
+
 async fn once(address: SocketAddr, timeout: Duration) -> Result<(), String> {
-    prober().probe(&check(timeout), address).await
+    prober().probe(&check(timeout), &http(address)).await
 }
 
 async fn until(
@@ -316,7 +324,7 @@ async fn a_verdict_follows_what_the_pod_answers_and_is_told_only_when_it_changes
         stream.write_all(answer.as_bytes()).await
     })
     .await;
-    let probe = prober().spawn(check(DEADLINE), server.address, None);
+    let probe = prober().spawn(check(DEADLINE), http(server.address), None);
     let mut states = probe.states();
     let healthy = until(&mut states, |state| state.verdict == Verdict::Healthy).await;
     // Nine more that say the same are no news: the next is the first that failed.
@@ -342,7 +350,7 @@ async fn what_an_earlier_agent_knew_is_stale_until_asked_again() {
         since,
         stale: false,
     };
-    let probe = prober().spawn(check(DEADLINE), server.address, Some(known.clone()));
+    let probe = prober().spawn(check(DEADLINE), http(server.address), Some(known.clone()));
     let mut states = probe.states();
     assert!(states.borrow().stale);
     let fresh = until(&mut states, |state| !state.stale).await;
@@ -352,7 +360,7 @@ async fn what_an_earlier_agent_knew_is_stale_until_asked_again() {
 #[tokio::test]
 async fn a_dropped_probe_asks_no_more() {
     let server = Server::answering(OK).await;
-    let probe = prober().spawn(check(DEADLINE), server.address, None);
+    let probe = prober().spawn(check(DEADLINE), http(server.address), None);
     let mut states = probe.states();
     until(&mut states, |state| state.verdict == Verdict::Healthy).await;
     drop(probe);
@@ -367,7 +375,7 @@ async fn endpoints_that_hang_delay_no_other() {
     let hanging = silent.local_addr().unwrap();
     let prober = prober();
     let hangs: Vec<_> = (0..AT_ONCE * 3)
-        .map(|_| prober.spawn(check(DEADLINE * 2), hanging, None))
+        .map(|_| prober.spawn(check(DEADLINE * 2), http(hanging), None))
         .collect();
     let mut accepted = Vec::new();
     for _ in 0..AT_ONCE {
@@ -379,7 +387,7 @@ async fn endpoints_that_hang_delay_no_other() {
     }
     assert_eq!(prober.places.available_permits(), 0, "every place is taken");
     let server = Server::answering(OK).await;
-    let probe = prober.spawn(check(DEADLINE), server.address, None);
+    let probe = prober.spawn(check(DEADLINE), http(server.address), None);
     until(&mut probe.states(), |state| {
         state.verdict == Verdict::Healthy
     })
@@ -400,7 +408,7 @@ async fn only_so_many_probes_begin_at_once() {
         .await
         .unwrap();
     let server = Server::answering(OK).await;
-    let probe = prober.spawn(check(DEADLINE), server.address, None);
+    let probe = prober.spawn(check(DEADLINE), http(server.address), None);
     tokio::task::yield_now().await;
     assert_eq!(server.connections.load(Ordering::SeqCst), 0);
     drop(all);
@@ -408,4 +416,16 @@ async fn only_so_many_probes_begin_at_once() {
         state.verdict == Verdict::Healthy
     })
     .await;
+}
+
+#[tokio::test]
+async fn whoever_accepts_connections_is_healthy_over_tcp() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let target = Target::Tcp(address);
+    prober().probe(&check(DEADLINE), &target).await.unwrap();
+    drop(listener);
+    let reason = prober().probe(&check(DEADLINE), &target).await;
+    let expected = format!("connect to {address}: connection refused");
+    assert_eq!(reason.unwrap_err(), expected);
 }

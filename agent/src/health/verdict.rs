@@ -1,5 +1,6 @@
 //! From single answers to a verdict, and when to ask next: decisions without I/O.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use platctrl_kinds::Health;
@@ -8,6 +9,15 @@ use super::Verdict;
 
 /// The first pause after a start. Each further one is half as long again.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
+/// A pod that became unhealthy more often than this within [`FLAPPING`] flaps: each further time
+/// doubles the successes that it needs, up to [`MOST_DAMPED`] times as many.
+const CALM: usize = 2;
+/// How long a change is remembered against a pod.
+const FLAPPING: Duration = Duration::from_secs(600);
+const MOST_DAMPED: u32 = 8;
+const REMEMBERED: usize = 16;
+/// What a pod is unhealthy of is told again when it is something else, but not more often.
+const REASON_KEPT: Duration = Duration::from_secs(60);
 /// The longest pause while a start is awaited.
 const LONGEST_START_PAUSE: Duration = Duration::from_millis(500);
 
@@ -24,6 +34,10 @@ pub(super) struct Counter {
     failures: u32,
     /// The next pause of a start. None once it was over and the interval took its place.
     haste: Option<Duration>,
+    /// When it became unhealthy, after having been healthy.
+    falls: VecDeque<Duration>,
+    /// When the reason that is told was first seen.
+    reason_at: Duration,
 }
 
 impl Counter {
@@ -42,7 +56,21 @@ impl Counter {
             successes: 0,
             failures: 0,
             haste: Some(FIRST_PAUSE),
+            falls: VecDeque::new(),
+            reason_at: Duration::ZERO,
         }
+    }
+
+    /// How many successes in a row it takes now.
+    fn needed(&mut self, age: Duration) -> u32 {
+        while let Some(at) = self.falls.front()
+            && age.saturating_sub(*at) > FLAPPING
+        {
+            self.falls.pop_front();
+        }
+        let surplus = u32::try_from(self.falls.len().saturating_sub(CALM)).unwrap_or(u32::MAX);
+        let factor = 2_u32.saturating_pow(surplus).min(MOST_DAMPED);
+        self.success_threshold.saturating_mul(factor)
     }
 
     /// Takes in an answer, `age` after the start. None as long as nothing can be said: what an
@@ -53,7 +81,7 @@ impl Counter {
                 self.failures = 0;
                 self.successes = self.successes.saturating_add(1);
                 let healthy = self.verdict == Verdict::Healthy;
-                if !healthy && self.successes < self.success_threshold {
+                if !healthy && self.successes < self.needed(age) {
                     return None;
                 }
                 self.verdict = Verdict::Healthy;
@@ -69,7 +97,17 @@ impl Counter {
                 if !unhealthy && self.failures < self.failure_threshold {
                     return None;
                 }
-                self.verdict = Verdict::Unhealthy { reason };
+                if self.verdict == Verdict::Healthy {
+                    // More are of no consequence.
+                    if self.falls.len() == REMEMBERED {
+                        self.falls.pop_front();
+                    }
+                    self.falls.push_back(age);
+                }
+                if !unhealthy || age.saturating_sub(self.reason_at) >= REASON_KEPT {
+                    self.reason_at = age;
+                    self.verdict = Verdict::Unhealthy { reason };
+                }
             }
         }
         Some(&self.verdict)
@@ -98,16 +136,17 @@ impl Counter {
 
 #[cfg(test)]
 mod tests {
-    use platctrl_kinds::{HttpCheck, Span};
+    use platctrl_kinds::{Span, TcpCheck};
 
     use super::*;
 
     fn check(failures: u32, successes: u32) -> Health {
         Health {
-            http: HttpCheck {
+            http: None,
+            tcp: Some(TcpCheck {
                 port: "http".into(),
-                path: "/".into(),
-            },
+            }),
+            exec: None,
             interval: Span::from_secs(10),
             timeout: Span::from_secs(1),
             failure_threshold: failures,
@@ -173,6 +212,47 @@ mod tests {
         assert_eq!(counter.count(Duration::ZERO, failure()), Some(&unhealthy()));
         let mut counter = Counter::new(&check(2, 1), Verdict::Healthy, false);
         assert_eq!(counter.count(Duration::ZERO, Ok(())), HEALTHY);
+    }
+
+    #[test]
+    fn one_that_changes_again_and_again_has_to_be_well_for_longer() {
+        let mut counter = Counter::new(&check(1, 1), Verdict::Healthy, false);
+        let second = Duration::from_secs(1);
+        let mut age = LATE;
+        let mut needed = Vec::new();
+        for _ in 0..8 {
+            age += second;
+            assert!(counter.count(age, failure()).is_some());
+            let mut successes = 0;
+            loop {
+                age += second;
+                successes += 1;
+                if counter.count(age, Ok(())) == HEALTHY {
+                    break;
+                }
+            }
+            needed.push(successes);
+        }
+        assert_eq!(needed, [1, 1, 2, 4, 8, 8, 8, 8]);
+        // What is long ago does not count any more.
+        age += FLAPPING + second;
+        assert!(counter.count(age, failure()).is_some());
+        assert_eq!(counter.count(age + second, Ok(())), HEALTHY);
+    }
+
+    #[test]
+    fn a_reason_that_changes_with_each_answer_is_told_once_a_minute() {
+        let mut counter = Counter::new(&check(1, 1), Verdict::Healthy, false);
+        let mut told = Vec::new();
+        for second in 0..150_u64 {
+            let reason = Err(format!("it is {second}"));
+            let age = LATE + Duration::from_secs(second);
+            let verdict = counter.count(age, reason).cloned();
+            if told.last() != Some(&verdict) {
+                told.push(verdict);
+            }
+        }
+        assert_eq!(told.len(), 3, "{told:?}");
     }
 
     #[test]

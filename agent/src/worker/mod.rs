@@ -4,7 +4,9 @@
 //! no store. Everything slow happens beside it: downloads in a task that may be given up, stops
 //! by the supervisors. So one stuck pod holds up nobody, and a newer order is seen at once.
 
+mod control;
 mod prepare;
+mod restart;
 mod steps;
 mod units;
 
@@ -24,8 +26,13 @@ use crate::layout::PodPaths;
 use crate::name::PodName;
 use crate::plan::{Hold, Observed, Order, Step, plan};
 use crate::report::{Facts, Observer, PodEvent, Report, Trouble, compose};
-use crate::state::{Found, PodRecord, Position};
+use crate::situation::Situation;
+use crate::state::{Found, KnownHealth, PodRecord, Position};
 use crate::version::{Desired, Version};
+pub use control::Control;
+use control::Controls;
+pub use restart::{AskedRestart, Wish};
+use restart::{Restarting, Turn};
 use units::Units;
 
 /// Waits between attempts at a step that fails: doubled each time, from the first to the second.
@@ -39,6 +46,7 @@ const ROUNDS: usize = 16;
 #[derive(Debug)]
 pub struct Worker {
     orders: watch::Sender<Order>,
+    controls: Arc<Controls>,
     task: JoinHandle<()>,
 }
 
@@ -53,9 +61,13 @@ impl Worker {
         order: Order,
     ) -> Self {
         let (orders, receiver) = watch::channel(order);
+        let controls = Arc::new(Controls::default());
+        let heard = Arc::clone(&controls);
         let task = tokio::spawn(async move {
             loop {
-                let pod = Pod::new(Arc::clone(&host), Arc::clone(&observer), name.clone());
+                let observer = Arc::clone(&observer);
+                let heard = Arc::clone(&heard);
+                let pod = Pod::new(Arc::clone(&host), observer, heard, name.clone());
                 match tokio::spawn(pod.run(receiver.clone())).await {
                     Ok(()) => return,
                     // A bug met by one pod costs no other anything, and its programs run on: a new
@@ -68,7 +80,16 @@ impl Worker {
                 }
             }
         });
-        Self { orders, task }
+        Self {
+            orders,
+            controls,
+            task,
+        }
+    }
+
+    /// Says something that is no order: a grant, or what somebody on the node wants.
+    pub fn control(&self, word: Control) {
+        self.controls.say(word);
     }
 
     /// Gives a new order. It replaces one that was not carried out yet.
@@ -148,16 +169,32 @@ struct Pod {
     gone: bool,
     /// Something was heard that is not on disk yet.
     unsaved: bool,
+    controls: Arc<Controls>,
+    /// What is so on the node.
+    situation: watch::Receiver<Situation>,
+    /// It was restarted without a grant, and has not come to life yet.
+    turn: Option<Turn>,
+    /// When to look whether a restart may be done.
+    look: Option<Instant>,
     /// How often the kernel had ended a process of a program for want of memory.
     oom_kills: ByProgram<u64>,
 }
 
 impl Pod {
-    fn new(host: Arc<Host>, observer: Arc<dyn Observer>, name: PodName) -> Self {
+    fn new(
+        host: Arc<Host>,
+        observer: Arc<dyn Observer>,
+        controls: Arc<Controls>,
+        name: PodName,
+    ) -> Self {
         let paths = host.layout.pod(&name);
         Self {
             record: PodRecord::new(name.clone()),
-            units: Units::new(Arc::clone(&host)),
+            units: Units::new(Arc::clone(&host), paths.clone()),
+            situation: host.circumstances.watch(),
+            controls,
+            turn: None,
+            look: None,
             host,
             observer,
             name,
@@ -187,6 +224,9 @@ impl Pod {
         }
         loop {
             let order = orders.borrow_and_update().clone();
+            while let Some(word) = self.controls.take() {
+                self.controlled(word);
+            }
             // What is told is remembered first.
             self.keep_news().await;
             let flow = self.pass(&order).await;
@@ -194,7 +234,7 @@ impl Pod {
             if flow == Flow::Gone {
                 return;
             }
-            let wake = self.wake;
+            let (wake, look) = (self.wake, self.look);
             tokio::select! {
                 changed = orders.changed() => {
                     if changed.is_err() {
@@ -206,7 +246,11 @@ impl Pod {
                 }
                 event = self.units.next() => self.heard(event),
                 result = fetched(&mut self.fetching) => self.take_fetched(result).await,
+                () = self.controls.heard() => {}
+                // The sender is the host's, which this pod keeps.
+                _ = self.situation.changed() => {}
                 () = sleep_until(wake) => self.wake = None,
+                () = sleep_until(look) => self.look = None,
             }
             // What came together is dealt with together.
             while let Some(event) = self.units.try_next() {
@@ -260,14 +304,14 @@ impl Pod {
         for event in self.units.introductions().await {
             self.heard(event);
         }
-        let known = self
-            .record
-            .health
-            .clone()
-            .filter(|known| known.pids == self.units.pids());
+        let pids = self.units.pids();
+        let known = |known: &Option<KnownHealth>| {
+            let same = known.clone().filter(|known| known.pids == pids);
+            same.map(|known| known.state)
+        };
+        let (health, liveness) = (known(&self.record.health), known(&self.record.liveness));
         let current = self.record.current.as_ref();
-        self.units
-            .check_health(current, known.map(|known| known.state));
+        self.units.check(current, health, liveness);
         Ok(())
     }
 
@@ -275,6 +319,14 @@ impl Pod {
     async fn pass(&mut self, order: &Order) -> Flow {
         self.give_up_unwanted_fetch(order);
         for _ in 0..ROUNDS {
+            match self.restart(order).await {
+                Ok(Restarting::No) => {}
+                Ok(Restarting::Underway) => return Flow::Wait,
+                Err(trouble) => {
+                    self.failed(trouble);
+                    return Flow::Wait;
+                }
+            }
             let plan = plan(order, &self.observe(order));
             self.note_hold(plan.hold);
             if plan.steps.is_empty() {
@@ -341,15 +393,21 @@ impl Pod {
             position: record.position,
             drained: self.drain_left(order).is_zero(),
             at_rest: self.units.at_rest(),
-            missing: record.current.as_ref().is_some_and(|current| {
-                let generation = current.generation;
-                current
-                    .programs
-                    .keys()
-                    .any(|it| self.units.needs_start(it, generation))
-            }),
+            missing: self.may_begin()
+                && record.current.as_ref().is_some_and(|current| {
+                    let generation = current.generation;
+                    current
+                        .programs
+                        .keys()
+                        .any(|it| self.units.needs_start(it, generation))
+                }),
             stale: self.stale && record.current.is_some(),
         }
+    }
+
+    /// Whether programs that do not run may be started.
+    fn may_begin(&self) -> bool {
+        !self.is_held_down() && self.situation.borrow().gate.refuses(&self.name).is_none()
     }
 
     /// How much of the drain delay is left.

@@ -233,6 +233,8 @@ impl Pod {
             .map(|current| current.generation);
         self.record.current = Some(next);
         self.record.next = None;
+        // What was asked of the old version is void.
+        self.record.restart = None;
         self.record.position = Position::Settled;
         self.record.draining = None;
         let record = self.record.clone();
@@ -441,6 +443,12 @@ impl Pod {
     pub(super) fn heard(&mut self, heard: Heard) {
         match heard {
             Heard::Health(state) => self.heard_health(state),
+            Heard::Liveness(state) => {
+                self.heard_liveness(&state);
+                let pids = self.units.pids();
+                self.record.liveness = Some(KnownHealth { pids, state });
+                self.unsaved = true;
+            }
             Heard::Unit(program, number, event) => {
                 if !self.units.is_current(&program, number) {
                     return;
@@ -493,6 +501,7 @@ impl Pod {
             // What the check said was about a process that is gone.
             let current = self.record.current.clone();
             self.units.check_health(current.as_ref(), None);
+            self.withdraw("its program was started anew");
         }
     }
 

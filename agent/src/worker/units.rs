@@ -6,13 +6,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use platctrl_kinds::{Health, Scheme};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::ByProgram;
-use crate::health::{HealthState, Probe, Verdict};
+use crate::health::{Beside, HealthState, Probe, Target, Verdict};
 use crate::host::Host;
 use crate::launch::{Activity, Unit, UnitEvent};
+use crate::layout::PodPaths;
 use crate::report::{Fitness, UnitFacts};
 use crate::version::Version;
 
@@ -29,6 +31,8 @@ pub(super) enum Heard {
     Unit(String, u64, UnitEvent),
     /// The pod's health changed.
     Health(HealthState),
+    /// Whether the pod lives changed.
+    Liveness(HealthState),
 }
 
 #[derive(Debug)]
@@ -57,12 +61,20 @@ pub(super) struct Units {
     sender: mpsc::Sender<Heard>,
     receiver: mpsc::Receiver<Heard>,
     watches: u64,
-    probe: Option<Probe>,
-    health: Option<watch::Receiver<HealthState>>,
+    paths: PodPaths,
+    health: Option<Check>,
+    liveness: Option<Check>,
+}
+
+/// A check that is made, and what it tells.
+#[derive(Debug)]
+struct Check {
+    states: watch::Receiver<HealthState>,
+    _probe: Probe,
 }
 
 impl Units {
-    pub(super) fn new(host: Arc<Host>) -> Self {
+    pub(super) fn new(host: Arc<Host>, paths: PodPaths) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
         Self {
             host,
@@ -71,8 +83,9 @@ impl Units {
             sender,
             receiver,
             watches: 0,
-            probe: None,
+            paths,
             health: None,
+            liveness: None,
         }
     }
 
@@ -132,6 +145,7 @@ impl Units {
         tokio::select! {
             Some(heard) = self.receiver.recv() => heard,
             state = changed(&mut self.health) => Heard::Health(state),
+            state = changed(&mut self.liveness) => Heard::Liveness(state),
             else => std::future::pending().await,
         }
     }
@@ -228,7 +242,7 @@ impl Units {
         let Some(health) = &self.health else {
             return Fitness::Unchecked;
         };
-        let state = health.borrow();
+        let state = health.states.borrow();
         match &state.verdict {
             Verdict::Unknown => Fitness::Unknown,
             Verdict::Healthy => Fitness::Healthy { stale: state.stale },
@@ -245,18 +259,71 @@ impl Units {
         version: Option<&Version>,
         previous: Option<HealthState>,
     ) {
-        (self.probe, self.health) = (None, None);
+        self.check(version, previous, None);
+    }
+
+    /// The same with what was known of whether they live.
+    pub(super) fn check(
+        &mut self,
+        version: Option<&Version>,
+        health: Option<HealthState>,
+        liveness: Option<HealthState>,
+    ) {
+        (self.health, self.liveness) = (None, None);
         let Some(version) = version else { return };
-        let Some(check) = &version.spec.health else {
-            return;
-        };
-        let Some(port) = version.ports.get(&check.http.port) else {
-            return;
-        };
-        let target = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
+        let spec = &version.spec;
+        self.health = self.probe(version, spec.health.as_ref(), health);
+        self.liveness = self.probe(version, spec.liveness.as_ref(), liveness);
+    }
+
+    fn probe(
+        &self,
+        version: &Version,
+        check: Option<&Health>,
+        previous: Option<HealthState>,
+    ) -> Option<Check> {
+        let check = check?;
+        let target = self.target(version, check)?;
         let probe = self.host.prober.spawn(check.clone(), target, previous);
-        self.health = Some(probe.states());
-        self.probe = Some(probe);
+        Some(Check {
+            states: probe.states(),
+            _probe: probe,
+        })
+    }
+
+    /// What a check asks. None when it asks for a port or a program that the version has not,
+    /// which no version is made of.
+    fn target(&self, version: &Version, check: &Health) -> Option<Target> {
+        let address = |port: &String| {
+            let port = version.ports.get(port)?;
+            Some(SocketAddr::from((Ipv4Addr::LOCALHOST, *port)))
+        };
+        if let Some(http) = &check.http {
+            let (address, path) = (address(&http.port)?, http.path.clone());
+            return Some(match http.scheme {
+                Scheme::Http => Target::Http { address, path },
+                Scheme::Https => Target::Https {
+                    address,
+                    path,
+                    name: http.server_name.clone(),
+                },
+            });
+        }
+        if let Some(tcp) = &check.tcp {
+            return address(&tcp.port).map(Target::Tcp);
+        }
+        let exec = check.exec.as_ref()?;
+        let wanted = |launchable: &String| {
+            let named = exec.launchable.as_ref();
+            named.is_none_or(|named| named == launchable)
+        };
+        let mut programs = version.programs.iter();
+        let (program, _) = programs.find(|(_, program)| wanted(&program.launchable))?;
+        Some(Target::Exec(Beside {
+            shim: self.host.shim.clone(),
+            dir: self.paths.shim(program),
+            command: exec.command.clone(),
+        }))
     }
 
     /// The process of each program, as far as they are known.
@@ -271,12 +338,12 @@ impl Units {
     }
 }
 
-/// The next change of a pod's health; never, when it is not checked.
-async fn changed(health: &mut Option<watch::Receiver<HealthState>>) -> HealthState {
-    if let Some(states) = health
-        && states.changed().await.is_ok()
+/// The next change of what a check says; never, when there is none.
+async fn changed(check: &mut Option<Check>) -> HealthState {
+    if let Some(check) = check
+        && check.states.changed().await.is_ok()
     {
-        return states.borrow_and_update().clone();
+        return check.states.borrow_and_update().clone();
     }
     std::future::pending().await
 }

@@ -6,6 +6,7 @@
 )]
 
 mod crash;
+mod grants;
 mod machine;
 mod pods;
 mod rig;

@@ -16,26 +16,26 @@ use tokio_util::sync::CancellationToken;
 
 use crate::rig::{Rig, SOON, get, hasty, is_alive};
 
-const NODE: &str = "node-under-test";
+pub(crate) const NODE: &str = "node-under-test";
 
 /// An agent at work on a store in memory.
-struct Site {
-    rig: Rig,
-    store: Arc<dyn Store>,
-    client: Client,
+pub(crate) struct Site {
+    pub(crate) rig: Rig,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) client: Client,
     running: Option<(CancellationToken, JoinHandle<Result<(), AgentError>>)>,
-    handle: Option<AgentHandle>,
+    pub(crate) handle: Option<AgentHandle>,
 }
 
-fn key() -> ObjectKey {
+pub(crate) fn key() -> ObjectKey {
     ObjectKey::on_node("platctrl.dev", "pods", NODE, "default", "hello").unwrap()
 }
 
-fn node_key() -> ObjectKey {
+pub(crate) fn node_key() -> ObjectKey {
     ObjectKey::cluster("platctrl.dev", "nodes", NODE).unwrap()
 }
 
-async fn initialise(store: &Arc<dyn Store>, environment: &Environment) {
+pub(crate) async fn initialise(store: &Arc<dyn Store>, environment: &Environment) {
     identity::initialise(&**store, environment).await.unwrap();
     admit(store, environment).await;
 }
@@ -50,16 +50,16 @@ async fn admit(store: &Arc<dyn Store>, environment: &Environment) {
 }
 
 impl Site {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(Environment::system())
     }
 
-    fn with(environment: Environment) -> Self {
+    pub(crate) fn with(environment: Environment) -> Self {
         let store = Arc::new(MemoryStore::new(environment.clone()));
         Self::on(environment, store)
     }
 
-    fn on(environment: Environment, store: Arc<dyn Store>) -> Self {
+    pub(crate) fn on(environment: Environment, store: Arc<dyn Store>) -> Self {
         let rig = Rig::with(environment.clone());
         rig.block_on(initialise(&store, &environment));
         let client = Client::new(Arc::clone(&store), environment, "test");
@@ -74,7 +74,7 @@ impl Site {
         site
     }
 
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         let config = AgentConfig::new(self.rig.host_config(), Arc::clone(&self.store));
         let agent = self.rig.block_on(Agent::new(config)).unwrap();
         self.handle = Some(agent.handle());
@@ -83,13 +83,13 @@ impl Site {
         self.running = Some((shutdown, task));
     }
 
-    fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         let (shutdown, task) = self.running.take().unwrap();
         shutdown.cancel();
         self.rig.block_on(task).unwrap().unwrap();
     }
 
-    fn create(&self, spec: &Value) {
+    pub(crate) fn create(&self, spec: &Value) {
         let mut metadata = Metadata::named("hello");
         metadata.namespace = Some("default".into());
         let spec = serde_json::from_value(spec.clone()).unwrap();
@@ -97,12 +97,12 @@ impl Site {
         self.rig.block_on(self.client.create(&pod)).unwrap();
     }
 
-    fn pod(&self) -> Option<Object<Pod>> {
+    pub(crate) fn pod(&self) -> Option<Object<Pod>> {
         self.rig.block_on(self.client.get::<Pod>(&key())).ok()
     }
 
     /// The pod's reality as stored, whatever its intent.
-    fn reality(&self) -> Option<RawObject> {
+    pub(crate) fn reality(&self) -> Option<RawObject> {
         let joined = self.rig.block_on(self.client.joined(&key())).ok()?;
         let reality = joined.reality?.value;
         let metadata = Metadata {
@@ -118,7 +118,7 @@ impl Site {
         })
     }
 
-    fn wait<T>(&self, what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
+    pub(crate) fn wait<T>(&self, what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
         let deadline = std::time::Instant::now() + SOON;
         loop {
             if let Some(found) = poll() {
@@ -133,14 +133,14 @@ impl Site {
         }
     }
 
-    fn ready(&self) -> Object<Pod> {
+    pub(crate) fn ready(&self) -> Object<Pod> {
         self.wait("a ready pod", || {
             self.pod()
                 .filter(|pod| pod.status.conditions.is_true("Ready"))
         })
     }
 
-    fn held(&self, reason: &str) {
+    pub(crate) fn held(&self, reason: &str) {
         self.wait(reason, || {
             let status = self.reality()?.status;
             status
@@ -152,7 +152,7 @@ impl Site {
     }
 
     /// Waits until somebody has recorded this about the pod.
-    fn event(&self, reason: &str) {
+    pub(crate) fn event(&self, reason: &str) {
         let prefix = platctrl_framework::store::Prefix::new(format!("x/event/{NODE}/")).unwrap();
         let request = platctrl_framework::store::ListRequest::new(prefix);
         self.wait(reason, || {
@@ -168,14 +168,14 @@ impl Site {
         });
     }
 
-    fn lose(&self, trees: &[Tree]) {
+    pub(crate) fn lose(&self, trees: &[Tree]) {
         let transaction = trees.iter().fold(Transaction::new(), |transaction, tree| {
             transaction.delete(key().store_key(*tree))
         });
         self.rig.block_on(self.store.commit(transaction)).unwrap();
     }
 
-    fn spec(&self) -> Value {
+    pub(crate) fn spec(&self) -> Value {
         self.rig.spec(&self.rig.app("one"))
     }
 }
@@ -376,7 +376,7 @@ fn distrusted(site: &Site, why: &str) {
             .iter()
             .filter_map(|it| it.failing.clone())
             .collect();
-        let all = failing.len() == 2 && failing.iter().all(|it| format!("{it:?}").contains(why));
+        let all = failing.len() == 3 && failing.iter().all(|it| format!("{it:?}").contains(why));
         all.then_some(())
     });
 }

@@ -31,6 +31,7 @@ use serde_json::{Map, Value};
 
 pub use account::{Account, Act, Entry, Member, Refused};
 pub use floor::{Floor, floor};
+pub use platctrl_kinds::Grant;
 
 /// The condition of a node that says whether it is heard of. The health of pods on a node for
 /// which it is not true is old, and counts for nothing.
@@ -48,20 +49,6 @@ struct Record {
     /// Fields of other versions, kept.
     #[serde(flatten)]
     other: Map<String, Value>,
-}
-
-/// Permission for an agent to restart a pod, as it is stored.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Grant {
-    /// The pod.
-    pub uid: Uid,
-    /// The request that is granted. One of another id is not.
-    pub request: String,
-    /// Who granted it.
-    pub by: String,
-    /// When.
-    pub at: Timestamp,
 }
 
 /// Why a ledger cannot be used now.

@@ -9,6 +9,7 @@ mod failsafe;
 mod node_lifecycle;
 mod race;
 mod replication_controller;
+mod restarts;
 mod rolling_update;
 mod rolls;
 mod simulation;

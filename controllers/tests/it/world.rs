@@ -85,8 +85,12 @@ impl Fewest {
     }
 }
 
-/// Reports every pod as ready, except those whose first program is said to be `broken`.
+/// Reports every pod as ready, except those whose first program is said to be `broken`, and those
+/// that the test itself reports on.
 async fn run_pod(pod: Arc<Object<Pod>>, context: Context) -> Result<Action, ReconcileError> {
+    if pod.metadata.labels.contains_key("reported") {
+        return Ok(Action::await_change());
+    }
     let intent = context.joined().intent;
     let broken = pod
         .spec
@@ -136,6 +140,7 @@ impl World {
             .controller(platctrl_controllers::rolling_update::controller())
             .controller(platctrl_controllers::disruption_budget::controller())
             .controller(platctrl_controllers::daemon_set::controller())
+            .controller(platctrl_controllers::restarts::controller())
             .controller(Controller::<Pod>::new("agent", run_pod))
             .reap();
         let handle = runtime.handle();

@@ -165,6 +165,18 @@ impl Step {
 /// A step that failed: which, with which of several (limits, groups), and why.
 struct Failed(Step, usize, io::Error);
 
+impl Failed {
+    /// The form that is sent to the shim.
+    fn encode(&self) -> [u8; 8] {
+        let Self(step, index, error) = self;
+        let mut bytes = [0; 8];
+        bytes[0] = *step as u8;
+        bytes[2..4].copy_from_slice(&u16::try_from(*index).unwrap_or(u16::MAX).to_le_bytes());
+        bytes[4..].copy_from_slice(&error.raw_os_error().unwrap_or(0).to_le_bytes());
+        bytes
+    }
+}
+
 trait At<T> {
     fn at(self, step: Step, index: usize) -> Result<T, Failed>;
 }
@@ -180,12 +192,8 @@ fn child(spec: &Spec, mut go: File, mut tell: File) -> ! {
     if !matches!(go.read(&mut word), Ok(1)) {
         sys::leave(0); // the shim died or changed its mind: nothing was executed
     }
-    let Failed(step, index, error) = become_the_launchable(spec);
-    let mut bytes = [0; 8];
-    bytes[0] = step as u8;
-    bytes[2..4].copy_from_slice(&u16::try_from(index).unwrap_or(u16::MAX).to_le_bytes());
-    bytes[4..].copy_from_slice(&error.raw_os_error().unwrap_or(0).to_le_bytes());
-    let _ = tell.write_all(&bytes);
+    let failed = become_the_launchable(spec);
+    let _ = tell.write_all(&failed.encode());
     sys::leave(127)
 }
 
@@ -235,19 +243,47 @@ fn shed(spec: &Spec) -> Result<(Strings, Strings), Failed> {
         .iter()
         .map(|arg| c_string(arg))
         .collect::<Result<_, _>>()?;
-    let env = spec
-        .env
-        .iter()
-        .map(|(key, value)| {
-            let mut variable = key.clone();
-            variable.push("=");
-            variable.push(value);
-            c_string(&variable)
-        })
-        .collect::<Result<_, _>>()?;
+    let env = environment(spec)?;
     // Last, since a stop that was asked for meanwhile is delivered here.
     sys::reset_signals().at(Step::Signals, 0)?;
     Ok((argv, env))
+}
+
+/// Everything that a command beside the launchable sheds: like [`shed`], but with the session,
+/// input and output of whoever asked. Returns its environment, or what failed.
+pub(super) fn shed_beside(spec: &Spec) -> Result<Strings, String> {
+    let shed = || {
+        for (index, group) in groups(spec).enumerate() {
+            cgroup::join(group).at(Step::Cgroup, index)?;
+        }
+        set_oom_score(spec.oom_score_adj).at(Step::OomScore, 0)?;
+        for (index, limit) in spec.rlimits.iter().enumerate() {
+            set_rlimit(*limit).at(Step::Rlimit, index)?;
+        }
+        rustix::process::umask(Mode::from_raw_mode(spec.umask));
+        if let Some(user) = &spec.user {
+            switch_user(user, spec.no_new_privs)?;
+        }
+        if spec.no_new_privs {
+            rustix::thread::set_no_new_privs(true).at(Step::NoNewPrivs, 0)?;
+        }
+        rustix::process::chdir(&spec.cwd).at(Step::Cwd, 0)?;
+        sys::close_above_stdio(true).at(Step::Descriptors, 0)?;
+        let env = environment(spec)?;
+        sys::reset_signals().at(Step::Signals, 0)?;
+        Ok(env)
+    };
+    shed().map_err(|failed: Failed| explain(&failed.encode(), spec).message)
+}
+
+fn environment(spec: &Spec) -> Result<Strings, Failed> {
+    let variables = spec.env.iter().map(|(key, value)| {
+        let mut variable = key.clone();
+        variable.push("=");
+        variable.push(value);
+        c_string(&variable)
+    });
+    variables.collect()
 }
 
 fn groups(spec: &Spec) -> impl Iterator<Item = &std::path::PathBuf> {

@@ -4,6 +4,7 @@
 //! launchable is in [`lifecycle`]; what follows from what is decided in [`policy`].
 
 mod adopt;
+mod beside;
 mod cgroup;
 mod control;
 mod launch;

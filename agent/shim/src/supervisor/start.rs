@@ -13,7 +13,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::adopt::end_leftovers;
 use super::control::Control;
 use super::log::Output;
-use super::{Parts, Supervisor, cgroup, sys};
+use super::{Parts, Supervisor, beside, cgroup, sys};
 use crate::client::ALREADY_RUNNING;
 use crate::process;
 use crate::spec::{Spec, read_spec};
@@ -39,10 +39,15 @@ impl Refusal {
     }
 }
 
-/// The program `platctrl-shim`: `platctrl-shim <dir>`. Returns its exit code.
+/// The program `platctrl-shim`: `platctrl-shim <dir>`, or a command [beside] a launchable. Returns
+/// its exit code.
 pub fn main() -> i32 {
     let mut args = std::env::args_os().skip(1);
-    let (Some(dir), None) = (args.next(), args.next()) else {
+    let first = args.next();
+    if first.as_deref().is_some_and(|first| first == beside::WORD) {
+        return beside::main(args);
+    }
+    let (Some(dir), None) = (first, args.next()) else {
         let _ = writeln!(io::stderr(), "usage: platctrl-shim DIRECTORY");
         return 2;
     };

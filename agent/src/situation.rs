@@ -1,0 +1,93 @@
+//! What is so for all pods of a node: who grants restarts, and which pods may be begun.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, watch};
+
+use crate::name::PodName;
+
+/// Who may grant the restart of a pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Granter {
+    /// Nobody is there to ask: the agent restarts by itself.
+    #[default]
+    Nobody,
+    /// Controllers, through the store.
+    Store,
+    /// Controllers, and the store is away.
+    Away,
+}
+
+/// Which pods may be begun.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Gate {
+    /// All.
+    #[default]
+    Open,
+    /// These alone.
+    Only(BTreeSet<String>),
+    /// None, and why.
+    Shut(String),
+}
+
+impl Gate {
+    /// Why a pod may not be begun; None: it may.
+    #[must_use]
+    pub fn refuses(&self, pod: &PodName) -> Option<String> {
+        match self {
+            Self::Open => None,
+            Self::Only(pods) if pods.contains(&pod.to_string()) => None,
+            Self::Only(_) => Some("it is not on the list of those that may be begun now".into()),
+            Self::Shut(why) => Some(why.clone()),
+        }
+    }
+}
+
+/// What is so now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Situation {
+    /// Who grants restarts.
+    pub granter: Granter,
+    /// Which pods may be begun.
+    pub gate: Gate,
+}
+
+/// The situation, and who hears of its changes.
+#[derive(Debug)]
+pub(crate) struct Circumstances {
+    now: watch::Sender<Situation>,
+    /// One pod at a time is restarted without a grant.
+    pub(crate) unasked: Arc<Semaphore>,
+}
+
+impl Default for Circumstances {
+    fn default() -> Self {
+        Self {
+            now: watch::Sender::default(),
+            unasked: Arc::new(Semaphore::new(1)),
+        }
+    }
+}
+
+impl Circumstances {
+    pub(crate) fn watch(&self) -> watch::Receiver<Situation> {
+        self.now.subscribe()
+    }
+
+    pub(crate) fn granter(&self, granter: Granter) {
+        self.now.send_if_modified(|now| {
+            let changed = now.granter != granter;
+            now.granter = granter;
+            changed
+        });
+    }
+
+    pub(crate) fn gate(&self, gate: Gate) {
+        self.now.send_if_modified(|now| {
+            let changed = now.gate != gate;
+            now.gate = gate;
+            changed
+        });
+    }
+}
