@@ -14,12 +14,14 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use platctrl_framework::model::Digest;
-use platctrl_framework::store::{Access, Key, Policy, Prefix, Result, Right, StoreError};
+use platctrl_framework::store::{Access, Policy, Prefix, Result, Right, StoreError};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::ConsulStore;
-use crate::layout::{CLOCK, GENERATIONS, MANY, Scope, TOP, bucket_key};
+use crate::layout::{
+    CLOCK, GENERATIONS, GENERATIONS_ABOVE, MANY, Scope, bucket_key, top_key, top_over,
+};
 
 /// The longest name that Consul takes.
 const LONGEST: usize = 128;
@@ -126,41 +128,29 @@ fn prefix_rule(root: &str, begin: &str, access: Access) -> String {
 
 /// What commits to a range touch besides it, and what tells of changes there.
 fn generations(root: &str, right: &Right, lines: &mut BTreeSet<String>) {
-    lines.insert(prefix_rule(root, TOP, Access::Read));
+    lines.insert(prefix_rule(root, GENERATIONS_ABOVE, Access::Read));
     lines.insert(prefix_rule(root, GENERATIONS, Access::Read));
     if right.access == Access::Read {
         return;
     }
-    match scope(&right.range) {
+    match Scope::around(&right.range) {
         Some(scope) => {
+            let bucket = scope.bucket();
             for key in [
                 CLOCK.to_owned(),
                 MANY.to_owned(),
-                bucket_key(&scope.bucket()),
+                top_key(top_over(bucket)),
+                bucket_key(bucket),
                 scope.generation(),
             ] {
                 lines.insert(key_rule(root, &key, Access::Write));
             }
         }
         None => {
-            lines.insert(prefix_rule(root, TOP, Access::Write));
+            lines.insert(prefix_rule(root, GENERATIONS_ABOVE, Access::Write));
             lines.insert(prefix_rule(root, GENERATIONS, Access::Write));
         }
     }
-}
-
-/// The one scope that all keys of a range are in, if there is one.
-fn scope(range: &Prefix) -> Option<Scope> {
-    if let Some(key) = range.as_key() {
-        return Some(Scope::of(&key));
-    }
-    let below = |name: &str| {
-        Some(Scope::of(
-            &Key::new(format!("{}{name}", range.as_str())).ok()?,
-        ))
-    };
-    let (one, other) = (below("a")?, below("b/c")?);
-    (one == other && one.is_group()).then_some(one)
 }
 
 /// The commands by which a person makes these policies and a token that has all of them.
@@ -433,8 +423,9 @@ mod tests {
     fn a_writer_of_one_scope_writes_its_generations_and_no_lease() {
         let own = prefix("o/reality/platctrl.dev/pods/web1/");
         let text = rules("prod", &policy([Right::write(own)]));
-        let scope = scope(&prefix("o/reality/platctrl.dev/pods/web1/")).unwrap();
-        let (bucket, generation) = (scope.bucket(), scope.generation());
+        let scope = Scope::around(&prefix("o/reality/platctrl.dev/pods/web1/")).unwrap();
+        let bucket = format!("{:02x}", scope.bucket());
+        let (top, generation) = (&bucket[..1], scope.generation());
         let mut expected = [
             r#"key_prefix "prod/o/reality/platctrl.dev/pods/web1/" { policy = "write" }"#
                 .to_owned(),
@@ -442,6 +433,7 @@ mod tests {
             r#"key_prefix "prod/x/gen1/" { policy = "list" }"#.to_owned(),
             r#"key "prod/x/gen1/now" { policy = "write" }"#.to_owned(),
             r#"key "prod/x/gen1/many" { policy = "write" }"#.to_owned(),
+            format!(r#"key "prod/x/gen1/top-{top}" {{ policy = "write" }}"#),
             format!(r#"key "prod/x/gen1/{bucket}" {{ policy = "write" }}"#),
             format!(r#"key "prod/{generation}" {{ policy = "write" }}"#),
         ];
@@ -459,20 +451,6 @@ mod tests {
         // What is only read is not written.
         let text = rules("prod", &policy([Right::read(prefix("o/"))]));
         assert!(!text.contains("write"), "{text}");
-    }
-
-    #[test]
-    fn the_scope_of_a_range_is_known_only_when_it_is_one() {
-        for one in [
-            "x/event/web1/",
-            "x/chain/",
-            "o/reality/platctrl.dev/pods/web1/default/",
-        ] {
-            assert!(scope(&prefix(one)).is_some(), "{one}");
-        }
-        for several in ["o/", "x/", "x/event/", "o/reality/platctrl.dev/pods/", ""] {
-            assert!(scope(&prefix(several)).is_none(), "{several}");
-        }
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub(crate) struct Api {
     timeout: Duration,
 }
 
-/// The state of the generations, as a blocking read shows it.
+/// What a blocking read shows.
 #[derive(Debug)]
 pub(crate) struct Wake {
     pub(crate) index: u64,
@@ -172,11 +172,20 @@ impl Api {
         }
     }
 
+    /// Waits until a key may have changed since an index, and reads it.
+    pub(crate) async fn wait_for(&self, key: &str, index: u64) -> Result<Wake, StoreError> {
+        self.blocking(key, "", index).await
+    }
+
     /// Waits until something below a key's text may have changed since an index, and reads it.
-    pub(crate) async fn blocking(&self, begin: &str, index: u64) -> Result<Wake, StoreError> {
-        let path = format!("/v1/kv/{}", self.at(begin));
+    pub(crate) async fn wait_below(&self, begin: &str, index: u64) -> Result<Wake, StoreError> {
+        self.blocking(begin, "recurse=&", index).await
+    }
+
+    async fn blocking(&self, key: &str, how: &str, index: u64) -> Result<Wake, StoreError> {
+        let path = format!("/v1/kv/{}", self.at(key));
         let query = format!(
-            "recurse=&{}&index={index}&wait={}s",
+            "{how}{}&index={index}&wait={}s",
             Consistency::Stale.query(),
             WAIT.as_secs()
         );

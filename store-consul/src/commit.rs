@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use bytes::Bytes;
 use platctrl_framework::store::{Compare, Key, LeaseId, Revision, StoreError, Transaction, Write};
 
-use crate::layout::{CLOCK, MANY, Scope, bucket_key, is_own, lease_key};
+use crate::layout::{CLOCK, MANY, Scope, bucket_key, hint, is_own, lease_key, top_key, top_over};
 use crate::leases::Known;
 use crate::pack::PACKED;
 use crate::shared::{ATTEMPTS, Claim, LIMITS, Shared, Wanted, locked};
@@ -80,34 +80,28 @@ impl Batch {
             self.gones.insert(key.clone(), gone);
             self.push(Role::Gone(key), op);
         }
-        let mut mark = |key: &str| {
-            let nonce = shared.environment.random_u64();
-            self.ops.push((
-                Op::set(shared.api.at(key), Bytes::new(), nonce),
+        let nonce = || shared.environment.random_u64();
+        let mark = |key: String| {
+            (
+                Op::set(shared.api.at(&key), Bytes::new(), nonce()),
                 Role::Other,
-            ));
+            )
         };
-        let buckets: BTreeSet<String> = self.scopes.iter().map(Scope::bucket).collect();
-        for scope in &self.scopes {
-            mark(&scope.generation());
-        }
-        // The buckets only make the search shorter: without room for them all are searched.
+        let buckets: BTreeSet<u8> = self.scopes.iter().map(Scope::bucket).collect();
+        let tops: BTreeSet<u8> = buckets.iter().copied().map(top_over).collect();
+        let scopes = self.scopes.iter().map(Scope::generation);
+        self.ops.extend(scopes.map(mark));
+        // Tops and buckets only make the search shorter: without room for them all is searched.
         let room = MAX_OPS.saturating_sub(self.ops.len() + 1);
-        let mut mark = |key: &str| {
-            let nonce = shared.environment.random_u64();
-            self.ops.push((
-                Op::set(shared.api.at(key), Bytes::new(), nonce),
-                Role::Other,
-            ));
-        };
-        if buckets.len() <= room {
-            for bucket in &buckets {
-                mark(&bucket_key(bucket));
-            }
+        if buckets.len() + tops.len() <= room {
+            let marked = buckets.into_iter().map(bucket_key);
+            self.ops
+                .extend(marked.chain(tops.into_iter().map(top_key)).map(mark));
         } else {
-            mark(MANY);
+            self.ops.push(mark(MANY.to_owned()));
         }
-        mark(CLOCK);
+        let clock = Op::set(shared.api.at(CLOCK), hint(self.scopes.iter()), nonce());
+        self.ops.push((clock, Role::Other));
         Ok(())
     }
 

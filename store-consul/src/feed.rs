@@ -1,24 +1,24 @@
 //! One task per store that finds out what changed, for all of its watchers.
 //!
-//! It waits on the top of the generations with one blocking read, however many watchers there
-//! are. Woken, it looks which scopes changed and reads those that somebody watches. What it
-//! tells is always one moment of the store: it reads until nothing that it needs has changed
-//! between its first read and its last.
+//! It waits on the clock with one blocking read, however many watchers there are. Woken, it looks
+//! which scopes changed and reads those that somebody watches (`search`). What it tells is always
+//! one moment of the store: it reads until nothing that it needs has changed between its first
+//! read and its last. A second blocking read waits for leases that end (`burial`).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use platctrl_framework::store::{Change, Key, LeaseId, Prefix, Revision, StoreError, WatchStream};
+use platctrl_framework::store::{Prefix, Revision, StoreError, WatchStream};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::api::Wake;
-use crate::gone::Gone;
-use crate::layout::{CLOCK, GENERATIONS, MANY, Place, Scope, TOP, bucket_of, lease_of};
+use crate::burial::Burial;
+use crate::layout::{CLOCK, Scope};
 use crate::probe::Probe;
-use crate::shared::{PROBE, Shared, Wanted, locked};
+use crate::search::{Search, Seeker};
+use crate::shared::{Shared, locked};
 use crate::watch::{Watcher, stream};
 use crate::wire::Pair;
 
@@ -32,9 +32,6 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const TICK: Duration = Duration::from_secs(20);
 /// How long the feed goes on without watchers: a new one comes soon, as a rule.
 const LINGER: Duration = Duration::from_secs(30);
-/// Buckets and scopes that one read asks for, within Consul's 64 operations.
-const BUCKETS: usize = 17;
-const SCOPES: usize = 20;
 /// Reads until a moment is found, before watchers are told to read everything.
 const READS: usize = 60;
 
@@ -110,8 +107,28 @@ impl Drop for Running {
 #[derive(Debug)]
 struct Followed {
     watcher: Arc<Watcher>,
+    /// The only bucket that has anything for it; None: any may have.
+    bucket: Option<u8>,
     /// Everything up to this index was told. None before the first round.
     at: Option<u64>,
+}
+
+impl Followed {
+    fn new(watcher: Arc<Watcher>) -> Self {
+        Self {
+            bucket: Scope::around(&watcher.prefix).map(|scope| scope.bucket()),
+            watcher,
+            at: None,
+        }
+    }
+
+    fn seeker(&self) -> Option<Seeker<'_>> {
+        Some(Seeker {
+            prefix: &self.watcher.prefix,
+            bucket: self.bucket,
+            at: self.at?,
+        })
+    }
 }
 
 impl Drop for Followed {
@@ -120,63 +137,6 @@ impl Drop for Followed {
         self.watcher
             .fail(StoreError::unavailable("the watch of the store ended"));
     }
-}
-
-/// The index of each bucket; zero before its first change. Cheap to clone.
-#[derive(Clone, Debug)]
-struct Buckets(Arc<[u64; 256]>);
-
-impl Default for Buckets {
-    fn default() -> Self {
-        Self(Arc::new([0; 256]))
-    }
-}
-
-/// The top of the generations at one moment.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Top {
-    pub(crate) clock: u64,
-    many: u64,
-    buckets: Buckets,
-    ended_leases: Vec<LeaseId>,
-}
-
-impl Top {
-    fn of<'a>(pairs: impl IntoIterator<Item = &'a Pair>) -> Self {
-        let mut top = Self::default();
-        for pair in pairs {
-            if pair.key == CLOCK {
-                top.clock = pair.modified;
-            } else if pair.key == MANY {
-                top.many = pair.modified;
-            } else if let Some(bucket) = bucket_of(&pair.key) {
-                Arc::make_mut(&mut top.buckets.0)[usize::from(bucket)] = pair.modified;
-            } else if let Some(lease) = lease_of(&pair.key)
-                && pair.session.is_none()
-            {
-                top.ended_leases.push(LeaseId(lease));
-            }
-        }
-        top
-    }
-}
-
-/// What a scope held at a moment.
-#[derive(Debug)]
-struct Content {
-    clock: u64,
-    pairs: Vec<Pair>,
-    gone: Option<(u64, Gone)>,
-}
-
-/// What is known while a moment is looked for.
-#[derive(Debug, Default)]
-struct Search {
-    top: Option<Top>,
-    generations: BTreeMap<Scope, u64>,
-    buckets: BTreeSet<u8>,
-    all: bool,
-    contents: HashMap<Scope, Content>,
 }
 
 struct Task {
@@ -209,8 +169,9 @@ impl Task {
 
     async fn run(&mut self) {
         let shared = Arc::clone(&self.shared);
+        let _burial = Burial::begin(&shared);
         let mut tick = Instant::now() + TICK;
-        let mut top = None;
+        let mut clock: Option<Pair> = None;
         let mut look = false;
         let mut waiting: Option<BoxFuture<'static, Result<Wake, StoreError>>> = None;
         loop {
@@ -221,10 +182,7 @@ impl Task {
                 }
                 let new = std::mem::take(&mut state.new);
                 let any = !new.is_empty();
-                self.followed.extend(
-                    new.into_iter()
-                        .map(|watcher| Followed { watcher, at: None }),
-                );
+                self.followed.extend(new.into_iter().map(Followed::new));
                 self.followed.retain(|followed| !followed.watcher.is_over());
                 any
             };
@@ -239,12 +197,10 @@ impl Task {
                 self.idle_since = None;
                 let due = Instant::now() >= tick;
                 look |= newcomers || due || self.failing.is_some();
-                if look || top.is_some() {
+                if look || clock.is_some() {
                     self.pace().await;
-                    // What a server that lags behind showed says nothing to newcomers.
-                    let top = top.take().filter(|_| !look);
+                    let outcome = self.round(clock.take(), look).await;
                     look = false;
-                    let outcome = self.round(top).await;
                     self.outcome(outcome).await;
                     if due {
                         tick = Instant::now() + TICK;
@@ -256,8 +212,9 @@ impl Task {
             }
             let api = Arc::clone(&self.shared);
             let index = self.index;
-            let blocking = waiting
-                .get_or_insert_with(|| Box::pin(async move { api.api.blocking(TOP, index).await }));
+            let blocking = waiting.get_or_insert_with(|| {
+                Box::pin(async move { api.api.wait_for(CLOCK, index).await })
+            });
             let until = tick.min(self.probe.due()).min(Instant::now() + LINGER);
             tokio::select! {
                 biased;
@@ -272,9 +229,9 @@ impl Task {
                             look |= wake.index <= self.index;
                             let backwards = wake.index < self.index;
                             self.index = if backwards { 1 } else { wake.index.max(1) };
-                            let seen = Top::of(&wake.pairs);
-                            self.bury(&seen).await;
-                            top = Some(seen);
+                            clock = wake.pairs.into_iter().next();
+                            // None was set yet, or it was taken away, or it may not be read.
+                            look |= clock.is_none();
                         }
                         Err(error) => {
                             self.index = 1;
@@ -323,32 +280,24 @@ impl Task {
         tokio::time::sleep(pause.max(Duration::from_millis(10))).await;
     }
 
-    /// Deletes what hung on leases that have ended.
-    async fn bury(&self, top: &Top) {
-        for lease in &top.ended_leases {
-            if let Err(error) = self.shared.bury(*lease).await {
-                tracing::debug!(lease = lease.0, %error, "what hung on an ended lease is left to others");
-            }
-        }
-    }
-
-    /// Brings all watchers to one moment, not before that of `top`.
-    async fn round(&mut self, top: Option<Top>) -> Result<(), StoreError> {
-        let mut search = Search {
-            top,
-            ..Search::default()
-        };
-        if let Some(top) = &search.top {
-            let behind = self
-                .followed
-                .iter()
-                .any(|followed| followed.at < Some(top.clock));
-            if !behind {
+    /// Brings all watchers to one moment, not before that of the clock that was seen. They are there
+    /// already when nothing is newer than it, unless they are to `look` anyway.
+    async fn round(&mut self, seen: Option<Pair>, look: bool) -> Result<(), StoreError> {
+        let mut search = Search::default();
+        if let Some(clock) = seen {
+            let is_behind = |followed: &Followed| followed.at < Some(clock.modified);
+            if !look && !self.followed.iter().any(is_behind) {
                 return Ok(());
             }
+            search.hear(clock.modified, &clock.value);
         }
         for _ in 0..READS {
-            if let Some(clock) = self.read(&mut search).await? {
+            let step = search.step(&self.seekers());
+            let view = self.shared.view(&step.wanted()).await?;
+            let clock = view.clock;
+            search.take(&step, view);
+            self.place_newcomers(clock).await?;
+            if search.is_complete(&step, &self.seekers()) {
                 self.tell(&search, clock);
                 return Ok(());
             }
@@ -361,132 +310,8 @@ impl Task {
         Ok(())
     }
 
-    /// One read; the moment, once it is found.
-    async fn read(&mut self, search: &mut Search) -> Result<Option<u64>, StoreError> {
-        if let Some(top) = search.top.clone() {
-            self.find_buckets(search, &top);
-        }
-        let missing = self.missing(search);
-        let mut wanted = Wanted::default();
-        let asks_top = search.top.is_none();
-        if asks_top {
-            wanted.trees.push(TOP.to_owned());
-            wanted.readable.push(format!("{TOP}{PROBE}"));
-        }
-        let buckets = search.buckets.clone();
-        let all = search.all;
-        if all {
-            wanted.trees.push(GENERATIONS.to_owned());
-        } else {
-            let begins = buckets
-                .iter()
-                .map(|bucket| format!("{GENERATIONS}{bucket:02x}/"));
-            wanted.trees.extend(begins);
-        }
-        if all || !buckets.is_empty() {
-            wanted.readable.push(format!("{GENERATIONS}{PROBE}"));
-        }
-        let scopes: Vec<Scope> = missing.into_iter().take(SCOPES).collect();
-        for scope in &scopes {
-            match scope.place() {
-                Place::Exactly(key) => wanted.exact.push(key),
-                Place::Below(begin) => {
-                    wanted.readable.push(format!("{begin}{PROBE}"));
-                    wanted.trees.push(begin);
-                }
-            }
-        }
-        let view = self.shared.view(&wanted).await?;
-        let clock = view.clock;
-        let found: BTreeMap<String, Pair> = view
-            .exact
-            .into_iter()
-            .flatten()
-            .chain(view.trees)
-            .map(|pair| (pair.key.clone(), pair))
-            .collect();
-        let below = |begin: &str| {
-            let begin = begin.to_owned();
-            found
-                .range(begin.clone()..)
-                .take_while(move |(key, _)| key.starts_with(&begin))
-                .map(|(_, pair)| pair)
-        };
-        if asks_top {
-            let top = Top {
-                clock,
-                ..Top::of(below(TOP))
-            };
-            self.place_newcomers(clock).await?;
-            search.top = Some(top);
-        } else if search.top.as_ref().is_none_or(|top| top.clock != clock) {
-            // Something was committed since: what, only the top tells.
-            search.top = None;
-        }
-        if all || !buckets.is_empty() {
-            for pair in below(GENERATIONS) {
-                if let Some(scope) = Scope::of_generation(&pair.key) {
-                    search.generations.insert(scope, pair.modified);
-                }
-            }
-        }
-        for scope in scopes {
-            let (pairs, gone) = match scope.place() {
-                Place::Exactly(key) => (found.get(&key).cloned().into_iter().collect(), None),
-                Place::Below(begin) => {
-                    let gone = scope.gone().and_then(|key| found.get(&key));
-                    let gone = gone.map(|pair| {
-                        let list = Gone::read(&pair.value);
-                        (
-                            pair.modified,
-                            list.unwrap_or_else(|| Gone::from(pair.modified)),
-                        )
-                    });
-                    (below(&begin).cloned().collect(), gone)
-                }
-            };
-            search
-                .contents
-                .insert(scope, Content { clock, pairs, gone });
-        }
-        let Some(top) = search.top.clone() else {
-            return Ok(None);
-        };
-        self.find_buckets(search, &top);
-        let loaded = all || (!search.all && search.buckets.is_subset(&buckets));
-        if loaded && self.missing(search).is_empty() {
-            return Ok(Some(clock));
-        }
-        Ok(None)
-    }
-
-    /// Which buckets changed since anybody was last told.
-    fn find_buckets(&self, search: &mut Search, top: &Top) {
-        let at = self.followed.iter().filter_map(|followed| followed.at);
-        let base = at.min().unwrap_or(u64::MAX);
-        let changed = (0_u8..=255).zip(top.buckets.0.iter());
-        let changed = changed.filter(|(_, index)| **index > base);
-        search.buckets.extend(changed.map(|(bucket, _)| bucket));
-        search.all |= top.many > base || search.buckets.len() > BUCKETS;
-    }
-
-    /// The scopes whose content somebody needs and that was not read since it changed.
-    fn missing(&self, search: &Search) -> Vec<Scope> {
-        let needed = |scope: &Scope, index: u64| {
-            self.followed.iter().any(|followed| {
-                followed.at.is_some_and(|at| at < index) && scope.meets(&followed.watcher.prefix)
-            })
-        };
-        let read = |scope: &Scope, index: u64| {
-            let content = search.contents.get(scope);
-            content.is_some_and(|content| content.clock >= index)
-        };
-        search
-            .generations
-            .iter()
-            .filter(|(scope, index)| !read(scope, **index) && needed(scope, **index))
-            .map(|(scope, _)| scope.clone())
-            .collect()
+    fn seekers(&self) -> Vec<Seeker<'_>> {
+        self.followed.iter().filter_map(Followed::seeker).collect()
     }
 
     /// Finds out where newcomers stand, and who is of another history.
@@ -524,11 +349,10 @@ impl Task {
     /// Tells every watcher what the moment found holds for it.
     fn tell(&mut self, search: &Search, clock: u64) {
         for followed in &mut self.followed {
-            let Some(at) = followed.at else { continue };
-            if at >= clock {
+            let Some(seeker) = followed.seeker().filter(|seeker| seeker.at < clock) else {
                 continue;
-            }
-            match changes(&self.shared, search, &followed.watcher.prefix, at) {
+            };
+            match search.changes(&self.shared, seeker) {
                 Some((changes, newest)) => {
                     let reached = clock.max(newest);
                     followed.at = Some(reached);
@@ -566,59 +390,4 @@ impl Task {
             Err(error) => tracing::debug!(%error, "no look for foreign writes"),
         }
     }
-}
-
-/// What changed under a prefix after an index, and the newest index among it; None when deletes
-/// may be missing.
-fn changes(
-    shared: &Shared,
-    search: &Search,
-    prefix: &Prefix,
-    at: u64,
-) -> Option<(Vec<Change>, u64)> {
-    let mut changes = BTreeMap::new();
-    let mut newest = 0;
-    for (scope, index) in &search.generations {
-        if *index <= at || !scope.meets(prefix) {
-            continue;
-        }
-        let Some(content) = search.contents.get(scope) else {
-            continue;
-        };
-        let mut there = BTreeSet::new();
-        for pair in &content.pairs {
-            there.insert(pair.key.as_str());
-            if pair.modified <= at || !prefix.covers(&pair.key) {
-                continue;
-            }
-            if let Some(record) = shared.record(pair.clone()) {
-                newest = newest.max(pair.modified);
-                changes.insert(record.key.clone(), Change::Put(record));
-            }
-        }
-        let gone = match scope.place() {
-            Place::Exactly(key) if there.contains(key.as_str()) => Vec::new(),
-            Place::Exactly(key) => vec![(*index, key)],
-            Place::Below(begin) => match &content.gone {
-                None => Vec::new(),
-                Some((list_index, list)) => list
-                    .clone()
-                    .since(*list_index, at)?
-                    .into_iter()
-                    .map(|(index, name)| (index, format!("{begin}{name}")))
-                    .collect(),
-            },
-        };
-        for (index, key) in gone {
-            if there.contains(key.as_str()) || !prefix.covers(&key) {
-                continue;
-            }
-            if let Ok(key) = Key::new(&key) {
-                newest = newest.max(index);
-                let revision = shared.revision(index);
-                changes.insert(key.clone(), Change::Delete { key, revision });
-            }
-        }
-    }
-    Some((changes.into_values().collect(), newest))
 }

@@ -2,7 +2,7 @@
 //!
 //! The key names the session and the keys that hang on the lease. While the session lasts, the
 //! key is locked, and every commit under the lease or under a claim checks that. When it ends,
-//! whoever notices first (watchers do, the key lies where they wait) deletes what hung on it, in
+//! whoever notices first (whoever watches anything waits for that, too) deletes what hung on it, in
 //! one commit like any other. Consul's own way, deleting what a session has locked, would do
 //! that behind the back of the generations, and would let nobody move a key to another lease.
 //!

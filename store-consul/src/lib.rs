@@ -27,6 +27,7 @@
 pub mod access;
 mod address;
 mod api;
+mod burial;
 mod commit;
 mod error;
 mod feed;
@@ -38,6 +39,7 @@ mod options;
 mod pack;
 mod probe;
 mod read;
+mod search;
 mod shared;
 mod tls;
 mod watch;

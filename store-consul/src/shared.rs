@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use platctrl_framework::environment::Environment;
 use platctrl_framework::model::identity::Anchor;
 use platctrl_framework::store::{Key, Limits, Record, Revision, StoreError};
@@ -76,6 +77,8 @@ pub(crate) struct Claim {
 pub(crate) struct View {
     /// The index of the newest commit; zero before the first.
     pub(crate) clock: u64,
+    /// What the clock says about that commit.
+    pub(crate) hint: Bytes,
     /// For each exact key asked for, in that order.
     pub(crate) exact: Vec<Option<Pair>>,
     /// Of all trees asked for, in that order.
@@ -352,10 +355,11 @@ impl Shared {
             _ => {}
         }
         let clock = match (plan.clock, next(CLOCK)) {
-            (_, Ok(clock)) => clock.modified,
+            (_, Ok(clock)) => Some(clock),
             (How::Get, Err(error)) => return Err(error),
-            _ => 0,
+            _ => None,
         };
+        let (clock, hint) = clock.map_or((0, Bytes::new()), |pair| (pair.modified, pair.value));
         let mut exact = vec![None; wanted.exact.len()];
         for (place, key) in plan.placed(wanted, How::Get) {
             exact[place] = Some(next(key)?);
@@ -371,6 +375,7 @@ impl Shared {
         self.must_be_allowed(&doubtful).await?;
         Ok(View {
             clock,
+            hint,
             exact,
             trees,
         })

@@ -190,19 +190,23 @@ fn body_of(root: &str, task: usize, turn: usize) -> Bytes {
     let nonce = platctrl_bench::hash(&[key.as_bytes(), &turn.to_le_bytes()]) | 1 << 62;
     let scope = key.rsplitn(3, '/').nth(2).unwrap_or_default();
     let bucket = nonce & 0xff;
+    let hint = base64::engine::general_purpose::STANDARD.encode(format!(r#"["{scope}/-"]"#));
     let text = format!(
         concat!(
             r#"[{{"KV":{{"Verb":"check-not-exists","Key":"{root}/x/anchor"}}}},"#,
             r#"{{"KV":{{"Verb":"set","Key":"{root}/{key}","Value":"{value}","Flags":{nonce}}}}},"#,
             r#"{{"KV":{{"Verb":"set","Key":"{root}/x/gen/{bucket:02x}/{scope}/-","Value":"","Flags":{nonce}}}}},"#,
             r#"{{"KV":{{"Verb":"set","Key":"{root}/x/gen1/{bucket:02x}","Value":"","Flags":{nonce}}}}},"#,
-            r#"{{"KV":{{"Verb":"set","Key":"{root}/x/gen1/now","Value":"","Flags":{nonce}}}}}]"#,
+            r#"{{"KV":{{"Verb":"set","Key":"{root}/x/gen1/top-{top:x}","Value":"","Flags":{nonce}}}}},"#,
+            r#"{{"KV":{{"Verb":"set","Key":"{root}/x/gen1/now","Value":"{hint}","Flags":{nonce}}}}}]"#,
         ),
         root = root,
         key = key,
         value = value,
         scope = scope,
         bucket = bucket,
+        top = bucket >> 4,
+        hint = hint,
         nonce = nonce,
     );
     text.into()
