@@ -14,6 +14,9 @@ const CAPACITY: usize = 4_096;
 const BATCH_JOBS: usize = 1_024;
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
+/// So many jobs are taken into a write under way at once, where more are expected.
+const TOGETHER: usize = 8;
+
 pub(crate) type Reply = oneshot::Sender<Result<Revision>>;
 
 #[derive(Debug)]
@@ -55,11 +58,48 @@ impl Work {
 #[derive(Debug)]
 pub(crate) enum Next {
     /// These, in this order. May be empty: somebody asked the writer to look around.
-    Batch(Vec<Job>),
+    Batch(Batch),
     /// Nothing came for a while.
     Idle,
     /// The store was closed and everything is answered.
     Closed,
+}
+
+/// Jobs that share one write to disk.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) jobs: Vec<Job>,
+    bytes: usize,
+}
+
+impl Batch {
+    /// Takes what fits, in the order in which it came. False when there was nothing.
+    fn fill(&mut self, waiting: &mut VecDeque<Job>) -> bool {
+        let before = self.jobs.len();
+        while self.jobs.len() < BATCH_JOBS
+            && self.bytes < BATCH_BYTES
+            && !self.is_compaction()
+            && let Some(job) = waiting.pop_front_if(|job| {
+                // The file is compacted between two writes, never in one.
+                self.jobs.is_empty() || !matches!(job.work, Work::Compact)
+            })
+        {
+            self.bytes += job.work.bytes();
+            self.jobs.push(job);
+        }
+        self.jobs.len() > before
+    }
+
+    /// It is a compaction, and nothing else.
+    pub(crate) fn is_compaction(&self) -> bool {
+        matches!(
+            self.jobs[..],
+            [Job {
+                work: Work::Compact,
+                ..
+            }]
+        )
+    }
 }
 
 #[derive(Debug, Default)]
@@ -131,15 +171,7 @@ impl Queue {
     }
 
     /// Waits for work.
-    ///
-    /// `expected` jobs are likely to come together; they are waited for, at most `patience`,
-    /// once the first is there: callers that were answered together come back together.
-    pub(crate) fn take(
-        &self,
-        expected: usize,
-        patience: Duration,
-        idle_after: Option<Duration>,
-    ) -> Next {
+    pub(crate) fn take(&self, idle_after: Option<Duration>) -> Next {
         let mut inner = self.lock();
         let idle_since = Instant::now();
         while inner.jobs.is_empty() && !inner.poked && !inner.closed {
@@ -162,14 +194,32 @@ impl Queue {
                 }
             };
         }
-        let expected = expected.min(BATCH_JOBS);
-        let started = Instant::now();
-        while inner.jobs.len() < expected && !inner.closed {
-            let left = patience.saturating_sub(started.elapsed());
+        inner.awaited = 0;
+        if inner.jobs.is_empty() && inner.closed {
+            return Next::Closed;
+        }
+        inner.poked = false;
+        let mut batch = Batch::default();
+        batch.fill(&mut inner.jobs);
+        Next::Batch(batch)
+    }
+
+    /// Waits for more jobs to share the write of a batch that is under way, until `expected` of
+    /// them came in all or it is `until`: callers that were answered together come back together.
+    /// False when nothing came that fits.
+    pub(crate) fn join(&self, batch: &mut Batch, expected: usize, until: Instant) -> bool {
+        let missing = expected.min(BATCH_JOBS).saturating_sub(batch.jobs.len());
+        if missing == 0 {
+            return false;
+        }
+        let mut inner = self.lock();
+        while inner.jobs.is_empty() && !inner.closed {
+            let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
             }
-            inner.awaited = expected;
+            // A few at a time: to be woken for each costs more than it brings.
+            inner.awaited = missing.min(TOGETHER);
             inner = self
                 .arrived
                 .wait_timeout(inner, left)
@@ -177,21 +227,6 @@ impl Queue {
                 .0;
         }
         inner.awaited = 0;
-        if inner.jobs.is_empty() && inner.closed {
-            return Next::Closed;
-        }
-        inner.poked = false;
-        let mut batch = Vec::with_capacity(inner.jobs.len().min(BATCH_JOBS));
-        let mut bytes = 0;
-        while batch.len() < BATCH_JOBS
-            && let Some(job) = inner.jobs.pop_front()
-        {
-            bytes += job.work.bytes();
-            batch.push(job);
-            if bytes >= BATCH_BYTES {
-                break;
-            }
-        }
-        Next::Batch(batch)
+        batch.fill(&mut inner.jobs)
     }
 }

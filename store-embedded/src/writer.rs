@@ -1,7 +1,7 @@
 //! The one thread that writes.
 //!
 //! It takes all transactions that wait, writes them in one go with one durable commit of the
-//! engine, and then answers them. After a failure it opens the file again, which tells what of
+//! engine, and then answers them. Those that come while it writes, and before it commits, join. After a failure it opens the file again, which tells what of
 //! the failed write is there, and writes nothing more until a small trial write succeeds.
 
 use std::fs::File;
@@ -19,7 +19,7 @@ use crate::codec::State;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::options::Options;
-use crate::queue::{Job, Next, Work};
+use crate::queue::{self, Next, Work};
 use crate::shared::Shared;
 
 /// After so long without work the engine notes what it needs to open at once after a crash.
@@ -70,11 +70,9 @@ impl Writer {
 
     pub(crate) fn run(mut self) {
         loop {
-            let patience =
-                (self.last_took / 4).clamp(Duration::from_micros(50), Duration::from_millis(1));
             let idle = (!self.settled).then_some(SETTLE_AFTER);
-            match self.shared.queue.take(self.last_jobs, patience, idle) {
-                Next::Batch(jobs) => self.serve(jobs),
+            match self.shared.queue.take(idle) {
+                Next::Batch(batch) => self.serve(batch),
                 Next::Idle => self.settle(),
                 Next::Closed => break,
             }
@@ -88,36 +86,35 @@ impl Writer {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn serve(&mut self, jobs: Vec<Job>) {
+    fn serve(&mut self, batch: queue::Batch) {
         if let Err(reason) = self.make_ready() {
             self.shared.set_trouble(Some(reason.clone()));
-            for job in jobs {
+            for job in batch.jobs {
                 let _ = job.reply.send(Err(self.shared.unavailable(&reason)));
             }
             return;
         }
-        let (compactions, jobs): (Vec<Job>, Vec<Job>) = jobs
-            .into_iter()
-            .partition(|job| matches!(job.work, Work::Compact));
-        self.write(jobs);
-        if !compactions.is_empty() {
+        if batch.is_compaction() {
             let answer = self.compact();
-            for job in compactions {
+            for job in batch.jobs {
                 let _ = job.reply.send(answer.clone());
             }
+        } else {
+            self.write(batch);
         }
     }
 
-    fn write(&mut self, jobs: Vec<Job>) {
+    fn write(&mut self, mut batch: queue::Batch) {
         let ended = self.shared.leases().has_ended();
-        if jobs.is_empty() && !ended {
+        if batch.jobs.is_empty() && !ended {
             return;
         }
         let started = Instant::now();
-        self.last_jobs = jobs.len();
         // Under load the note would cost a third of the speed; then it comes with the quiet.
         let settle = self.last_work.elapsed() >= SETTLE_AFTER;
-        let attempt = catch_unwind(AssertUnwindSafe(|| self.attempt(&jobs, settle)));
+        let attempt = catch_unwind(AssertUnwindSafe(|| self.attempt(&mut batch, settle)));
+        let jobs = batch.jobs;
+        self.last_jobs = jobs.len();
         let attempt = attempt.unwrap_or_else(|_| {
             Err(Failure {
                 error: EngineError::damaged("the engine cannot walk the file"),
@@ -144,7 +141,7 @@ impl Writer {
 
     fn attempt(
         &self,
-        jobs: &[Job],
+        queued: &mut queue::Batch,
         settle: bool,
     ) -> std::result::Result<(Outcome, Answers), Failure> {
         let engine = self
@@ -164,9 +161,17 @@ impl Writer {
         for lease in ended {
             batch.end_lease(lease)?;
         }
-        let mut answers = Vec::with_capacity(jobs.len());
-        for job in jobs {
-            answers.push(self.judge(&mut batch, &job.work)?);
+        let patience =
+            (self.last_took / 4).clamp(Duration::from_micros(50), Duration::from_millis(1));
+        let until = Instant::now() + patience;
+        let mut answers: Answers = Vec::with_capacity(queued.jobs.len().max(self.last_jobs));
+        loop {
+            for job in &queued.jobs[answers.len()..] {
+                answers.push(self.judge(&mut batch, &job.work)?);
+            }
+            if !self.shared.queue.join(queued, self.last_jobs, until) {
+                break;
+            }
         }
         let outcome = batch.finish(&self.shared.options)?;
         if outcome.changed {
