@@ -340,6 +340,8 @@ macro_rules! headed {
     )*};
 }
 
+pub(crate) use headed;
+
 headed!(RangeResponse, TxnResponse, StatusResponse, Acknowledged);
 
 macro_rules! not_headed {

@@ -6,12 +6,13 @@ use std::time::Duration;
 use platctrl_framework::environment::Environment;
 use platctrl_framework::model::identity::{self, ChainLink, chain_key};
 use platctrl_framework::store::{
-    Change, Compare, Revision, Store, StoreError, Transaction, WatchEvent,
+    Change, Compare, LeaseId, Revision, Store, StoreError, Transaction, WatchEvent,
 };
 use platctrl_store_consul::ConsulStore;
 use rustix::process::Signal;
 
 use crate::helpers::{key, next_news, prefix, put, run, until, value};
+use crate::relay::Relay;
 use crate::server::{Cluster, Plan, root, wait_until};
 use crate::work::Work;
 
@@ -202,57 +203,167 @@ fn a_restarted_agent_interrupts_no_watch() {
 }
 
 #[test]
-fn a_session_that_somebody_destroys_takes_its_claim_along() {
+fn an_index_that_goes_backwards_is_waited_for_from_the_start_and_hides_nothing() {
     let cluster = Cluster::start(Plan::one());
     run(async {
-        let store = cluster.store(&root()).await;
-        let lease = store.grant_lease(Duration::from_secs(600)).await.unwrap();
+        let root = root();
+        let direct = cluster.store(&root).await;
+        put(&direct, "o/a/b/c/d/gone", "1").await;
+        let begin = put(&direct, "o/a/b/c/d/kept", "1").await;
+        let relay = Relay::start(format!("{}:8500", cluster.any().address)).await;
+        let address = format!("consul://{}/{root}", relay.address);
+        let address = address.parse().unwrap();
+        let store = ConsulStore::open(&address, cluster.options(), Environment::system());
+        let store = store.await.unwrap();
+        let mut watch = store.watch(prefix("o/"), begin);
+        let clock = "/x/gen1/now";
+        // It waits for what comes next.
+        let now = begin.counter();
+        until("it waits", || async { relay.last_wait(clock) == Some(now) }).await;
+
+        for (lie, n) in [(now - 1, 1), (1, 2), (0, 3)] {
+            let before = relay.waits(clock).len();
+            relay.lie(clock, lie);
+            let delete = Transaction::new()
+                .delete(key("o/a/b/c/d/gone"))
+                .put(key("o/a/b/c/d/kept"), n.to_string());
+            let last = direct.commit(delete).await.unwrap();
+            let mut told = Vec::new();
+            while told.last() != Some(&("o/a/b/c/d/kept".to_owned(), last)) {
+                let event = next_news(&mut watch).await;
+                let Some(Ok(WatchEvent::Changes { revision, changes })) = event else {
+                    panic!("{lie}: {event:?}");
+                };
+                let keys = changes.iter().map(|change| change.key().to_string());
+                told.extend(keys.map(|key| (key, revision)));
+            }
+            assert!(
+                told.iter().any(|(key, _)| key == "o/a/b/c/d/gone"),
+                "{lie}: {told:?}"
+            );
+            // After the lie it begins anew: at one, because zero would not wait.
+            until("it waits again", || async {
+                relay.last_wait(clock) == Some(last.counter())
+            })
+            .await;
+            let waits = relay.waits(clock).split_off(before);
+            assert_eq!(waits.first(), Some(&1), "{lie}: {waits:?}");
+            assert!(!waits.contains(&0), "{lie}: {waits:?}");
+            put(&direct, "o/a/b/c/d/gone", "1").await;
+            next_news(&mut watch).await.unwrap().unwrap();
+            let newest = direct.get(&[]).await.unwrap().revision.counter();
+            until("it waits on", || async {
+                relay.last_wait(clock) == Some(newest)
+            })
+            .await;
+        }
+    });
+}
+
+#[test]
+fn disks_that_sync_slowly_make_commits_slow_and_lose_nothing() {
+    let cluster = Cluster::start(Plan::three());
+    run(async {
+        let store = Arc::new(cluster.store(&root()).await);
+        let work = Work::begin(&store);
+        work.more(10).await;
+        let delay = Duration::from_millis(200);
+        // A majority is as fast as its slower half: all disks are slow.
+        let servers = cluster.servers.iter();
+        let disks: Vec<_> = servers.map(|server| server.slow_disk(delay)).collect();
+        wait_until(
+            Duration::from_secs(60),
+            "slow writes of all servers",
+            || disks.iter().all(|disk| disk.count() > 2),
+        );
+        // The first may have been under way before.
+        work.more(1).await;
+        let began = std::time::Instant::now();
+        work.more(5).await;
+        assert!(began.elapsed() >= delay, "{:?}", began.elapsed());
+        drop(disks);
+        work.more(40).await;
+        work.check(&store).await;
+    });
+}
+
+/// A claim that is held under a lease: the commit that wins it, what compares it, and the lease.
+async fn win(store: &ConsulStore, who: &'static str) -> (Revision, Compare, LeaseId) {
+    let lease = store.grant_lease(Duration::from_secs(600)).await.unwrap();
+    let claim = key("x/lease/controllers");
+    let win = Transaction::new()
+        .require_absent(claim.clone())
+        .put_with_lease(claim.clone(), who, lease.id);
+    let epoch = store.commit(win).await.unwrap();
+    let held = Compare::ClaimHeld {
+        key: claim,
+        epoch,
+        lease: lease.id,
+    };
+    (epoch, held, lease.id)
+}
+
+#[test]
+fn a_session_that_somebody_destroys_or_invalidates_takes_its_claim_along() {
+    let cluster = Cluster::start(Plan::one());
+    run(async {
+        let root = root();
+        // Sessions are on the node of the agent that was asked for them.
+        let agent = cluster.start_agent();
+        let at_agent = format!("consul://{}:8500/{root}", agent.address);
+        let at_agent = at_agent.parse().unwrap();
+        let store = ConsulStore::open(&at_agent, cluster.options(), Environment::system());
+        let store = store.await.unwrap();
         let claim = key("x/lease/controllers");
-        let win = Transaction::new()
-            .require_absent(claim.clone())
-            .put_with_lease(claim.clone(), "me", lease.id);
-        let epoch = store.commit(win).await.unwrap();
-        let held = Compare::ClaimHeld {
-            key: claim.clone(),
-            epoch,
-            lease: lease.id,
+        let sessions = || {
+            let listed = cluster.any().must("GET", "/v1/session/list", "");
+            serde_json::from_str::<Vec<serde_json::Value>>(&listed).unwrap()
         };
-        let guarded = Transaction::new().require(held).put(key("o/a"), "1");
-        let revision = store.commit(guarded.clone()).await.unwrap();
-        let mut watch = store.watch(prefix("x/lease/"), revision);
+        let mut last = Revision::ZERO;
+        for way in ["destroyed", "its node is taken away"] {
+            let (epoch, held, lease) = win(&store, way).await;
+            // No lock delay holds the next one up.
+            assert!(epoch > last, "{way}");
+            last = epoch;
+            let guarded = Transaction::new().require(held).put(key("o/a"), "1");
+            let revision = store.commit(guarded.clone()).await.unwrap();
+            let mut watch = store.watch(prefix("x/lease/"), revision);
 
-        let sessions = cluster.any().must("GET", "/v1/session/list", "");
-        let sessions: serde_json::Value = serde_json::from_str(&sessions).unwrap();
-        let session = sessions[0]["ID"].as_str().unwrap();
-        cluster
-            .any()
-            .must("PUT", &format!("/v1/session/destroy/{session}"), "");
-        assert_eq!(cluster.any().must("GET", "/v1/session/list", ""), "[]");
+            let session = sessions().remove(0);
+            let node = session["Node"].as_str().unwrap();
+            assert!(node.starts_with(&agent.name), "{node}");
+            if way == "destroyed" {
+                let id = session["ID"].as_str().unwrap();
+                let path = format!("/v1/session/destroy/{id}");
+                cluster.any().must("PUT", &path, "");
+            } else {
+                let node = format!(r#"{{"Node": "{node}"}}"#);
+                cluster.any().must("PUT", "/v1/catalog/deregister", &node);
+            }
+            assert!(sessions().is_empty(), "{way}");
 
-        let outcome = store.commit(guarded).await;
-        assert!(
-            outcome.as_ref().is_err_and(StoreError::is_conflict),
-            "{outcome:?}"
-        );
-        let outcome = store.keep_alive(lease.id).await;
-        assert!(
-            matches!(outcome, Err(StoreError::LeaseNotFound { .. })),
-            "{outcome:?}"
-        );
-        let event = next_news(&mut watch).await;
-        let Some(Ok(WatchEvent::Changes { changes, .. })) = event else {
-            panic!("{event:?}");
-        };
-        assert!(
-            matches!(&changes[..], [Change::Delete { key, .. }] if *key == claim),
-            "{changes:?}"
-        );
-        // No lock delay holds the next one up.
-        let lease = store.grant_lease(Duration::from_secs(600)).await.unwrap();
-        let win = Transaction::new()
-            .require_absent(claim.clone())
-            .put_with_lease(claim, "next", lease.id);
-        assert!(store.commit(win).await.unwrap() > epoch);
+            let outcome = store.commit(guarded).await;
+            assert!(
+                outcome.as_ref().is_err_and(StoreError::is_conflict),
+                "{way}: {outcome:?}"
+            );
+            let outcome = store.keep_alive(lease).await;
+            assert!(
+                matches!(outcome, Err(StoreError::LeaseNotFound { .. })),
+                "{way}: {outcome:?}"
+            );
+            let event = next_news(&mut watch).await;
+            let Some(Ok(WatchEvent::Changes { changes, .. })) = event else {
+                panic!("{way}: {event:?}");
+            };
+            assert!(
+                matches!(&changes[..], [Change::Delete { key, .. }] if *key == claim),
+                "{way}: {changes:?}"
+            );
+        }
+        // The agent's node comes back by itself, at some time; others win at once.
+        let other = cluster.store(&root).await;
+        assert!(win(&other, "next").await.0 > last);
     });
 }
 

@@ -1,179 +1,31 @@
-//! Two processes that elect a leader: one that is stopped until the other took over writes
-//! nothing when it goes on.
-//!
-//! The processes are this test binary, run again with an environment variable set.
+//! A leader that is stopped until another took over writes nothing when it goes on.
 
-use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures::StreamExt;
-use platctrl_framework::client::Client;
-use platctrl_framework::controller::{Action, Context, Controller, ReconcileError, Runtime};
 use platctrl_framework::environment::Environment;
-use platctrl_framework::model::{Metadata, Object, Resource, identity};
-use platctrl_framework::store::{Change, Prefix, Revision, Store, WatchEvent, WatchStream};
 use platctrl_store_consul::{Address, ConsulStore, Options};
-use rustix::process::{Pid, Signal, kill_process};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use platctrl_test_support::fencing;
+use platctrl_test_support::processes::root;
 
-use crate::server::{Cluster, Plan, root, spawn, wait_until};
-
-const ADDRESS: &str = "PLATCTRL_TEST_CONSUL_ADDRESS";
-
-/// A page, who wrote it last, and how often each has. Consul may leave states out of what it
-/// tells; no write can be left out of the counts.
-#[derive(Resource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
-#[resource(group = "example.dev", version = "v1", kind = "Page")]
-struct PageSpec {
-    by: u32,
-    times: BTreeMap<u32, u64>,
-}
-
-/// Writes again as soon as it sees what it wrote.
-async fn write(page: Arc<Object<Page>>, context: Context) -> Result<Action, ReconcileError> {
-    let mut page = (*page).clone();
-    page.spec.by = std::process::id();
-    *page.spec.times.entry(page.spec.by).or_default() += 1;
-    let mut changes = context.changes();
-    changes.update(&page)?;
-    changes.commit().await?;
-    Ok(Action::requeue_after(Duration::from_millis(5)))
-}
+use crate::server::{Cluster, Plan};
 
 /// Not a test by itself: a process that writes while it leads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn child_writes_while_it_leads() {
-    let Ok(address) = std::env::var(ADDRESS) else {
+    let Some(address) = fencing::told_to_write() else {
         return;
     };
     let address: Address = address.parse().unwrap();
     let store = ConsulStore::open(&address, Options::default(), Environment::system()).await;
-    Runtime::new(Arc::new(store.unwrap()), Environment::system())
-        .controller(Controller::new("pages", write))
-        .elect_leader("pages")
-        .run()
-        .await
-        .unwrap();
-}
-
-struct Writer(std::process::Child);
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Writer {
-    fn start(address: &str) -> Self {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        command
-            .args([
-                "fencing::child_writes_while_it_leads",
-                "--exact",
-                "--nocapture",
-            ])
-            .env(ADDRESS, address)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        Self(spawn(command))
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.0), signal).unwrap();
-    }
-}
-
-/// The states of the page.
-struct Seen {
-    watch: WatchStream,
-    states: Vec<(Revision, PageSpec)>,
-}
-
-impl Seen {
-    async fn next(&mut self) -> u32 {
-        loop {
-            let item = tokio::time::timeout(Duration::from_secs(60), self.watch.next()).await;
-            let item = item.expect("somebody writes").unwrap().unwrap();
-            let (revision, changes) = match item {
-                WatchEvent::Changes { revision, changes } => (revision, changes),
-                WatchEvent::Progress(_) => continue,
-                WatchEvent::Reset { reason } => panic!("{reason}"),
-            };
-            let Some(Change::Put(record)) = changes.first() else {
-                continue;
-            };
-            let value: serde_json::Value = serde_json::from_slice(&record.value).unwrap();
-            let state: PageSpec = serde_json::from_value(value["spec"].clone()).unwrap();
-            let by = state.by;
-            self.states.push((revision, state));
-            return by;
-        }
-    }
+    fencing::write_while_leading(Arc::new(store.unwrap())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_stopped_until_another_took_over_writes_nothing_afterwards() {
     let cluster = Cluster::start(Plan::one());
     let root = root();
-    let store: Arc<dyn Store> = Arc::new(cluster.store(&root).await);
-    let environment = Environment::system();
-    identity::initialise(&*store, &environment).await.unwrap();
-    let client = Client::new(store.clone(), environment, "test");
-    let metadata = Metadata {
-        namespace: Some("default".to_owned()),
-        ..Metadata::named("a")
-    };
-    let page = Object::<Page>::new(metadata, PageSpec::default());
-    client.create(&page).await.unwrap();
-    let at = store.get(&[]).await.unwrap().revision;
-    let mut seen = Seen {
-        watch: store.watch(Prefix::new("o/intent/example.dev/pages/").unwrap(), at),
-        states: Vec::new(),
-    };
+    let store = Arc::new(cluster.store(&root).await);
     let address = cluster.address(0, &root).to_string();
-    let writers = [Writer::start(&address), Writer::start(&address)];
-    let leader = seen.next().await;
-    while seen.states.len() < 20 {
-        assert_eq!(seen.next().await, leader, "there are two leaders");
-    }
-    let is_leader = |writer: &&Writer| writer.0.id() == leader;
-    let stopped = writers.iter().find(is_leader).expect("one of them");
-    stopped.signal(Signal::STOP);
-    let is_stopped = || {
-        let state = std::fs::read_to_string(format!("/proc/{leader}/stat"));
-        state.unwrap().contains(") T ")
-    };
-    wait_until(Duration::from_secs(10), "it is stopped", is_stopped);
-    // What it had sent may still come; then nothing, until another takes over.
-    let other = loop {
-        let by = seen.next().await;
-        if by != leader {
-            break by;
-        }
-    };
-    let took_over = seen.states.len();
-    stopped.signal(Signal::CONT);
-    // Long enough for the one that goes on to have finished what it was about, and to see that
-    // another leads.
-    let until = tokio::time::Instant::now() + Duration::from_secs(3);
-    while tokio::time::Instant::now() < until {
-        seen.next().await;
-    }
-    let count = |place: usize| seen.states[place].1.times[&leader];
-    let late: Vec<_> = (took_over..seen.states.len())
-        .filter(|place| count(*place) != count(took_over - 1) || seen.states[*place].1.by != other)
-        .collect();
-    assert!(
-        late.is_empty(),
-        "{leader} wrote after {other} took over: {:?}",
-        seen.states.last()
-    );
-    assert!(seen.states.len() > took_over + 20);
-    assert!(!is_stopped(), "it goes on");
+    let child = "fencing::child_writes_while_it_leads";
+    fencing::a_stopped_leader_writes_nothing(store, &address, child).await;
 }

@@ -48,7 +48,7 @@ fn wrong_addresses_and_certificates_are_named_with_their_cause() {
         must_say(&error, &tls, "speaks TLS only", false);
 
         let mut options = cluster.options();
-        let other = crate::certificates::Authority::new("another authority");
+        let other = platctrl_test_support::certificates::Authority::new("another authority");
         let dir = tempfile::tempdir().unwrap();
         options.tls.as_mut().unwrap().ca_file = other.write(dir.path());
         let error = refusal(&tls, options).await;
@@ -85,7 +85,7 @@ fn wrong_addresses_and_certificates_are_named_with_their_cause() {
 fn an_expired_certificate_is_refused() {
     run(async {
         let dir = tempfile::tempdir().unwrap();
-        let authority = crate::certificates::Authority::new("the authority");
+        let authority = platctrl_test_support::certificates::Authority::new("the authority");
         let pair = authority.issue_expired("server", vec!["127.0.0.1".to_owned()]);
         let (certificate, key) = pair.write(dir.path(), "server");
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

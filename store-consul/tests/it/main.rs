@@ -3,7 +3,6 @@
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
 mod access;
-mod certificates;
 mod conformance;
 mod failsafe;
 mod faults;
@@ -11,9 +10,9 @@ mod fencing;
 mod helpers;
 mod input;
 mod later;
-mod network;
 mod partitions;
 mod proxy;
+mod relay;
 mod rotation;
 mod server;
 mod sizes;

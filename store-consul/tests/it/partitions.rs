@@ -6,24 +6,17 @@ use std::time::Duration;
 use platctrl_framework::environment::Environment;
 use platctrl_framework::store::{Store, StoreError, Transaction, WatchEvent};
 use platctrl_store_consul::ConsulStore;
+use platctrl_test_support::network::Network;
 
 use crate::helpers::{key, next_news, prefix, put, run, until, value};
-use crate::network::Network;
 use crate::server::{Cluster, Plan, root, wait_until};
 use crate::work::Work;
 
-/// A network for so many members; None, with a word, where nobody may make one.
-fn network(members: usize) -> Option<Network> {
-    if rustix::process::geteuid().is_root() {
-        return Some(Network::new(members));
-    }
-    println!("skipped: network namespaces need root");
-    None
-}
-
 #[test]
 fn a_client_whose_agent_is_cut_off_from_the_leader_alone_goes_on() {
-    let Some(network) = network(4) else { return };
+    let Some(network) = Network::new(4) else {
+        return;
+    };
     let mut places = network.places();
     let (address, within) = places.pop().expect("four");
     let cluster = Cluster::start_at(Plan::three(), places);
@@ -38,8 +31,8 @@ fn a_client_whose_agent_is_cut_off_from_the_leader_alone_goes_on() {
         let work = Work::begin(&store);
         work.more(20).await;
         let leader = cluster.leader().expect("a leader");
-        assert!(network.reaches(3, leader));
-        network.cut(3, leader);
+        assert!(network.reaches(3, leader, 8500));
+        network.cut(3, leader, 8500);
         work.more(40).await;
         assert!(
             cluster.servers[leader].is_leader(),
@@ -54,7 +47,9 @@ fn a_client_whose_agent_is_cut_off_from_the_leader_alone_goes_on() {
 
 #[test]
 fn a_client_inside_a_minority_is_told_so_and_nothing_it_was_refused_lands() {
-    let Some(network) = network(3) else { return };
+    let Some(network) = Network::new(3) else {
+        return;
+    };
     let cluster = Cluster::start_at(Plan::three(), network.places());
     run(async {
         let root = root();
@@ -73,7 +68,7 @@ fn a_client_inside_a_minority_is_told_so_and_nothing_it_was_refused_lands() {
         work.more(20).await;
 
         for other in others {
-            network.cut(alone, other);
+            network.cut(alone, other, 8500);
         }
         wait_until(Duration::from_secs(60), "another leader", || {
             others

@@ -6,10 +6,10 @@ use std::time::Duration;
 use platctrl_framework::environment::Environment;
 use platctrl_store_consul::{ConsulStore, TlsOptions};
 
-use crate::certificates::Authority;
 use crate::helpers::run;
 use crate::server::{Cluster, Plan, root};
 use crate::work::Work;
+use platctrl_test_support::certificates::Authority;
 
 #[test]
 fn certificates_are_rotated_under_a_running_store() {

@@ -6,13 +6,14 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use platctrl_framework::environment::Environment;
 use platctrl_store_consul::{Address, ConsulStore, Options, TlsOptions};
-
-use crate::certificates::Authority;
+use platctrl_test_support::certificates::Authority;
+use platctrl_test_support::processes::{address, directory, spawn, tool};
+pub(crate) use platctrl_test_support::processes::{random, root, wait_until};
+use platctrl_test_support::slow_disk::SlowDisk;
 
 /// The token that may do everything.
 pub(crate) const ROOT_TOKEN: &str = "5f0d0e06-9c3d-4b8e-8a5e-0123456789ab";
@@ -20,14 +21,7 @@ pub(crate) const ROOT_TOKEN: &str = "5f0d0e06-9c3d-4b8e-8a5e-0123456789ab";
 /// The program, unpacked if need be.
 fn program() -> &'static Path {
     static PLACE: OnceLock<PathBuf> = OnceLock::new();
-    PLACE.get_or_init(|| {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/tools");
-        let output = Command::new(script).arg("consul").output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "scripts/tools consul: {said}");
-        let text = String::from_utf8(output.stdout).unwrap();
-        Path::new(text.trim_end()).join("consul")
-    })
+    PLACE.get_or_init(|| tool("consul").join("consul"))
 }
 
 /// How a cluster is set up.
@@ -91,25 +85,6 @@ impl Drop for Server {
     }
 }
 
-/// Starts a process that dies with this one: from a thread that lasts as long as this process,
-/// because the signal comes when the thread that started it ends.
-pub(crate) fn spawn(command: Command) -> Child {
-    type Job = (Command, mpsc::Sender<std::io::Result<Child>>);
-    static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
-    let spawner = SPAWNER.get_or_init(|| {
-        let (sender, jobs) = mpsc::channel::<Job>();
-        std::thread::spawn(move || {
-            for (mut command, answer) in jobs {
-                let _ = answer.send(command.spawn());
-            }
-        });
-        sender
-    });
-    let (answer, child) = mpsc::channel();
-    spawner.send((command, answer)).unwrap();
-    child.recv().unwrap().unwrap()
-}
-
 impl Server {
     pub(crate) fn pid(&self) -> u32 {
         self.process.as_ref().expect("it runs").id()
@@ -122,7 +97,6 @@ impl Server {
             .open(self.dir.join("log"))
             .unwrap();
         let mut words: Vec<String> = self.within.clone();
-        words.extend(["setpriv", "--pdeathsig", "KILL", "--"].map(str::to_owned));
         words.push(program().display().to_string());
         words.push("agent".to_owned());
         words.push(format!("-config-file={}", self.config.display()));
@@ -149,6 +123,11 @@ impl Server {
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_child(self.process.as_ref().expect("it runs"));
         rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Makes its disk slow.
+    pub(crate) fn slow_disk(&self, delay: Duration) -> SlowDisk {
+        SlowDisk::of(self.pid(), delay, self.dir.join("synced"))
     }
 
     pub(crate) fn log(&self) -> String {
@@ -228,35 +207,6 @@ impl Server {
     }
 }
 
-/// An address of the loopback network that nobody else uses.
-pub(crate) fn address() -> String {
-    let number = random();
-    let byte = |shift: u32| ((number >> shift) & 0xff).clamp(1, 254);
-    format!("127.{}.{}.{}", byte(0), byte(8), byte(16))
-}
-
-pub(crate) fn random() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(std::process::id())
-}
-
-/// A root that nobody else uses.
-pub(crate) fn root() -> String {
-    format!("test-{:016x}", random())
-}
-
-/// Where servers keep their data: in memory, because nothing here outlives the machine.
-pub(crate) fn directory() -> tempfile::TempDir {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("platctrl-consul-");
-    let memory = Path::new("/dev/shm");
-    if memory.is_dir() {
-        builder.tempdir_in(memory).unwrap()
-    } else {
-        builder.tempdir().unwrap()
-    }
-}
-
 impl Cluster {
     pub(crate) fn start(plan: Plan) -> Self {
         let places = (0..plan.servers).map(|_| (address(), Vec::new())).collect();
@@ -265,7 +215,7 @@ impl Cluster {
 
     /// Starts servers at these addresses, each within the command named.
     pub(crate) fn start_at(plan: Plan, places: Vec<(String, Vec<String>)>) -> Self {
-        let dir = directory();
+        let dir = directory("platctrl-consul-");
         let authority = Authority::new("the cluster's authority");
         let all: Vec<String> = places.iter().map(|(address, _)| address.clone()).collect();
         let mut servers = Vec::new();
@@ -515,14 +465,5 @@ fn server(
         dir,
         within,
         process: None,
-    }
-}
-
-/// Asks until it is true.
-pub(crate) fn wait_until(patience: Duration, what: &str, mut is_true: impl FnMut() -> bool) {
-    let deadline = Instant::now() + patience;
-    while !is_true() {
-        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::grpc::Method;
-use crate::wire::{Headed, Header};
+use crate::wire::{Headed, Header, headed};
 
 pub(super) const AUTH_STATUS: Method = "/etcdserverpb.Auth/AuthStatus";
 pub(super) const ROLE_ADD: Method = "/etcdserverpb.Auth/RoleAdd";
@@ -108,16 +108,6 @@ pub(super) struct UserRole {
     pub(super) user: String,
     #[prost(string, tag = "2")]
     pub(super) role: String,
-}
-
-macro_rules! headed {
-    ($($type:ty),*) => {$(
-        impl Headed for $type {
-            fn header(&self) -> Option<&Header> {
-                self.header.as_ref()
-            }
-        }
-    )*};
 }
 
 headed!(AuthStatus, Role, User);

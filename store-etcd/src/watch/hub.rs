@@ -1,160 +1,39 @@
 //! The task that owns the stream of watches.
 
+mod checks;
+mod handle;
+
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt;
-use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use platctrl_framework::store::{Prefix, Revision, StoreError, WatchStream};
+use platctrl_framework::store::StoreError;
 use rand::RngExt;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep_until};
 
-use super::feed::{Feed, Reader};
 use super::session::{Session, refused};
 use super::watcher::{Live, Outcome, Stage, Watcher};
-use crate::error::{About, Failure, Refusal, Verdict, judge};
+use crate::error::{Verdict, judge};
 use crate::grpc::CallError;
-use crate::link::{Link, Shared, Trouble, Unreachable, lock};
+use crate::link::{Link, Shared, Trouble, Unreachable};
 use crate::wire::{Header, WatchResponse};
+use checks::{Check, Checked};
+use handle::ended;
+pub(crate) use handle::{Command, Handle, start};
 
 /// How soon watchers that lag behind what this process knows are brought up.
 const QUICK: Duration = Duration::from_millis(30);
 /// Per watcher, so that many of them are not told all the time.
 const QUICK_EACH: Duration = Duration::from_micros(100);
-/// Checks of quiet prefixes under way at once.
-const PROBES: usize = 16;
-/// The pause between one lot of checks and the next.
-const PROBE_PAUSE: Duration = Duration::from_millis(5);
-/// Changes that a check finds and the stream does not bring by then are lost to the stream.
-const LOST_AFTER: Duration = Duration::from_secs(15);
 /// The pauses between attempts to open a stream.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// A stream that lasted so long was not refused.
 const LASTED: Duration = Duration::from_secs(1);
-
-/// What the hub is asked.
-#[derive(Debug)]
-pub(crate) enum Command {
-    Join {
-        id: u64,
-        prefix: Prefix,
-        after: Revision,
-        feed: Arc<Feed>,
-    },
-    Leave(u64),
-    /// The reader of a paused watch has taken all.
-    CaughtUp(u64),
-    /// Open the stream anew.
-    Reopen,
-}
-
-/// What watches are asked for with. Cheap to clone.
-#[derive(Clone)]
-pub(crate) struct Handle(Arc<Inner>);
-
-struct Inner {
-    /// Where the hub that works now, or worked last, is asked.
-    commands: Mutex<UnboundedSender<Command>>,
-    link: Arc<Link>,
-    reads: Arc<Link>,
-    next: AtomicU64,
-}
-
-impl Handle {
-    pub(crate) fn watch(&self, prefix: Prefix, after: Revision) -> WatchStream {
-        let inner = &self.0;
-        let id = inner.next.fetch_add(1, Ordering::Relaxed);
-        let feed = Arc::new(Feed::new(inner.link.shared.options.watch_buffer));
-        let commands = self.commands();
-        let join = Command::Join {
-            id,
-            prefix,
-            after,
-            feed: Arc::clone(&feed),
-        };
-        if commands.send(join).is_err() {
-            feed.end(Err(ended(&inner.link.shared)));
-        }
-        let hub = commands;
-        Reader { feed, hub, id }.boxed()
-    }
-
-    /// Where a hub takes commands. One that ended before its store, because the runtime it was
-    /// started on has ended, is followed by another one on the caller's runtime.
-    fn commands(&self) -> UnboundedSender<Command> {
-        let inner = &self.0;
-        let mut commands = lock(&inner.commands);
-        let lost = commands.is_closed() && !inner.link.shared.closed.is_cancelled();
-        if lost && tokio::runtime::Handle::try_current().is_ok() {
-            tracing::warn!("the task of the watches had ended, and is started again");
-            *commands = spawn(&inner.link, &inner.reads);
-        }
-        commands.clone()
-    }
-
-    /// Opens the stream anew when it is called.
-    pub(crate) fn reopener(&self) -> impl Fn() + Send + use<> {
-        let handle = self.clone();
-        move || {
-            let _ = handle.commands().send(Command::Reopen);
-        }
-    }
-}
-
-/// Why watches end with their hub.
-fn ended(shared: &Shared) -> StoreError {
-    StoreError::unavailable(if shared.closed.is_cancelled() {
-        "the store was closed"
-    } else {
-        "the task of the store's watches ended: its runtime was stopped, or it broke"
-    })
-}
-
-/// Starts the hub on the current runtime. `link` carries the stream, `reads` everything else, so
-/// that large answers do not hold events up.
-pub(crate) fn start(link: Arc<Link>, reads: Arc<Link>) -> Handle {
-    let commands = Mutex::new(spawn(&link, &reads));
-    Handle(Arc::new(Inner {
-        commands,
-        link,
-        reads,
-        next: AtomicU64::new(1),
-    }))
-}
-
-fn spawn(link: &Arc<Link>, reads: &Arc<Link>) -> UnboundedSender<Command> {
-    let (sender, commands) = unbounded_channel();
-    let hub = Hub {
-        shared: Arc::clone(&link.shared),
-        link: Arc::clone(link),
-        reads: Arc::clone(reads),
-        commands,
-        watchers: HashMap::new(),
-        checks: FuturesUnordered::new(),
-        cluster: 0,
-        next_tick: Instant::now(),
-        failures: 0,
-    };
-    tokio::spawn(hub.run());
-    sender
-}
-
-/// Something that was found out about a watch beside the stream.
-enum Checked {
-    /// The store's newest revision, for a watch that begins behind what its member knows.
-    Newest(Result<i64, Failure>),
-    /// Whether its prefix may be read, for a watch that was denied.
-    Readable(Result<i64, Failure>),
-    /// Whether its prefix is as it was at a revision, and as of which.
-    Quiet(i64, Result<(bool, i64), Failure>),
-}
-
-type Check = BoxFuture<'static, (u64, Option<i64>, Checked)>;
 
 struct Hub {
     shared: Arc<Shared>,
@@ -537,96 +416,6 @@ impl Hub {
         Some(self.broken(session, &CallError::Broken(reason.to_owned())))
     }
 
-    fn checked(
-        &mut self,
-        session: &mut Session,
-        id: u64,
-        wire: Option<i64>,
-        checked: Checked,
-    ) -> Option<Left> {
-        let root = self.shared.location.root();
-        let watcher = self.watchers.get_mut(&id)?;
-        let current = watcher.live().map(|live| live.wire);
-        match checked {
-            Checked::Newest(_) | Checked::Quiet(..) if wire != current => None,
-            Checked::Newest(Ok(newest)) => {
-                if newest < watcher.reached {
-                    self.shared.rewind(newest);
-                    let reason = format!(
-                        "the store is at revision {newest}, and {} was reached before: another \
-                         history",
-                        watcher.reached
-                    );
-                    self.end_with_reset(session, id, &reason);
-                }
-                None
-            }
-            Checked::Newest(Err(failure)) => {
-                Some(self.broken(session, &CallError::Broken(format!("{failure:?}"))))
-            }
-            Checked::Readable(Err(failure)) if failure.is_refused_as(Refusal::Denied) => {
-                let what = format!("watch {root}/{}", watcher.prefix);
-                watcher.fail(failure.into_store_error(About {
-                    what,
-                    ..About::default()
-                }));
-                self.watchers.remove(&id);
-                None
-            }
-            Checked::Readable(outcome) => {
-                tracing::debug!(
-                    ?outcome,
-                    "denied, but readable: the stream's login has ended"
-                );
-                self.shared.forget(session.token.as_ref());
-                Some(self.broken(
-                    session,
-                    &CallError::Broken("the stream's login has ended".to_owned()),
-                ))
-            }
-            Checked::Quiet(from, outcome) => {
-                watcher.probed = false;
-                self.found(session, id, from, outcome);
-                self.probe_next();
-                None
-            }
-        }
-    }
-
-    /// What a check of a quiet prefix found.
-    fn found(
-        &mut self,
-        session: &mut Session,
-        id: u64,
-        from: i64,
-        outcome: Result<(bool, i64), Failure>,
-    ) {
-        let Some(watcher) = self.watchers.get_mut(&id) else {
-            return;
-        };
-        if watcher.reached != from || !watcher.is_whole() {
-            return;
-        }
-        match outcome {
-            Ok((true, revision)) => watcher.progress(revision),
-            Ok((false, _)) => {
-                let since = *watcher.missing.get_or_insert_with(Instant::now);
-                if since.elapsed() > LOST_AFTER {
-                    let reason = format!(
-                        "the prefix has changed since revision {from}, and the server's watch \
-                         does not tell"
-                    );
-                    self.end_with_reset(session, id, &reason);
-                }
-            }
-            Err(failure) if failure.is_refused_as(Refusal::Compacted) => {
-                let reason = format!("the history behind revision {from} was compacted");
-                self.end_with_reset(session, id, &reason);
-            }
-            Err(_) => {}
-        }
-    }
-
     fn quick(&self) -> Duration {
         let watchers = u32::try_from(self.watchers.len()).unwrap_or(u32::MAX);
         QUICK.max(QUICK_EACH.saturating_mul(watchers))
@@ -665,46 +454,6 @@ impl Hub {
             if watcher.live().is_some_and(&is_about) {
                 watcher.progress(revision);
             }
-        }
-    }
-
-    /// Goes on with the checks once there is room for as many as are done at once.
-    fn probe_next(&mut self) {
-        if self.checks.is_empty() && self.lags() {
-            self.next_tick = self.next_tick.min(Instant::now() + PROBE_PAUSE);
-        }
-    }
-
-    /// Checks quiet prefixes by reading, where the server's word does not come in order: those
-    /// first that were checked longest ago.
-    fn probe(&mut self) {
-        let newest = self.shared.newest();
-        let interval = self.shared.options.progress_interval;
-        let mut due: Vec<(Option<Instant>, u64)> = self
-            .watchers
-            .iter()
-            .filter(|(_, watcher)| {
-                let rested = |when: Instant| when.elapsed() >= interval;
-                let is_due = watcher.reached < newest || watcher.probed_at.is_none_or(rested);
-                is_due && watcher.live().is_some() && !watcher.probed && watcher.is_whole()
-            })
-            .map(|(id, watcher)| (watcher.probed_at, *id))
-            .collect();
-        due.sort_unstable();
-        due.truncate(PROBES.saturating_sub(self.checks.len()));
-        for (_, id) in due {
-            let Some(watcher) = self.watchers.get_mut(&id) else {
-                continue;
-            };
-            watcher.probed = true;
-            watcher.probed_at = Some(Instant::now());
-            let wire = watcher.live().map(|live| live.wire);
-            let from = watcher.reached;
-            let (reads, prefix) = (Arc::clone(&self.reads), watcher.prefix.clone());
-            self.checks.push(Box::pin(async move {
-                let outcome = reads.is_quiet_since(&prefix, from).await;
-                (id, wire, Checked::Quiet(from, outcome))
-            }));
         }
     }
 }

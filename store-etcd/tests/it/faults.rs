@@ -12,10 +12,11 @@ use rustix::process::Signal;
 
 use futures::StreamExt;
 
-use crate::certificates::Authority;
-use crate::network::Network;
+use platctrl_test_support::certificates::Authority;
+use platctrl_test_support::network::Network;
+
 use crate::proxy::Proxy;
-use crate::server::{Cluster, Plan, Release, SlowDisk, wait_until};
+use crate::server::{Cluster, Plan, Release, wait_until};
 use crate::workload::{Workload, brisk};
 
 fn key(text: &str) -> Key {
@@ -155,13 +156,10 @@ async fn a_client_cut_off_from_the_leader_alone_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_client_inside_a_minority_leaves_it_or_says_that_it_cannot() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: network namespaces need root");
+    let Some(network) = Network::new(3) else {
         return;
-    }
-    let network = Network::new(3);
-    let addresses = network.addresses.clone();
-    let cluster = Cluster::start_at(Plan::three(Release::V3_5), addresses, &network.namespaces);
+    };
+    let cluster = Cluster::start_at(Plan::three(Release::V3_5), network.places());
     // The leader is alone: it goes on leading until it notices.
     let alone = cluster.leader().unwrap();
     let endpoint = cluster.members[alone].endpoint();
@@ -176,7 +174,7 @@ async fn a_client_inside_a_minority_leaves_it_or_says_that_it_cannot() {
     let inside = inside.unwrap();
     let workload = Workload::start(store.clone());
     workload.commits(20).await;
-    network.isolate(alone);
+    network.isolate(alone, 2380);
     another_leader(&cluster, alone);
     assert!(cluster.try_ctl_at(&endpoint, &["get", "x"]).is_err());
     workload.commits(40).await;
@@ -185,7 +183,7 @@ async fn a_client_inside_a_minority_leaves_it_or_says_that_it_cannot() {
     assert!(matches!(read, StoreError::Unavailable { .. }), "{read}");
     let commit = inside.commit(put("o/inside", "1")).await.unwrap_err();
     assert!(commit.is_transient(), "{commit}");
-    network.heal(alone);
+    network.rejoin(alone);
     workload.commits(20).await;
     let deadline = Instant::now() + Duration::from_secs(30);
     while let Err(error) = inside.commit(put("o/inside", "2")).await {
@@ -419,7 +417,7 @@ async fn disks_that_sync_slowly_make_commits_slow_and_lose_nothing() {
     let delay = Duration::from_millis(200);
     // A majority is as fast as its slower half: all disks are slow.
     let members = cluster.members.iter();
-    let disks: Vec<_> = members.map(|member| SlowDisk::of(member, delay)).collect();
+    let disks: Vec<_> = members.map(|member| member.slow_disk(delay)).collect();
     wait_until(
         Duration::from_secs(30),
         "slow writes of all members",

@@ -2,12 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
-mod certificates;
 mod conformance;
 mod failsafe;
 mod faults;
 mod fencing;
-mod network;
 mod proxy;
 mod refusals;
 mod restores;

@@ -13,8 +13,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use futures::StreamExt;
 
-use crate::certificates::Authority;
 use crate::server::{Cluster, Plan, Release, root};
+use platctrl_test_support::certificates::Authority;
 
 fn key(text: &str) -> Key {
     Key::new(text).unwrap()

@@ -32,25 +32,6 @@ async fn reset(mut watch: WatchStream) -> String {
         .expect("the restore is noticed")
 }
 
-/// Replaces the only member's data by a snapshot's.
-fn restore(cluster: &mut Cluster, snapshot: &str, token: &str, arguments: &[&str]) {
-    cluster.members[0].kill();
-    let data = cluster.dir().join("m0/data");
-    std::fs::rename(&data, cluster.dir().join("m0/before")).unwrap();
-    let peer = format!("http://{}:2380", cluster.members[0].address);
-    let fixed = [
-        "--name=m0".to_owned(),
-        format!("--data-dir={}", data.display()),
-        format!("--initial-cluster=m0={peer}"),
-        format!("--initial-advertise-peer-urls={peer}"),
-        format!("--initial-cluster-token={token}"),
-    ];
-    let mut all = vec!["snapshot", "restore", snapshot];
-    all.extend(fixed.iter().map(String::as_str));
-    all.extend(arguments);
-    cluster.ctl(&all);
-}
-
 struct Scene {
     cluster: Cluster,
     proxy: Proxy,
@@ -94,7 +75,7 @@ async fn scene() -> Scene {
 #[tokio::test]
 async fn an_older_snapshot_is_noticed_because_revisions_went_back() {
     let mut scene = scene().await;
-    restore(&mut scene.cluster, &scene.snapshot, &scene.token, &[]);
+    scene.cluster.restore(&scene.snapshot, &scene.token, &[]);
     scene.cluster.members[0].start();
     let reason = reset(scene.watch).await;
     assert!(reason.contains("another history"), "{reason}");
@@ -132,7 +113,9 @@ async fn an_older_snapshot_is_noticed_because_revisions_went_back() {
 async fn an_older_snapshot_with_revisions_moved_forward_is_noticed() {
     let mut scene = scene().await;
     let forward = ["--bump-revision=1000000", "--mark-compacted"];
-    restore(&mut scene.cluster, &scene.snapshot, &scene.token, &forward);
+    scene
+        .cluster
+        .restore(&scene.snapshot, &scene.token, &forward);
     scene.cluster.members[0].start();
     let reason = reset(scene.watch).await;
     assert!(reason.contains("compacted"), "{reason}");
@@ -151,7 +134,7 @@ async fn an_older_snapshot_with_revisions_moved_forward_is_noticed() {
 async fn another_cluster_at_the_same_address_is_noticed_when_it_is_ahead() {
     let mut scene = scene().await;
     scene.proxy.hold(true);
-    restore(&mut scene.cluster, &scene.snapshot, "another-token", &[]);
+    scene.cluster.restore(&scene.snapshot, "another-token", &[]);
     scene.cluster.members[0].start();
     scene.cluster.wait_until_ready();
     for _ in 0..40 {

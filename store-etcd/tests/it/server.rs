@@ -4,13 +4,14 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use platctrl_store_etcd::{Credentials, EtcdStore, Location, Options, Tls};
+use platctrl_test_support::certificates::Authority;
+pub(crate) use platctrl_test_support::processes::{address, random, root, wait_until};
+use platctrl_test_support::processes::{directory, spawn, tool};
+use platctrl_test_support::slow_disk::SlowDisk;
 use rustix::process::{Pid, Signal, kill_process};
-
-use crate::certificates::Authority;
 
 /// Which etcd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,53 +32,6 @@ impl Release {
             Self::Next => (&PLACES[2], "etcd-next"),
         };
         place.get_or_init(|| tool(name)).clone()
-    }
-}
-
-/// The directory of a tool's programs, unpacked if need be.
-fn tool(name: &str) -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/tools");
-    let output = Command::new(script).arg(name).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "scripts/tools {name}: {said}");
-    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end())
-}
-
-/// Makes every write of a process to its disk take this much longer, until it is dropped.
-pub(crate) struct SlowDisk {
-    tracer: Child,
-    log: PathBuf,
-}
-
-impl SlowDisk {
-    pub(crate) fn of(member: &Member, delay: Duration) -> Self {
-        let log = member.log.with_file_name("synced");
-        let calls = "fsync,fdatasync";
-        let mut command = Command::new(tool("strace").join("strace"));
-        command
-            .args(["-f", "-qq", "-e", &format!("trace={calls}"), "-e"])
-            .arg(format!("inject={calls}:delay_enter={}", delay.as_micros()))
-            .arg("-o")
-            .arg(&log)
-            .arg("-p")
-            .arg(member.pid().as_raw_nonzero().to_string())
-            .stdin(Stdio::null());
-        let tracer = spawn(command);
-        Self { tracer, log }
-    }
-
-    /// How often something was slow.
-    pub(crate) fn count(&self) -> usize {
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-        log.matches("(DELAYED)").count()
-    }
-}
-
-impl Drop for SlowDisk {
-    fn drop(&mut self) {
-        // In order, so that it lets the process go.
-        let _ = kill_process(Pid::from_child(&self.tracer), Signal::TERM);
-        let _ = self.tracer.wait();
     }
 }
 
@@ -187,89 +141,35 @@ impl Member {
     pub(crate) fn endpoint(&self) -> String {
         format!("{}:2379", self.address)
     }
-}
 
-/// Starts a process that dies with this one: from a thread that lasts as long as this process,
-/// because the signal comes when the thread that started it ends.
-pub(crate) fn spawn(command: Command) -> Child {
-    type Job = (Command, mpsc::Sender<std::io::Result<Child>>);
-    static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
-    let spawner = SPAWNER.get_or_init(|| {
-        let (sender, jobs) = mpsc::channel::<Job>();
-        std::thread::spawn(move || {
-            for (mut command, answer) in jobs {
-                die_with_parent(&mut command);
-                let _ = answer.send(command.spawn());
-            }
-        });
-        sender
-    });
-    let (answer, child) = mpsc::channel();
-    spawner.send((command, answer)).unwrap();
-    child.recv().unwrap().unwrap()
-}
-
-#[expect(unsafe_code, reason = "pre_exec runs between fork and exec")]
-fn die_with_parent(command: &mut Command) {
-    use std::os::unix::process::CommandExt;
-    // SAFETY: prctl is a plain system call; nothing is allocated or locked.
-    unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            Ok(())
-        });
-    }
-}
-
-/// An address of the loopback network that nobody else uses.
-pub(crate) fn address() -> String {
-    let bytes: [u8; 3] = std::array::from_fn(|_| random() as u8);
-    let [a, b, c] = bytes;
-    format!("127.{}.{b}.{}", a.clamp(1, 254), c.clamp(1, 254))
-}
-
-pub(crate) fn random() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(std::process::id())
-}
-
-/// A root that nobody else uses.
-pub(crate) fn root() -> String {
-    format!("test-{:016x}", random())
-}
-
-/// Where servers keep their data: in memory, because nothing here outlives the machine.
-pub(crate) fn directory() -> tempfile::TempDir {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix("platctrl-etcd-");
-    let memory = Path::new("/dev/shm");
-    if memory.is_dir() {
-        builder.tempdir_in(memory).unwrap()
-    } else {
-        builder.tempdir().unwrap()
+    /// Makes its disk slow.
+    pub(crate) fn slow_disk(&self, delay: Duration) -> SlowDisk {
+        let pid = self.process.as_ref().expect("it runs").id();
+        SlowDisk::of(pid, delay, self.log.with_file_name("synced"))
     }
 }
 
 impl Cluster {
     pub(crate) fn start(plan: Plan) -> Self {
         let addresses: Vec<String> = (0..plan.members).map(|_| address()).collect();
-        Self::start_at(plan, addresses, &[])
+        let places = addresses.into_iter().map(|address| (address, Vec::new()));
+        Self::start_at(plan, places.collect())
     }
 
-    /// Starts each member at an address, and in a network namespace where there are any.
-    pub(crate) fn start_at(plan: Plan, addresses: Vec<String>, namespaces: &[String]) -> Self {
-        let dir = directory();
+    /// Starts each member at an address, within a command where there is one.
+    pub(crate) fn start_at(plan: Plan, places: Vec<(String, Vec<String>)>) -> Self {
+        let dir = directory("platctrl-etcd-");
         let authority = Authority::new("the cluster's authority");
         let scheme = if plan.tls { "https" } else { "http" };
         let token = root();
-        let initial: Vec<String> = addresses
+        let initial: Vec<String> = places
             .iter()
             .enumerate()
-            .map(|(n, address)| format!("m{n}=http://{address}:2380"))
+            .map(|(n, (address, _))| format!("m{n}=http://{address}:2380"))
             .collect();
         let initial = initial.join(",");
         let mut members = Vec::new();
-        for (n, address) in addresses.into_iter().enumerate() {
+        for (n, (address, within)) in places.into_iter().enumerate() {
             let name = format!("m{n}");
             let own = dir.path().join(&name);
             std::fs::create_dir(&own).unwrap();
@@ -306,10 +206,10 @@ impl Cluster {
                 arguments.push("--client-cert-auth".to_owned());
             }
             let mut program = plan.release.programs().join("etcd");
-            if let Some(namespace) = namespaces.get(n) {
-                let etcd = std::mem::replace(&mut program, PathBuf::from("ip"));
-                let words = ["netns", "exec", namespace, etcd.to_str().unwrap()];
-                arguments.splice(0..0, words.map(str::to_owned));
+            if let [first, rest @ ..] = &within[..] {
+                let etcd = std::mem::replace(&mut program, PathBuf::from(first));
+                let words = rest.iter().cloned().chain([etcd.display().to_string()]);
+                arguments.splice(0..0, words);
             }
             members.push(Member {
                 name,
@@ -345,6 +245,26 @@ impl Cluster {
 
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Replaces the only member's data by a snapshot's. It is to be started again.
+    pub(crate) fn restore(&mut self, snapshot: &str, token: &str, arguments: &[&str]) {
+        self.members[0].kill();
+        let data = self.dir().join("m0/data");
+        let before = self.dir().join(format!("m0/before{:x}", random()));
+        std::fs::rename(&data, before).unwrap();
+        let peer = format!("http://{}:2380", self.members[0].address);
+        let fixed = [
+            "--name=m0".to_owned(),
+            format!("--data-dir={}", data.display()),
+            format!("--initial-cluster=m0={peer}"),
+            format!("--initial-advertise-peer-urls={peer}"),
+            format!("--initial-cluster-token={token}"),
+        ];
+        let mut all = vec!["snapshot", "restore", snapshot];
+        all.extend(fixed.iter().map(String::as_str));
+        all.extend(arguments);
+        self.ctl(&all);
     }
 
     /// Waits until the cluster answers a read.
@@ -466,14 +386,5 @@ impl Cluster {
             format!("== {}\n{log}", member.name)
         });
         logs.collect()
-    }
-}
-
-/// Asks until it is true.
-pub(crate) fn wait_until(patience: Duration, what: &str, mut is_true: impl FnMut() -> bool) {
-    let deadline = Instant::now() + patience;
-    while !is_true() {
-        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }

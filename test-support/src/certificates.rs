@@ -6,15 +6,19 @@ use base64::Engine;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 /// Signs certificates.
-pub(crate) struct Authority {
+#[derive(Debug)]
+pub struct Authority {
     der: Vec<u8>,
     issuer: Issuer<'static, KeyPair>,
 }
 
 /// A certificate and its key, in PEM.
-pub(crate) struct Pair {
-    pub(crate) certificate: String,
-    pub(crate) key: String,
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// The certificate.
+    pub certificate: String,
+    /// Its key.
+    pub key: String,
 }
 
 fn pem(label: &str, der: &[u8]) -> String {
@@ -31,7 +35,9 @@ fn pem(label: &str, der: &[u8]) -> String {
 }
 
 impl Authority {
-    pub(crate) fn new(name: &str) -> Self {
+    /// A new one, known by its name.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
@@ -44,12 +50,14 @@ impl Authority {
     }
 
     /// A certificate for these names and addresses.
-    pub(crate) fn issue(&self, common_name: &str, names: Vec<String>) -> Pair {
+    #[must_use]
+    pub fn issue(&self, common_name: &str, names: Vec<String>) -> Pair {
         self.issue_with(common_name, names, |_| {})
     }
 
     /// A certificate that was good for a day, long ago.
-    pub(crate) fn issue_expired(&self, common_name: &str, names: Vec<String>) -> Pair {
+    #[must_use]
+    pub fn issue_expired(&self, common_name: &str, names: Vec<String>) -> Pair {
         self.issue_with(common_name, names, |params| {
             params.not_before = rcgen::date_time_ymd(2020, 1, 1);
             params.not_after = rcgen::date_time_ymd(2020, 1, 2);
@@ -78,12 +86,14 @@ impl Authority {
         }
     }
 
-    pub(crate) fn pem(&self) -> String {
+    /// Its own certificate.
+    #[must_use]
+    pub fn pem(&self) -> String {
         pem("CERTIFICATE", &self.der)
     }
 
     /// Writes its own certificate, once.
-    pub(crate) fn write(&self, dir: &Path) -> PathBuf {
+    pub fn write(&self, dir: &Path) -> PathBuf {
         let path = dir.join("ca.pem");
         if !path.exists() {
             std::fs::write(&path, self.pem()).unwrap();
@@ -94,7 +104,7 @@ impl Authority {
 
 impl Pair {
     /// Writes both files and returns their paths.
-    pub(crate) fn write(&self, dir: &Path, stem: &str) -> (PathBuf, PathBuf) {
+    pub fn write(&self, dir: &Path, stem: &str) -> (PathBuf, PathBuf) {
         let paths = (
             dir.join(format!("{stem}.pem")),
             dir.join(format!("{stem}.key")),

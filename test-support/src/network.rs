@@ -2,13 +2,14 @@
 
 use std::process::Command;
 
-use crate::server::random;
+use crate::processes::random;
 
 /// A bridge, and a namespace behind it for each member.
-pub(crate) struct Network {
+#[derive(Debug)]
+pub struct Network {
     bridge: String,
-    pub(crate) namespaces: Vec<String>,
-    pub(crate) addresses: Vec<String>,
+    namespaces: Vec<String>,
+    addresses: Vec<String>,
 }
 
 fn try_ip(arguments: &str) -> Result<(), String> {
@@ -29,13 +30,20 @@ fn ip(arguments: &str) {
 }
 
 impl Network {
-    pub(crate) fn new(members: usize) -> Self {
+    /// A network for so many members; None, with a word, where nobody may make one.
+    #[must_use]
+    pub fn new(members: usize) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: network namespaces need root");
+            return None;
+        }
+
         let number = random();
         let tag = format!("{:06x}", number & 0xff_ffff);
         let subnet = format!("10.{}.{}", (number >> 24) & 0xff, (number >> 32) & 0xff);
         let network = Self {
-            bridge: format!("pcnb{tag}"),
-            namespaces: (0..members).map(|n| format!("pcn{tag}m{n}")).collect(),
+            bridge: format!("pctb{tag}"),
+            namespaces: (0..members).map(|n| format!("pct{tag}m{n}")).collect(),
             addresses: (0..members)
                 .map(|n| format!("{subnet}.{}", n + 10))
                 .collect(),
@@ -45,7 +53,7 @@ impl Network {
         ip(&format!("addr add {subnet}.1/24 dev {bridge}"));
         ip(&format!("link set {bridge} up"));
         for (n, namespace) in network.namespaces.iter().enumerate() {
-            let port = format!("pcn{tag}v{n}");
+            let port = format!("pct{tag}v{n}");
             let address = &network.addresses[n];
             ip(&format!("netns add {namespace}"));
             ip(&format!(
@@ -56,11 +64,12 @@ impl Network {
             ip(&format!("-n {namespace} link set eth0 up"));
             ip(&format!("-n {namespace} link set lo up"));
         }
-        network
+        Some(network)
     }
 
     /// Where the members are, and what each has to run within.
-    pub(crate) fn places(&self) -> Vec<(String, Vec<String>)> {
+    #[must_use]
+    pub fn places(&self) -> Vec<(String, Vec<String>)> {
         let within = |namespace: &String| {
             ["ip", "netns", "exec", namespace]
                 .map(str::to_owned)
@@ -71,13 +80,32 @@ impl Network {
     }
 
     /// Cuts two members off from each other; this process reaches both.
-    pub(crate) fn cut(&self, one: usize, other: usize) {
+    ///
+    /// # Panics
+    /// They still reach each other's port.
+    pub fn cut(&self, one: usize, other: usize, port: u16) {
         self.route(one, other, "add");
-        assert!(!self.reaches(one, other), "they are cut off");
+        assert!(!self.reaches(one, other, port), "they are cut off");
     }
 
-    pub(crate) fn heal(&self, one: usize, other: usize) {
+    /// Undoes a cut.
+    pub fn heal(&self, one: usize, other: usize) {
         self.route(one, other, "del");
+    }
+
+    /// Cuts a member off from all others; this process reaches all of them.
+    pub fn isolate(&self, alone: usize, port: u16) {
+        self.others(alone)
+            .for_each(|other| self.cut(alone, other, port));
+    }
+
+    /// Undoes an isolation.
+    pub fn rejoin(&self, alone: usize) {
+        self.others(alone).for_each(|other| self.heal(alone, other));
+    }
+
+    fn others(&self, alone: usize) -> impl Iterator<Item = usize> + use<> {
+        (0..self.namespaces.len()).filter(move |other| *other != alone)
     }
 
     fn route(&self, one: usize, other: usize, verb: &str) {
@@ -89,9 +117,10 @@ impl Network {
         }
     }
 
-    /// Whether a connection from one to the other's HTTP port comes about.
-    pub(crate) fn reaches(&self, from: usize, to: usize) -> bool {
-        let open = format!("exec 3<>/dev/tcp/{}/8500", self.addresses[to]);
+    /// Whether a connection from one to the other's port comes about.
+    #[must_use]
+    pub fn reaches(&self, from: usize, to: usize, port: u16) -> bool {
+        let open = format!("exec 3<>/dev/tcp/{}/{port}", self.addresses[to]);
         let output = Command::new("ip")
             .args(["netns", "exec", &self.namespaces[from]])
             .args(["timeout", "5", "bash", "-c", &open])
