@@ -120,8 +120,7 @@ pub(crate) fn run() -> Result<()> {
         pipeline(&store, &bare, 256, 2.5).await?;
         put_to_event(&store, &server).await?;
         lists(&store, &bare).await
-    })?;
-    watchers()
+    })
 }
 
 /// The number of transactions per second of clients that each wait for one before the next.
@@ -381,7 +380,7 @@ const FOR_MEMORY: usize = 10_000;
 
 /// Many watchers of one store: on one stream, so that they cost next to nothing. Server and client
 /// are fresh processes, in which nothing that was freed before can hide what is taken.
-fn watchers() -> Result<()> {
+pub(crate) fn watchers() -> Result<()> {
     let mut live = Vec::new();
     let (mut by_server, mut by_client) = (Vec::new(), Vec::new());
     for _ in 0..runs() {

@@ -46,6 +46,9 @@ fn main() -> ExitCode {
         if only("etcd") {
             etcd::run()?;
         }
+        if only("watchers") {
+            etcd::watchers()?;
+        }
         if only("rights") {
             rights::run()?;
         }
@@ -60,7 +63,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Whether a store is measured: all of them, unless `PLATCTRL_BENCH_STORE` names one.
+/// Whether a store is measured, or one part: all, unless `PLATCTRL_BENCH_STORE` names one.
 fn only(store: &str) -> bool {
     std::env::var("PLATCTRL_BENCH_STORE").map_or(true, |only| only == store)
 }
