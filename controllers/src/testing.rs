@@ -30,6 +30,8 @@
 //!     .unwrap();
 //! ```
 
+pub mod failsafe;
+
 use std::collections::BTreeMap;
 
 use platctrl_framework::model::{Metadata, Object};

@@ -54,6 +54,28 @@ impl Clock for SystemClock {
     }
 }
 
+/// Another clock, hurried; wall time is the other's.
+#[cfg(any(feature = "testing", feature = "conformance"))]
+struct Hurried {
+    machine: Arc<dyn Clock>,
+    pace: u32,
+}
+
+#[cfg(any(feature = "testing", feature = "conformance"))]
+impl Clock for Hurried {
+    fn now(&self) -> Timestamp {
+        self.machine.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.machine.monotonic() * self.pace
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        self.machine.sleep(duration / self.pace)
+    }
+}
+
 /// The clock and the random numbers that a component uses, and what it may know of the process
 /// it is in. Cheap to clone; clones share state.
 #[derive(Clone)]
@@ -76,6 +98,21 @@ impl Environment {
             random: Arc::new(Mutex::new(StdRng::from_rng(&mut rand::rng()))),
             process: std::process::id(),
             cores: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+        }
+    }
+
+    /// The machine's environment, with a clock that goes `pace` times as fast: for tests on stores
+    /// that are really there, and whose own time goes as ever.
+    #[cfg(any(feature = "testing", feature = "conformance"))]
+    #[must_use]
+    pub fn hurried(pace: u32) -> Self {
+        let system = Self::system();
+        Self {
+            clock: Arc::new(Hurried {
+                machine: system.clock.clone(),
+                pace,
+            }),
+            ..system
         }
     }
 

@@ -35,6 +35,7 @@ pub fn controller() -> Controller<DaemonSet> {
         reconcile(object, context, accounts.clone(), waits.clone())
     })
     .on_delete(end)
+    .refuses_unknown_fields()
     .owns::<Pod>()
     .watches::<Pod>(|pod, _| adopter::<DaemonSet>(pod).into_iter().collect())
     .watches::<Node>(|_, view| view.list::<DaemonSet>().keys())

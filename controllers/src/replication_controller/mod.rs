@@ -46,6 +46,7 @@ pub fn with_placement(placement: impl Placement) -> Controller<ReplicationContro
         reconcile(object, context, placement.clone(), accounts.clone())
     })
     .on_delete(end)
+    .refuses_unknown_fields()
     .owns::<Pod>()
     .watches::<Pod>(|pod, _| adopter::<ReplicationController>(pod).into_iter().collect())
     .watches::<Node>(|_, view| view.list::<ReplicationController>().keys())

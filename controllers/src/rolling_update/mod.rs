@@ -45,6 +45,7 @@ pub fn controller() -> Controller<RollingUpdate> {
         reconcile(roll, context, memory.clone())
     })
     .on_delete(move |roll, context| claim::cancel(roll, context, ended.clone()))
+    .refuses_unknown_fields()
     .watches::<ReplicationController>(rolls_of)
     .watches::<Pod>(|pod, view| {
         let owner = ledger::controller_of(pod);

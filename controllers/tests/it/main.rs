@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod cells;
 mod daemon_set;
 mod dynamic;
 mod failsafe;

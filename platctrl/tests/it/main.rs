@@ -7,6 +7,7 @@ mod rig;
 mod api;
 mod bad_input;
 mod by_hand;
+mod cells;
 mod failsafe;
 mod first_light;
 mod full_disk;

@@ -6,8 +6,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -19,7 +17,7 @@ use crate::client::{Client, ClientError, DeleteOptions};
 use crate::controller::{
     Action, Cause, Context, Controller, ReconcileError, RunError, Runtime, RuntimeHandle, Trigger,
 };
-use crate::environment::{Clock, Environment};
+use crate::environment::Environment;
 use crate::failsafe::{Failsafe, FailsafeView, Failsafes, Guard, Limits, Reset, ring};
 use crate::model::identity::{IdentityError, initialise};
 use crate::model::{InvalidName, Metadata, Object, ObjectKey, Resource, Selector, Tree};
@@ -68,33 +66,6 @@ pub(super) struct PlantSpec {
     pub(super) size: u32,
     /// Where.
     pub(super) bed: Selector,
-}
-
-/// The machine's clock, hurried.
-struct Hurried {
-    begun: tokio::time::Instant,
-    pace: u32,
-}
-
-impl Clock for Hurried {
-    fn now(&self) -> Timestamp {
-        Timestamp::now()
-    }
-
-    fn monotonic(&self) -> Duration {
-        self.begun.elapsed() * self.pace
-    }
-
-    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
-        let real = duration / self.pace;
-        Box::pin(async move { tokio::time::sleep(real).await })
-    }
-}
-
-fn hurried(pace: u32) -> Environment {
-    let begun = tokio::time::Instant::now();
-    let seed = Environment::system().random_u64();
-    Environment::seeded(Arc::new(Hurried { begun, pace }), seed)
 }
 
 /// What the controller was called with, and what it has made.
@@ -255,7 +226,7 @@ impl Ground {
     }
 
     pub(super) async fn at_pace(subject: Subject, pace: u32) -> Check<Self> {
-        let environment = hurried(pace);
+        let environment = Environment::hurried(pace);
         let address = Arc::new(Address::of(subject.store.clone()));
         initialise(&*address, &environment).await?;
         let client = Client::new(address.clone(), environment.clone(), "a person");
