@@ -13,6 +13,8 @@ macro_rules! chapters {
 
 chapters! {
     embed_kinds: "../../src/embed/kinds.md";
+    embed_run: "../../src/embed/run.md";
+    embed_parts: "../../src/embed/parts.md";
     embed_client: "../../src/embed/client.md";
     embed_test_your_controller: "../../src/embed/test-your-controller.md";
 }

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
+mod matrix;
 mod page;
 
 use std::collections::BTreeSet;
