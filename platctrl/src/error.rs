@@ -32,8 +32,8 @@ pub(crate) struct Failure {
     pub(crate) hint: Option<String>,
     /// What is wrong with single fields, as the server said: field and problem.
     pub(crate) fields: Vec<(String, String)>,
-    /// Whoever read the output has gone: nothing to say, and nobody to say it to.
-    pub(crate) quiet: bool,
+    /// Nothing is to be said: the exit code is the answer, or whoever read the output has gone.
+    pub(crate) silent: Option<u8>,
 }
 
 pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -45,7 +45,7 @@ impl Failure {
             message: message.into(),
             hint: None,
             fields: Vec::new(),
-            quiet: false,
+            silent: None,
         }
     }
 
@@ -62,19 +62,27 @@ impl Failure {
         self
     }
 
+    /// All that is to be told is on standard output; the exit code says what it means.
+    pub(crate) fn silent(code: u8) -> Self {
+        Self {
+            silent: Some(code),
+            ..Self::failed("")
+        }
+    }
+
     /// Writing the result failed.
     pub(crate) fn output(error: &std::io::Error) -> Self {
-        let quiet = error.kind() == std::io::ErrorKind::BrokenPipe;
+        let gone = error.kind() == std::io::ErrorKind::BrokenPipe;
         Self {
-            quiet,
+            silent: gone.then_some(0),
             ..Self::failed(format!("cannot write the output: {error}"))
         }
     }
 
     /// Says it on standard error; the exit code is what is left to do.
     pub(crate) fn report(&self) -> ExitCode {
-        if self.quiet {
-            return ExitCode::SUCCESS;
+        if let Some(code) = self.silent {
+            return ExitCode::from(code);
         }
         crate::output::note(format_args!("error: {}", self.message));
         if let Some(hint) = &self.hint {

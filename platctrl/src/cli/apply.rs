@@ -38,7 +38,8 @@ pub(crate) async fn run(args: &ApplyArgs, setting: &Setting) -> Result<()> {
         Err(_) if !manifests.problems.is_empty() => return manifests.check().map(|_| ()),
         Err(failure) => return Err(failure),
     };
-    let prepared = prepare(&api, &catalog, manifests, args.namespace.as_deref()).await?;
+    let namespaces = Namespaces::new(args.namespace.as_deref(), setting);
+    let prepared = prepare(&api, &catalog, manifests, namespaces).await?;
     if args.dry_run {
         for object in &prepared {
             output::print(format_args!(
@@ -66,6 +67,8 @@ pub(crate) struct Prepared {
     artifacts: Vec<(hoist::Digest, PathBuf)>,
     /// What the server said that applying it would come to.
     pub(crate) outcome: String,
+    /// The object as it would be then.
+    pub(crate) result: Value,
 }
 
 impl Prepared {
@@ -84,15 +87,17 @@ impl Prepared {
         for (digest, path) in &self.artifacts {
             upload(api, digest, path).await?;
         }
-        self.apply(api, &Query::default())
-            .await
+        let applied = self.apply(api, &Query::default()).await;
+        applied
+            .map(|(outcome, _)| outcome)
             .map_err(|failure| Failure {
                 message: format!("{}: {}", self.title(), failure.message),
                 ..failure
             })
     }
 
-    async fn apply(&self, api: &Api, query: &Query) -> Result<String> {
+    /// What was done, and the object after it.
+    async fn apply(&self, api: &Api, query: &Query) -> Result<(String, Value)> {
         let path = query.on(&self.collection().object(&self.name));
         let body = Some((media::APPLY, &self.document.value));
         let answer = api.call(Method::PATCH, &path, body).await?;
@@ -105,7 +110,42 @@ impl Prepared {
         } else {
             "configured"
         };
-        Ok(outcome.unwrap_or(guess).to_owned())
+        Ok((outcome.unwrap_or(guess).to_owned(), answer.body))
+    }
+}
+
+/// The namespaces of objects that name none, and of those that name another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Namespaces<'a> {
+    /// Nothing may be in another one.
+    given: Option<&'a str>,
+    default: &'a str,
+}
+
+impl<'a> Namespaces<'a> {
+    /// The one that a command was given, else the context's.
+    pub(crate) fn new(given: Option<&'a str>, setting: &'a Setting) -> Self {
+        Self {
+            given,
+            default: setting.namespace(),
+        }
+    }
+
+    /// This one and no other.
+    pub(crate) fn only(namespace: &'a str) -> Self {
+        Self {
+            given: Some(namespace),
+            default: namespace,
+        }
+    }
+}
+
+impl Default for Namespaces<'_> {
+    fn default() -> Self {
+        Self {
+            given: None,
+            default: platctrl_kinds::DEFAULT_NAMESPACE,
+        }
     }
 }
 
@@ -114,7 +154,7 @@ pub(crate) async fn prepare(
     api: &Api,
     catalog: &Catalog,
     manifests: Manifests,
-    namespace: Option<&str>,
+    namespaces: Namespaces<'_>,
 ) -> Result<Vec<Prepared>> {
     let Manifests {
         documents,
@@ -134,7 +174,7 @@ pub(crate) async fn prepare(
                 .iter()
                 .map(|error| document.problem(&error.path, &error.problem)),
         );
-        let namespace = match namespace_of(&document, &kind, namespace) {
+        let namespace = match namespace_of(&document, &kind, namespaces) {
             Ok(namespace) => namespace,
             Err(problem) => {
                 problems.push(document.problem("metadata.namespace", &problem));
@@ -162,6 +202,7 @@ pub(crate) async fn prepare(
                 document,
                 artifacts: local,
                 outcome,
+                result: Value::Null,
             });
         }
     }
@@ -169,7 +210,7 @@ pub(crate) async fn prepare(
     let dry_run = Query::default().with("dryRun", "All");
     for object in &mut prepared {
         match object.apply(api, &dry_run).await {
-            Ok(outcome) => object.outcome = outcome,
+            Ok((outcome, result)) => (object.outcome, object.result) = (outcome, result),
             Err(failure) if failure.code == Code::Failed || failure.code == Code::Conflict => {
                 problems.extend(told(&object.document, &failure));
             }
@@ -245,17 +286,13 @@ fn nearest_kind<'a>(kind: &str, known: &[&'a str]) -> Option<&'a str> {
 fn namespace_of(
     document: &Document,
     kind: &KindDefinition,
-    given: Option<&str>,
+    namespaces: Namespaces<'_>,
 ) -> Result<String, String> {
     let own = document
         .value
         .pointer("/metadata/namespace")
         .and_then(Value::as_str);
-    let default = || {
-        given
-            .unwrap_or(platctrl_kinds::DEFAULT_NAMESPACE)
-            .to_owned()
-    };
+    let Namespaces { given, default } = namespaces;
     match (own, given) {
         (Some(_), _) if kind.scope == Scope::Cluster => {
             Err(format!("a {} belongs to no namespace", kind.kind))
@@ -264,7 +301,7 @@ fn namespace_of(
             "`{own}` is not the namespace that was given, `{given}`"
         )),
         (Some(own), _) => Ok(own.to_owned()),
-        (None, _) => Ok(default()),
+        (None, _) => Ok(given.unwrap_or(default).to_owned()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `scale` and `label`: small changes of one object.
+//! `scale`, `label` and `annotate`: small changes of one object.
 
 use std::time::Duration;
 
@@ -32,14 +32,39 @@ pub(crate) struct ScaleArgs {
 #[derive(Debug, clap::Args)]
 pub(crate) struct LabelArgs {
     /// KIND/NAME or KIND NAME, then NAME=VALUE to set and NAME- to remove
-    #[arg(required = true, num_args = 2.., value_name = "KIND/NAME LABEL")]
+    #[arg(required = true, num_args = 2.., value_name = "KIND/NAME NAME=VALUE")]
     words: Vec<String>,
     #[command(flatten)]
     namespace: super::NamespaceFlag,
-    /// Also change labels that have another value
+    /// Also change those that have another value
     #[arg(long)]
     overwrite: bool,
 }
+
+/// The notes of an object that `label` and `annotate` change.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Notes {
+    /// Its field in the metadata.
+    field: &'static str,
+    /// One of them.
+    one: &'static str,
+    /// What was done to the object.
+    done: &'static str,
+}
+
+/// What selectors choose by.
+pub(crate) const LABELS: Notes = Notes {
+    field: "labels",
+    one: "label",
+    done: "labeled",
+};
+
+/// What people and programs note on an object; nothing chooses by it.
+pub(crate) const ANNOTATIONS: Notes = Notes {
+    field: "annotations",
+    one: "annotation",
+    done: "annotated",
+};
 
 /// Sends a merge patch; when there is no such object, says which one may have been meant.
 async fn patch(
@@ -100,21 +125,20 @@ async fn unplaced(api: &Api, target: &Target, namespace: &str) -> Option<String>
     }
 }
 
-pub(crate) async fn label(args: &LabelArgs, setting: &Setting) -> Result<()> {
+/// Sets and removes labels or annotations.
+pub(crate) async fn note(notes: Notes, args: &LabelArgs, setting: &Setting) -> Result<()> {
+    let Notes { field, one, done } = notes;
     let count = if args.words[0].contains('/') { 1 } else { 2 };
     let (what, changes) = args.words.split_at(count.min(args.words.len()));
-    let changes = labels(changes)?;
+    let changes = wanted(changes, one)?;
     let (api, catalog) = setting.connect().await?;
     let target = catalog.target(what)?;
     let object = find::exact(&api, &target, &args.namespace.namespace).await?;
-    let now = &object["metadata"]["labels"];
-    let differs = |name: &str, value: &Value| {
-        let is = now.get(name).unwrap_or(&Value::Null);
-        (is != value).then(|| is.clone())
-    };
+    let now = &object["metadata"][field];
+    let differs = |name: &str, value: &Value| now.get(name).unwrap_or(&Value::Null) != value;
     let mut different = changes
         .iter()
-        .filter(|(name, value)| differs(name, value).is_some())
+        .filter(|(name, value)| differs(name, value))
         .peekable();
     if different.peek().is_none() {
         return output::print(format_args!("{} unchanged\n", target.title()));
@@ -122,40 +146,39 @@ pub(crate) async fn label(args: &LabelArgs, setting: &Setting) -> Result<()> {
     for (name, value) in different {
         let is = now.get(name).and_then(Value::as_str);
         if let (Some(is), false, false) = (is, args.overwrite, value.is_null()) {
-            let message = format!("{} has the label {name}={is} already", target.title());
+            let message = format!("{} has the {one} {name}={is} already", target.title());
             return Err(Failure::new(Code::Conflict, output::plain(&message))
                 .hint("--overwrite changes it"));
         }
     }
-    let change = json!({ "metadata": { "labels": changes } });
+    let change = json!({ "metadata": { field: changes } });
     patch(&api, &target, &args.namespace.namespace, None, &change).await?;
-    output::print(format_args!("{} labeled\n", target.title()))
+    output::print(format_args!("{} {done}\n", target.title()))
 }
 
 /// `a=b` sets, `a-` removes.
-fn labels(words: &[String]) -> Result<Map<String, Value>> {
+fn wanted(words: &[String], one: &str) -> Result<Map<String, Value>> {
     let mut changes = Map::new();
     for word in words {
         let (name, value) = match (word.split_once('='), word.strip_suffix('-')) {
             (Some((name, value)), _) => (name, Value::from(value)),
             (None, Some(name)) => (name, Value::Null),
             (None, None) => {
-                return Err(Failure::usage(format!(
-                    "`{}` is no change of a label",
-                    output::plain(word)
-                ))
-                .hint("write NAME=VALUE to set it, NAME- to remove it"));
+                return Err(
+                    Failure::usage(format!("`{}` changes no {one}", output::plain(word)))
+                        .hint("write NAME=VALUE to set it, NAME- to remove it"),
+                );
             }
         };
         if changes.insert(name.to_owned(), value).is_some() {
             return Err(Failure::usage(format!(
-                "the label `{}` is given twice",
+                "the {one} `{}` is given twice",
                 output::plain(name)
             )));
         }
     }
     if changes.is_empty() {
-        return Err(Failure::usage("no label is given")
+        return Err(Failure::usage(format!("no {one} is given"))
             .hint("write NAME=VALUE to set it, NAME- to remove it"));
     }
     Ok(changes)
@@ -173,11 +196,11 @@ mod tests {
                 .map(|&word| word.to_owned())
                 .collect::<Vec<_>>()
         };
-        let changes = labels(&words(&["a=b-", "c-", "d="])).unwrap();
+        let changes = wanted(&words(&["a=b-", "c-", "d="]), "label").unwrap();
         assert_eq!(Value::from(changes), json!({"a": "b-", "c": null, "d": ""}));
         for bad in [&["a"][..], &["a=1", "a-"], &[]] {
             assert_eq!(
-                labels(&words(bad)).unwrap_err().code,
+                wanted(&words(bad), "label").unwrap_err().code,
                 Code::Usage,
                 "{bad:?}"
             );

@@ -18,8 +18,8 @@ pub(crate) struct EventsArgs {
     /// Of all namespaces
     #[arg(short = 'A', long)]
     all_namespaces: bool,
-    /// How to print it
-    #[arg(short, long, value_enum, default_value_t)]
+    /// How to print it [default: table]
+    #[arg(short, long, value_name = output::FORMATS, default_value = "table", hide_default_value = true)]
     output: Format,
 }
 
@@ -68,7 +68,7 @@ pub(crate) async fn run(args: &EventsArgs, setting: &Setting) -> Result<()> {
     let namespace = (!args.all_namespaces).then_some(args.namespace.namespace.as_str());
     if args.what.is_empty() {
         let items = read(&setting.api()?, namespace, &[]).await?;
-        return print(&items, args.output);
+        return print(&items, &args.output);
     }
     let (api, catalog) = setting.connect().await?;
     let target = catalog.target(&args.what)?;
@@ -76,19 +76,24 @@ pub(crate) async fn run(args: &EventsArgs, setting: &Setting) -> Result<()> {
     let namespace = namespace.filter(|_| !cluster);
     print(
         &of(&api, &target.kind.kind, namespace, &target.name).await?,
-        args.output,
+        &args.output,
     )
 }
 
 /// `get events`.
 pub(crate) async fn get(args: &GetArgs, api: &Api) -> Result<()> {
-    print(&read(api, args.namespace(), &[]).await?, args.format())
+    let mut items = read(api, args.namespace(), &[]).await?;
+    args.sort(&mut items);
+    print(&items, args.format())
 }
 
-fn print(items: &[Value], format: Format) -> Result<()> {
+fn print(items: &[Value], format: &Format) -> Result<()> {
     match format {
         Format::Json => output::print(output::json_text(&output::list(items, &Value::Null))),
         Format::Yaml => output::print(output::yaml_text(&output::list(items, &Value::Null))?),
+        Format::JsonPath(template) => {
+            output::print(template.render(&output::list(items, &Value::Null)))
+        }
         Format::Name => output::print(
             items
                 .iter()

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use super::{Setting, events, find};
 use crate::api::{Api, Catalog, Collection, Query, Target};
 use crate::error::{Code, Failure, Result};
-use crate::output::{self, Format, Table};
+use crate::output::jsonpath::JsonPath;
+use crate::output::{self, Cells, Format, Table};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct GetArgs {
@@ -20,9 +21,15 @@ pub(crate) struct GetArgs {
     /// Of all namespaces
     #[arg(short = 'A', long)]
     all_namespaces: bool,
-    /// How to print it
-    #[arg(short, long, value_enum, default_value_t)]
+    /// How to print it [default: table]
+    #[arg(short, long, value_name = output::FORMATS, default_value = "table", hide_default_value = true)]
     output: Format,
+    /// Sort by what a path leads to, as .metadata.creationTimestamp
+    #[arg(long, value_name = "PATH", value_parser = JsonPath::parse, conflicts_with = "watch")]
+    sort_by: Option<JsonPath>,
+    /// Leave the names of the columns out
+    #[arg(long)]
+    no_headers: bool,
     /// Only objects with these labels, as app=web,tier!=db
     #[arg(short = 'l', long, value_name = "SELECTOR")]
     selector: Option<String>,
@@ -49,8 +56,15 @@ impl GetArgs {
         (!self.all_namespaces).then_some(self.namespace.namespace.as_str())
     }
 
-    pub(super) fn format(&self) -> Format {
-        self.output
+    /// Puts objects into the order that is asked for.
+    pub(super) fn sort(&self, items: &mut [Value]) {
+        if let Some(path) = &self.sort_by {
+            output::jsonpath::sort(items, path);
+        }
+    }
+
+    pub(super) fn format(&self) -> &Format {
+        &self.output
     }
 }
 
@@ -68,7 +82,7 @@ pub(crate) async fn get(args: &GetArgs, setting: &Setting) -> Result<()> {
     if let [word] = args.what.as_slice() {
         match word.as_str() {
             "events" | "event" | "ev" => return events::get(args, &api).await,
-            "kinds" | "kind" => return kinds(&catalog, args.output),
+            "kinds" | "kind" => return kinds(&catalog, &args.output),
             _ => {}
         }
     }
@@ -88,7 +102,7 @@ pub(crate) async fn get(args: &GetArgs, setting: &Setting) -> Result<()> {
         return Err(Failure::usage("a name and a selection exclude each other")
             .hint("leave the name out, or -A, --selector, --orphans and --field-selector"));
     }
-    let object = match args.output {
+    let object = match &args.output {
         Format::Table | Format::Wide => {
             find::by_beginning(&api, &target, &args.namespace.namespace).await?
         }
@@ -105,9 +119,10 @@ pub(crate) async fn get(args: &GetArgs, setting: &Setting) -> Result<()> {
         .run(&api)
         .await;
     }
-    match args.output {
+    match &args.output {
         Format::Json => output::print(output::json_text(&object)),
         Format::Yaml => output::print(output::yaml_text(&object)?),
+        Format::JsonPath(template) => output::print(template.render(&object)),
         _ => print_items(&target.kind, args, &[object], &Value::Null),
     }
 }
@@ -145,9 +160,12 @@ fn print_items(
     items: &[Value],
     revision: &Value,
 ) -> Result<()> {
-    match args.output {
+    match &args.output {
         Format::Json => output::print(output::json_text(&output::list(items, revision))),
         Format::Yaml => output::print(output::yaml_text(&output::list(items, revision))?),
+        Format::JsonPath(template) => {
+            output::print(template.render(&output::list(items, revision)))
+        }
         Format::Name => output::print(
             items
                 .iter()
@@ -155,7 +173,6 @@ fn print_items(
                 .collect::<String>(),
         ),
         Format::Table | Format::Wide => {
-            let wide = args.output == Format::Wide;
             if items.is_empty() && !args.watch {
                 let place = match (kind.scope, args.all_namespaces) {
                     (Scope::Cluster, _) | (_, true) => String::new(),
@@ -168,20 +185,25 @@ fn print_items(
                 return Ok(());
             }
             let now = Timestamp::now();
-            let mut lines = vec![output::headings(kind, args.all_namespaces, wide)];
-            lines.extend(
-                items
-                    .iter()
-                    .map(|item| output::row(kind, item, args.all_namespaces, wide, now)),
-            );
+            let lines = lines(kind, args, items, now);
             output::print(Table::default().render(&lines))
         }
     }
 }
 
-fn kinds(catalog: &Catalog, format: Format) -> Result<()> {
+/// The table of some objects, with its headings if they are wanted.
+fn lines(kind: &KindDefinition, args: &GetArgs, items: &[Value], now: Timestamp) -> Vec<Cells> {
+    let (all, wide) = (args.all_namespaces, args.output == Format::Wide);
+    let headings = (!args.no_headers).then(|| output::headings(kind, all, wide));
+    let rows = items
+        .iter()
+        .map(|item| output::row(kind, item, all, wide, now));
+    headings.into_iter().chain(rows).collect()
+}
+
+fn kinds(catalog: &Catalog, format: &Format) -> Result<()> {
     match format {
-        Format::Json | Format::Yaml => {
+        Format::Json | Format::Yaml | Format::JsonPath(_) => {
             let items: Vec<Value> = catalog
                 .definitions()
                 .map(|definition| json!(definition))
@@ -189,6 +211,7 @@ fn kinds(catalog: &Catalog, format: Format) -> Result<()> {
             let list = json!({"kind": "List", "items": items});
             match format {
                 Format::Json => output::print(output::json_text(&list)),
+                Format::JsonPath(template) => output::print(template.render(&list)),
                 _ => output::print(output::yaml_text(&list)?),
             }
         }
@@ -248,7 +271,8 @@ impl Listing<'_> {
     async fn run(&self, api: &Api) -> Result<()> {
         let args = self.args;
         let collection = Collection::new(&self.kind, args.namespace());
-        let (items, revision) = find::list(api, &collection, &self.query()).await?;
+        let (mut items, revision) = find::list(api, &collection, &self.query()).await?;
+        args.sort(&mut items);
         if !args.watch {
             return print_items(&self.kind, args, &items, &revision);
         }
@@ -283,23 +307,19 @@ struct Lines<'a> {
 
 impl Lines<'_> {
     fn begin(&mut self, items: &[Value]) -> Result<()> {
-        if matches!(self.args.output, Format::Table | Format::Wide) {
-            let wide = self.args.output == Format::Wide;
-            let (all, now) = (self.args.all_namespaces, Timestamp::now());
-            let mut lines = vec![output::headings(self.kind, all, wide)];
-            lines.extend(
-                items
-                    .iter()
-                    .map(|item| output::row(self.kind, item, all, wide, now)),
-            );
+        if self.args.output.is_table() {
+            let lines = lines(self.kind, self.args, items, Timestamp::now());
             return output::print(self.table.render(&lines));
         }
         items.iter().try_for_each(|item| self.change("ADDED", item))
     }
 
     fn change(&mut self, what: &str, object: &Value) -> Result<()> {
-        match self.args.output {
+        match &self.args.output {
             Format::Json => output::print(output::json_text(object)),
+            Format::JsonPath(template) => {
+                output::print(format_args!("{}\n", template.render(object)))
+            }
             Format::Yaml => output::print(format_args!("---\n{}", output::yaml_text(object)?)),
             Format::Name => output::print(title(self.kind, object)),
             Format::Table | Format::Wide => {

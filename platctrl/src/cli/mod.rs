@@ -5,8 +5,12 @@
 mod access;
 pub(crate) mod apply;
 mod change;
+mod config;
 mod delete;
+mod diff;
+mod edit;
 mod events;
+mod explain;
 pub(crate) mod failsafe;
 mod find;
 mod get;
@@ -20,12 +24,13 @@ mod store;
 mod uninstall;
 mod wait;
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::api::{Api, Catalog, Remote, Token};
 use crate::error::{Failure, Result};
@@ -70,6 +75,9 @@ pub(crate) struct ServerFlags {
     /// The directory that everything is kept in
     #[arg(long, global = true, env = place::DATA_DIR, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// The context to take the server and namespace from, of those that `platctrl config` knows
+    #[arg(long, global = true, env = "PLATCTRL_CONTEXT", value_name = "NAME")]
+    context: Option<String>,
     /// Say that this command makes so many changes, so that no failsafe holds them
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     expect_changes: Option<u32>,
@@ -111,6 +119,14 @@ enum Verb {
     Rollout(rollout::RolloutVerb),
     /// Set and remove labels
     Label(change::LabelArgs),
+    /// Set and remove annotations
+    Annotate(change::LabelArgs),
+    /// Show what `apply` would change
+    Diff(diff::DiffArgs),
+    /// Change an object in an editor
+    Edit(edit::EditArgs),
+    /// Show the fields of a kind, and what they mean
+    Explain(explain::ExplainArgs),
     /// Show what a pod's programs wrote
     Logs(logs::LogsArgs),
     /// Show what happened, oldest first
@@ -141,6 +157,9 @@ enum Verb {
     Launch(local::LaunchArgs),
     /// Stop and remove everything of a data directory
     Uninstall(uninstall::UninstallArgs),
+    /// Show where settings come from; keep several fleets apart
+    #[command(subcommand)]
+    Config(config::ConfigVerb),
     /// Print the versions of this program and of the server
     Version,
     /// Print a completion script for a shell
@@ -187,14 +206,93 @@ impl ServerFlags {
     }
 }
 
+impl Verb {
+    /// Whether it asks a server for something, so that a context may say which.
+    fn is_of_a_client(&self) -> bool {
+        !matches!(
+            self,
+            Self::Up(_)
+                | Self::Server(_)
+                | Self::Controllers(_)
+                | Self::Agent(_)
+                | Self::Launch(_)
+                | Self::Uninstall(_)
+                | Self::Hoist(_)
+                | Self::Ca(_)
+                | Self::Completion { .. }
+        )
+    }
+}
+
 /// What every verb knows.
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
+    /// What was given, and what the context adds to it.
     flags: ServerFlags,
+    /// What was given as a flag or in the environment.
+    given: ServerFlags,
+    /// Where each of them was given.
+    sources: BTreeMap<&'static str, String>,
+    context: Option<config::Chosen>,
     verbose: u8,
 }
 
+/// The settings whose source is told.
+const SETTINGS: [(&str, &str); 5] = [
+    ("server", "PLATCTRL_SERVER"),
+    ("ca", "PLATCTRL_CA"),
+    ("token_file", ""),
+    ("data_dir", place::DATA_DIR),
+    ("context", "PLATCTRL_CONTEXT"),
+];
+
 impl Setting {
+    fn new(cli: &Cli, matches: &clap::ArgMatches, context: Option<config::Chosen>) -> Self {
+        use clap::parser::ValueSource;
+        let matches = innermost(matches);
+        let sources = SETTINGS.into_iter().filter_map(|(id, variable)| {
+            let from = match matches.value_source(id)? {
+                ValueSource::CommandLine => format!("--{}", id.replace('_', "-")),
+                ValueSource::EnvVariable => variable.to_owned(),
+                _ => return None,
+            };
+            Some((id, from))
+        });
+        let mut setting = Self {
+            flags: cli.server.clone(),
+            given: cli.server.clone(),
+            sources: sources.collect(),
+            context,
+            verbose: cli.verbose,
+        };
+        if let Some(chosen) = setting.context.clone().filter(|_| setting.takes_place()) {
+            let (flags, of) = (&mut setting.flags, chosen.context);
+            flags.server = of.server;
+            flags.ca = flags.ca.take().or(of.ca);
+            if std::env::var_os("PLATCTRL_TOKEN").is_none() {
+                flags.token_file = flags.token_file.take().or(of.token_file);
+            }
+        }
+        setting
+    }
+
+    /// Whether the place is the context's: nobody named another.
+    fn takes_place(&self) -> bool {
+        self.given.server.is_none() && self.given.data_dir.is_none()
+    }
+
+    /// Where a setting was given; None if it was not.
+    fn source(&self, id: &str) -> Option<String> {
+        self.sources.get(id).cloned()
+    }
+
+    /// The namespace of what names none.
+    pub(crate) fn namespace(&self) -> &str {
+        let of = self.context.as_ref();
+        of.and_then(|chosen| chosen.context.namespace.as_deref())
+            .unwrap_or(platctrl_kinds::DEFAULT_NAMESPACE)
+    }
+
     pub(crate) fn api(&self) -> Result<Api> {
         if self.given_server().is_some_and(is_remote)
             && let Some(remote) = self.remote()?
@@ -255,18 +353,15 @@ impl Setting {
 
 /// Parses the arguments of this process and does what they say.
 pub(crate) fn run() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
+    let (cli, setting) = match understand() {
+        Ok(understood) => understood,
+        Err(Refusal::Usage(error)) => {
             // Help goes to standard output and ends well, an error of usage with 2.
             let code = u8::try_from(error.exit_code()).unwrap_or(2);
             let _ = error.print();
             return ExitCode::from(code);
         }
-    };
-    let setting = Setting {
-        flags: cli.server,
-        verbose: cli.verbose,
+        Err(Refusal::Context(failure)) => return failure.report(),
     };
     log_to_stderr(setting.verbose);
     let outcome = run_verb(cli.verb, &setting);
@@ -274,6 +369,64 @@ pub(crate) fn run() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
+    }
+}
+
+/// Why the arguments say nothing that can be done.
+enum Refusal {
+    /// They are wrong, or ask for help.
+    Usage(clap::Error),
+    /// The context cannot be used.
+    Context(Failure),
+}
+
+/// Understands the arguments; the context's namespace stands where none is given.
+fn understand() -> std::result::Result<(Cli, Setting), Refusal> {
+    let parse = |grammar: clap::Command| {
+        let matches = grammar.try_get_matches()?;
+        Cli::from_arg_matches(&matches).map(|cli| (cli, matches))
+    };
+    let (cli, matches) = parse(Cli::command()).map_err(Refusal::Usage)?;
+    if !cli.verb.is_of_a_client() {
+        let setting = Setting::new(&cli, &matches, None);
+        return Ok((cli, setting));
+    }
+    let named = cli.server.context.as_deref();
+    let context = match config::Config::read().and_then(|config| config.choose(named)) {
+        Ok(context) => context,
+        // What mends the contexts works without them.
+        Err(_) if matches!(cli.verb, Verb::Config(_) | Verb::Version) && named.is_none() => None,
+        Err(failure) => return Err(Refusal::Context(failure)),
+    };
+    let setting = Setting::new(&cli, &matches, context);
+    if setting.namespace() == platctrl_kinds::DEFAULT_NAMESPACE {
+        return Ok((cli, setting));
+    }
+    // The grammar wants it for as long as this process is there, and so does the command.
+    let namespace = String::from(setting.namespace()).leak();
+    let grammar = with_namespace(Cli::command(), namespace);
+    let (cli, _) = parse(grammar).map_err(Refusal::Usage)?;
+    Ok((cli, setting))
+}
+
+/// The grammar with another namespace where none is given.
+fn with_namespace(grammar: clap::Command, namespace: &'static str) -> clap::Command {
+    let is_default = |argument: &clap::Arg| {
+        argument.get_id() == "namespace" && !argument.get_default_values().is_empty()
+    };
+    let has_default = grammar.get_arguments().any(is_default);
+    let grammar = match has_default {
+        true => grammar.mut_arg("namespace", |argument| argument.default_value(namespace)),
+        false => grammar,
+    };
+    grammar.mut_subcommands(|verb| with_namespace(verb, namespace))
+}
+
+/// The matches of the verb itself: a global flag may be given behind it.
+fn innermost(matches: &clap::ArgMatches) -> &clap::ArgMatches {
+    match matches.subcommand() {
+        Some((_, inner)) => innermost(inner),
+        None => matches,
     }
 }
 
@@ -290,7 +443,11 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Delete(args) => client(delete::run(&args, setting)),
         Verb::Scale(args) => client(change::scale(&args, setting)),
         Verb::Rollout(verb) => client(rollout::run(&verb, setting)),
-        Verb::Label(args) => client(change::label(&args, setting)),
+        Verb::Label(args) => client(change::note(change::LABELS, &args, setting)),
+        Verb::Annotate(args) => client(change::note(change::ANNOTATIONS, &args, setting)),
+        Verb::Diff(args) => client(diff::run(&args, setting)),
+        Verb::Edit(args) => client(edit::run(&args, setting)),
+        Verb::Explain(args) => client(explain::run(&args, setting)),
         Verb::Logs(args) => client(logs::run(&args, setting)),
         Verb::Events(args) => client(events::run(&args, setting)),
         Verb::Wait(args) => client(wait::run(&args, setting)),
@@ -304,6 +461,7 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Hoist(verb) => hoist::run(&verb),
         Verb::Launch(args) => local::run(&args, setting),
         Verb::Uninstall(args) => client(uninstall::run(&args, setting)),
+        Verb::Config(verb) => config::run(&verb, setting),
         Verb::Version => client(version(setting)),
         Verb::Completion { shell } => {
             let mut script = Vec::new();

@@ -1,21 +1,24 @@
 //! What people and scripts read: the result on standard output, everything else on standard error.
 
 mod describe;
+pub(crate) mod jsonpath;
 mod table;
 
 use std::fmt;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::str::FromStr;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 pub(crate) use describe::describe;
-pub(crate) use table::{Table, at, cell, headings, row};
+use jsonpath::Template;
+pub(crate) use table::{Cells, Table, at, cell, headings, row};
 
 use crate::error::{Failure, Result};
 
 /// The forms that objects are printed in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) enum Format {
     /// A line for each object.
     #[default]
@@ -28,6 +31,38 @@ pub(crate) enum Format {
     Yaml,
     /// KIND/NAME, one a line.
     Name,
+    /// A text with values of the objects in it.
+    JsonPath(Template),
+}
+
+/// What is given after `-o`, for help and for mistakes.
+pub(crate) const FORMATS: &str = "table, wide, json, yaml, name or jsonpath=TEMPLATE";
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "table" => Self::Table,
+            "wide" => Self::Wide,
+            "json" => Self::Json,
+            "yaml" => Self::Yaml,
+            "name" => Self::Name,
+            _ => match text.strip_prefix("jsonpath=") {
+                Some(template) if !template.is_empty() => {
+                    Self::JsonPath(Template::parse(template).map_err(|error| error.to_string())?)
+                }
+                _ => return Err(format!("write {FORMATS}")),
+            },
+        })
+    }
+}
+
+impl Format {
+    /// Objects as lines.
+    pub(crate) fn is_table(&self) -> bool {
+        matches!(self, Self::Table | Self::Wide)
+    }
 }
 
 /// Writes to standard output.

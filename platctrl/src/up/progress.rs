@@ -46,7 +46,7 @@ pub(super) async fn follow(
     if !files.is_empty() {
         let manifests = Manifests::read(files)?;
         let catalog = Catalog::load(api).await?;
-        applied = apply::prepare(api, &catalog, manifests, None).await?;
+        applied = apply::prepare(api, &catalog, manifests, apply::Namespaces::default()).await?;
         for object in &applied {
             let outcome = object.write(api).await?;
             output::note(format_args!("{} {outcome}", object.title()));

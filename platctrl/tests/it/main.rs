@@ -8,6 +8,8 @@ mod api;
 mod bad_input;
 mod by_hand;
 mod cells;
+mod contexts;
+mod editing;
 mod failsafe;
 mod first_light;
 mod full_disk;

@@ -140,6 +140,7 @@ impl Rig {
         }
         command
             .env("PLATCTRL_DATA_DIR", self.data_dir())
+            .env("XDG_CONFIG_HOME", self.path("config"))
             .env("XDG_RUNTIME_DIR", self.path("run"));
         if let Some(uid) = self.uid {
             command.uid(uid).gid(uid).env("HOME", &self.area);

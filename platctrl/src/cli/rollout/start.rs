@@ -115,7 +115,8 @@ pub(super) async fn run(api: &Api, catalog: &Catalog, args: &StartArgs) -> Resul
         documents: vec![document],
         problems: Vec::new(),
     };
-    let prepared = apply::prepare(api, catalog, prepared, Some(namespace)).await?;
+    let prepared =
+        apply::prepare(api, catalog, prepared, apply::Namespaces::only(namespace)).await?;
     // The roll is checked as well before anything is written.
     create_roll(api, &line, &to, &spec, true).await?;
     if args.dry_run {
