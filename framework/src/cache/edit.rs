@@ -93,14 +93,12 @@ impl Editor {
         }
     }
 
-    /// What puts these records in their places. Records of kinds that are not known go to
-    /// `elsewhere`.
+    /// What puts these records in their places. Those of kinds that are not known are left out.
     pub(super) fn edits_of(
         &self,
         state: &mut State,
         records: Vec<Record>,
         revision: Revision,
-        mut elsewhere: Option<&mut Vec<Record>>,
     ) -> Vec<Edit> {
         let mut edits = Vec::with_capacity(records.len());
         for record in records {
@@ -109,11 +107,7 @@ impl Editor {
                     edits.push(self.put((key, before, slot), &record, revision));
                 }
                 Place::Malformed => set_aside_malformed(state, &record),
-                Place::Elsewhere => {
-                    if let Some(elsewhere) = &mut elsewhere {
-                        elsewhere.push(record);
-                    }
-                }
+                Place::Elsewhere => {}
             }
         }
         edits

@@ -168,7 +168,7 @@ impl<'r, S: DeserializeOwned> TypedIntent<'r, S> {
     /// As most are written.
     fn scan(record: &'r [u8]) -> Option<Self> {
         let (mut api_version, mut metadata, mut spec) = (None, None, None);
-        let mut scan = Scan::new(record);
+        let mut scan = Scan::new(record)?;
         scan.open()?;
         while let Some(name) = scan.field()? {
             let is_new = match name {

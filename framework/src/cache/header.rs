@@ -129,11 +129,11 @@ impl<'r> Header<'r> {
             uid: text(plain.uid.unwrap_or_default()),
             labels: Labels::of(labels.map(|(k, v)| (text(k), text(v))).collect()),
             owner_references: match plain.owner_references {
-                Some(json) => serde_json::from_slice(json).ok()?,
+                Some(json) => serde_json::from_str(json).ok()?,
                 None => Vec::new(),
             },
             deletion: match plain.deletion {
-                Some(json) => serde_json::from_slice(json).ok()?,
+                Some(json) => serde_json::from_str(json).ok()?,
                 None => None,
             },
         })

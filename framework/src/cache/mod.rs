@@ -12,10 +12,12 @@
 
 mod edit;
 mod entry;
+mod fill;
 mod header;
 mod index;
 mod labels;
 mod options;
+mod owners;
 mod reader;
 mod scan;
 mod sorted;
@@ -27,6 +29,7 @@ pub(crate) use edit::EntryChange;
 pub(crate) use entry::{Entry, Slot};
 pub(crate) use options::Options;
 pub use options::{Cached, Index, Keep};
+pub use owners::Owners;
 pub use reader::Reader;
 pub(crate) use source::{Feed, Source, SourceState, feed};
 pub use source::{SourceError, SourceStatus, write_prefix_anchor};

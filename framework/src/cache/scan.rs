@@ -13,7 +13,8 @@ use crate::model::{Metadata, Uid};
 /// A place in a record.
 #[derive(Debug)]
 pub(super) struct Scan<'r> {
-    rest: &'r [u8],
+    /// Checked once, instead of each string by itself.
+    rest: &'r str,
     /// Something stands before the next field of the object that is read.
     behind: bool,
 }
@@ -31,9 +32,9 @@ pub(super) struct Plain<'r> {
     pub(super) labels: Option<Pairs<'r>>,
     annotations: Option<Pairs<'r>>,
     /// JSON.
-    pub(super) owner_references: Option<&'r [u8]>,
-    pub(super) deletion: Option<&'r [u8]>,
-    other: Vec<(&'r str, &'r [u8])>,
+    pub(super) owner_references: Option<&'r str>,
+    pub(super) deletion: Option<&'r str>,
+    other: Vec<(&'r str, &'r str)>,
 }
 
 pub(super) type Pairs<'r> = Vec<(&'r str, &'r str)>;
@@ -44,19 +45,21 @@ fn once<T>(field: &mut Option<T>, value: T) -> Option<()> {
 }
 
 impl<'r> Scan<'r> {
-    pub(super) fn new(record: &'r [u8]) -> Self {
-        Self {
-            rest: record,
+    /// At the beginning of a record; None if that is no text.
+    pub(super) fn new(record: &'r [u8]) -> Option<Self> {
+        Some(Self {
+            rest: std::str::from_utf8(record).ok()?,
             behind: false,
-        }
+        })
     }
 
     /// The next byte that is no space.
     fn peek(&mut self) -> Option<u8> {
-        while let [b' ' | b'\n' | b'\t' | b'\r', rest @ ..] = self.rest {
-            self.rest = rest;
+        let is_space = |byte: &u8| matches!(byte, b' ' | b'\n' | b'\t' | b'\r');
+        if self.rest.as_bytes().first().is_some_and(is_space) {
+            self.rest = self.rest.trim_start_matches([' ', '\n', '\t', '\r']);
         }
-        self.rest.first().copied()
+        self.rest.as_bytes().first().copied()
     }
 
     fn expect(&mut self, byte: u8) -> Option<()> {
@@ -87,22 +90,22 @@ impl<'r> Scan<'r> {
     pub(super) fn string(&mut self) -> Option<&'r str> {
         self.expect(b'"')?;
         let ends = |&byte: &u8| byte == b'"' || byte == b'\\' || byte < b' ';
-        let length = self.rest.iter().position(ends)?;
+        let length = self.rest.as_bytes().iter().position(ends)?;
         let (text, rest) = self.rest.split_at(length);
-        self.rest = rest.strip_prefix(b"\"")?;
-        std::str::from_utf8(text).ok()
+        self.rest = rest.strip_prefix('"')?;
+        Some(text)
     }
 
     /// Any value, by the general way.
     pub(super) fn value<T: Deserialize<'r>>(&mut self) -> Option<T> {
-        let mut values = serde_json::Deserializer::from_slice(self.rest).into_iter::<T>();
+        let mut values = serde_json::Deserializer::from_str(self.rest).into_iter::<T>();
         let value = values.next()?.ok()?;
-        self.rest = &self.rest[values.byte_offset()..];
+        self.rest = self.rest.get(values.byte_offset()..)?;
         Some(value)
     }
 
     /// Any value as it is written.
-    fn raw(&mut self) -> Option<&'r [u8]> {
+    fn raw(&mut self) -> Option<&'r str> {
         let begin = self.rest;
         if self.peek()? == b'"' {
             // Most are.
@@ -122,14 +125,17 @@ impl<'r> Scan<'r> {
 
     fn number(&mut self) -> Option<u64> {
         self.peek()?;
-        let digits = self.rest.iter().take_while(|byte| byte.is_ascii_digit());
+        let digits = self.rest.bytes().take_while(u8::is_ascii_digit);
         let (digits, rest) = self.rest.split_at(digits.count());
-        let whole = matches!(rest, [b',' | b'}' | b' ' | b'\n' | b'\t' | b'\r', ..]);
-        if !whole || matches!(digits, [] | [b'0', _, ..]) {
+        let whole = matches!(
+            rest.as_bytes(),
+            [b',' | b'}' | b' ' | b'\n' | b'\t' | b'\r', ..]
+        );
+        if !whole || matches!(digits.as_bytes(), [] | [b'0', _, ..]) {
             return None;
         }
         self.rest = rest;
-        std::str::from_utf8(digits).ok()?.parse().ok()
+        digits.parse().ok()
     }
 
     fn pairs(&mut self) -> Option<Pairs<'r>> {
@@ -178,9 +184,9 @@ fn own_pairs(pairs: Option<Pairs<'_>>) -> std::collections::BTreeMap<String, Str
 }
 
 /// A value that is left out, or is what is written.
-fn written<'r, T: Default + Deserialize<'r>>(json: Option<&'r [u8]>) -> Option<T> {
+fn written<'r, T: Default + Deserialize<'r>>(json: Option<&'r str>) -> Option<T> {
     match json {
-        Some(json) => serde_json::from_slice(json).ok(),
+        Some(json) => serde_json::from_str(json).ok(),
         None => Some(T::default()),
     }
 }
@@ -188,7 +194,7 @@ fn written<'r, T: Default + Deserialize<'r>>(json: Option<&'r [u8]>) -> Option<T
 impl<'r> Plain<'r> {
     /// The metadata of a record up to the end of its metadata.
     pub(super) fn of(record: &'r [u8]) -> Option<Self> {
-        let mut scan = Scan::new(record);
+        let mut scan = Scan::new(record)?;
         scan.open()?;
         while let Some(name) = scan.field()? {
             if name == "metadata" {
@@ -203,7 +209,7 @@ impl<'r> Plain<'r> {
         let mut other = Map::new();
         for (name, json) in self.other {
             // As in a map, the last counts.
-            other.insert(name.to_owned(), serde_json::from_slice(json).ok()?);
+            other.insert(name.to_owned(), serde_json::from_str(json).ok()?);
         }
         Some(Metadata {
             name: own(self.name),
@@ -268,8 +274,9 @@ mod tests {
                     _ => drop(json.remove(at)),
                 }
             }
-            let mut scan = Scan::new(&json);
-            let plain = scan.metadata().filter(|_| scan.end().is_some());
+            let plain = Scan::new(&json).and_then(|mut scan| {
+                scan.metadata().filter(|_| scan.end().is_some())
+            });
             if let Some(metadata) = plain.and_then(Plain::into_metadata) {
                 let general: Metadata = serde_json::from_slice(&json).unwrap();
                 prop_assert_eq!(metadata, general);
@@ -287,7 +294,7 @@ mod tests {
         );
         let metadata: Metadata = serde_json::from_str(&json).unwrap();
         let written = serde_json::to_vec(&metadata).unwrap();
-        let plain = Scan::new(&written).metadata().unwrap();
+        let plain = Scan::new(&written).unwrap().metadata().unwrap();
         assert_eq!(plain.into_metadata().unwrap(), metadata);
     }
 }

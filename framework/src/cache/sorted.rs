@@ -103,8 +103,9 @@ impl Heads {
     fn inserted<'k>(&mut self, at: usize, key_at: impl Fn(usize) -> &'k str) {
         let len = self.len + 1;
         let at_an_end = at == 0 || at == self.len;
-        // An end that begins as another key does begins as all do; the only key has no other.
-        if self.len == 0 || at_an_end && common(key_at(0), key_at(len - 1)) != self.all.len() {
+        let begins_so = || key_at(at).as_bytes().starts_with(&self.all);
+        // What lies between two begins as both do; of one key it is not known what all begin with.
+        if self.len < 2 || at_an_end && !begins_so() {
             *self = Self::over(len, key_at);
             return;
         }
@@ -266,6 +267,45 @@ impl<V: Keyed> Node<V> {
         }
     }
 
+    /// Puts a value behind all others; the new neighbour behind this node, if it needs one.
+    fn append(&mut self, value: V) -> Option<(Arc<str>, Self)> {
+        match self {
+            Self::Leaf(leaf) => {
+                let at = leaf.values.len();
+                if at == WIDTH {
+                    let mut behind = Vec::with_capacity(WIDTH);
+                    let key = value.key().clone();
+                    behind.push(value);
+                    return Some((key, Self::leaf(behind)));
+                }
+                Arc::make_mut(leaf).insert(at, value);
+                None
+            }
+            Self::Branch(branch) => {
+                let branch = Arc::make_mut(branch);
+                let last = branch.children.last_mut();
+                let (key, node) = last.expect("a branch has children").append(value)?;
+                if branch.separators.keys.len() == WIDTH {
+                    return Some((key, Self::branch(Vec::new(), vec![node])));
+                }
+                let separators = Arc::make_mut(&mut branch.separators);
+                let at = separators.keys.len();
+                separators.keys.push(key);
+                let keys = &separators.keys;
+                separators.heads.inserted(at, |at| &keys[at]);
+                branch.children.push(node);
+                None
+            }
+        }
+    }
+
+    fn last(&self) -> Option<&V> {
+        match self {
+            Self::Leaf(leaf) => leaf.values.last(),
+            Self::Branch(branch) => branch.children.last()?.last(),
+        }
+    }
+
     /// Removes what is there.
     fn remove(&mut self, key: &str) -> Option<V> {
         match self {
@@ -385,6 +425,25 @@ impl<V: Keyed> Sorted<V> {
         None
     }
 
+    /// A key that is behind all others.
+    pub(crate) fn is_behind(&self, key: &str) -> bool {
+        self.root.last().is_none_or(|last| **last.key() < *key)
+    }
+
+    /// Puts a value behind all others, for much less than [`Sorted::insert`]: nothing is looked
+    /// for. One that belongs elsewhere is put there.
+    pub(crate) fn append(&mut self, value: V) {
+        if !self.is_behind(value.key()) {
+            self.insert(value);
+            return;
+        }
+        if let Some((key, behind)) = self.root.append(value) {
+            let before = std::mem::replace(&mut self.root, Node::leaf(Vec::new()));
+            self.root = Node::branch(vec![key], vec![before, behind]);
+        }
+        self.len += 1;
+    }
+
     pub(crate) fn remove(&mut self, key: &str) -> Option<V> {
         // So that what is not there copies nothing.
         self.get(key)?;
@@ -460,171 +519,6 @@ impl<'t, V> Iterator for Iter<'t, V> {
     }
 }
 
+mod difference;
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    type Pairs = Sorted<(Arc<str>, u32)>;
-
-    /// All leaves are equally deep, no node is too wide, and every key is where it is looked for.
-    fn check(node: &Node<(Arc<str>, u32)>, is_root: bool) -> (usize, usize) {
-        let heads = |heads: &Heads, keys: &[&str]| {
-            assert_eq!(heads.len, keys.len());
-            assert!(keys.is_sorted() && keys.len() <= WIDTH);
-            for (at, key) in keys.iter().enumerate() {
-                assert_eq!(heads.of[at], head(key, heads.all.len()));
-                assert!(key.as_bytes().starts_with(&heads.all));
-                assert_eq!(heads.find(key, |at| keys[at]), Ok(at));
-            }
-        };
-        match node {
-            Node::Leaf(leaf) => {
-                assert!(is_root || !leaf.values.is_empty());
-                let keys: Vec<&str> = leaf.values.iter().map(|value| &*value.0).collect();
-                heads(&leaf.heads, &keys);
-                (1, keys.len())
-            }
-            Node::Branch(branch) => {
-                let keys: Vec<&str> = branch.separators.keys.iter().map(|key| &**key).collect();
-                heads(&branch.separators.heads, &keys);
-                assert_eq!(branch.children.len(), keys.len() + 1);
-                assert!(!is_root || branch.children.len() > 1);
-                let parts: Vec<_> = branch
-                    .children
-                    .iter()
-                    .map(|child| check(child, false))
-                    .collect();
-                assert!(parts.iter().all(|part| part.0 == parts[0].0));
-                (parts[0].0 + 1, parts.iter().map(|part| part.1).sum())
-            }
-        }
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Insert(String),
-        Remove(String),
-        /// So many in a row, in order.
-        Fill(u8, u16),
-        /// All that begin with this.
-        Clear(String),
-        Hold,
-    }
-
-    fn name() -> impl Strategy<Value = String> {
-        prop_oneof![
-            "[ab\0]{0,3}",
-            "kind/(d|default)/[ab]{0,9}[0-9]{0,2}",
-            (0..400u16).prop_map(|number| format!("kind/default/{number:05}")),
-        ]
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            20 => name().prop_map(Step::Insert),
-            10 => name().prop_map(Step::Remove),
-            1 => (0..4u8, 0..400u16).prop_map(|(kind, count)| Step::Fill(kind, count)),
-            1 => "(kind/|kind/default/000?|a|)".prop_map(Step::Clear),
-            2 => Just(Step::Hold),
-        ]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(300))]
-        #[test]
-        fn it_holds_what_a_map_would_and_what_was_cloned_does_not_change(steps in prop::collection::vec(step(), 0..80)) {
-            let (mut tree, mut model) = (Pairs::default(), BTreeMap::<String, u32>::new());
-            let mut held: Vec<(Pairs, BTreeMap<String, u32>)> = Vec::new();
-            for (number, step) in (0u32..).zip(steps) {
-                match step {
-                    Step::Insert(key) => {
-                        let old = tree.insert((key.as_str().into(), number));
-                        prop_assert_eq!(old.map(|old| old.1), model.insert(key, number));
-                    }
-                    Step::Remove(key) => {
-                        prop_assert_eq!(tree.remove(&key).map(|old| old.1), model.remove(&key));
-                    }
-                    Step::Fill(kind, count) => for at in 0..count {
-                        let key = format!("kind/{kind}/{at:05}");
-                        tree.insert((key.as_str().into(), number));
-                        model.insert(key, number);
-                    },
-                    Step::Clear(prefix) => {
-                        let keys: Vec<_> = tree.below(&prefix).map(|value| value.0.clone()).collect();
-                        let known = model.keys().filter(|key| key.starts_with(&prefix));
-                        prop_assert_eq!(keys.iter().map(|key| &**key).collect::<Vec<_>>(), known.collect::<Vec<_>>());
-                        for key in keys {
-                            tree.remove(&key);
-                        }
-                        model.retain(|key, _| !key.starts_with(&prefix));
-                    }
-                    Step::Hold => held.push((tree.clone(), model.clone())),
-                }
-                let (_, values) = check(&tree.root, true);
-                prop_assert_eq!((tree.len(), values), (model.len(), model.len()));
-            }
-            held.push((tree, model));
-            for (tree, model) in held {
-                let all: Vec<_> = tree.iter().map(|(key, value)| (&**key, *value)).collect();
-                prop_assert_eq!(all, model.iter().map(|(key, value)| (key.as_str(), *value)).collect::<Vec<_>>());
-                for key in model.keys() {
-                    prop_assert_eq!(tree.get(key).map(|value| value.1), model.get(key).copied());
-                }
-                prop_assert_eq!(tree.get("kind/default/none").map(|value| value.1), None);
-            }
-        }
-    }
-
-    #[test]
-    fn what_the_keys_before_began_with_is_forgotten_with_the_last_of_them() {
-        let mut tree = Pairs::default();
-        for key in ["ab1", "ab2"] {
-            tree.insert((key.into(), 0));
-        }
-        for key in ["ab1", "ab2"] {
-            tree.remove(key);
-        }
-        // As long as what they began with, and something else.
-        tree.insert(("xy".into(), 1));
-        check(&tree.root, true);
-        assert_eq!(tree.get("xy").map(|value| value.1), Some(1));
-    }
-
-    #[test]
-    fn what_comes_in_order_fills_its_nodes() {
-        let mut tree = Pairs::default();
-        for number in 0..10_000 {
-            tree.insert((format!("kind/default/{number:05}").into(), number));
-        }
-        fn leaves(node: &Node<(Arc<str>, u32)>) -> usize {
-            match node {
-                Node::Leaf(_) => 1,
-                Node::Branch(branch) => branch.children.iter().map(leaves).sum(),
-            }
-        }
-        assert_eq!(leaves(&tree.root), 10_000usize.div_ceil(WIDTH));
-    }
-
-    #[test]
-    fn a_batch_copies_each_node_once() {
-        let mut tree = Pairs::default();
-        for number in 0..10_000 {
-            tree.insert((format!("kind/default/{number:05}").into(), number));
-        }
-        let held = tree.clone();
-        let first = |tree: &Pairs| match &tree.root {
-            Node::Branch(root) => Arc::as_ptr(root),
-            Node::Leaf(_) => panic!("ten thousand values are no leaf"),
-        };
-        tree.insert(("kind/default/00001".into(), 0));
-        let copied = first(&tree);
-        assert_ne!(copied, first(&held));
-        tree.insert(("kind/default/00002".into(), 0));
-        assert_eq!(copied, first(&tree));
-        assert_eq!(held.get("kind/default/00001").unwrap().1, 1);
-    }
-}
+mod tests;

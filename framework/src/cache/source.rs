@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::backoff::Backoff;
 use crate::environment::Environment;
@@ -18,6 +18,8 @@ use crate::store::{
 const SILENCE: Duration = Duration::from_secs(60);
 /// Watches have bugs: now and then everything is read and compared.
 const FULL_DIFF: Duration = Duration::from_secs(30 * 60);
+/// Pages of a first list that are read ahead of who takes them in. Each may be some megabytes.
+const PAGES_AHEAD: usize = 4;
 /// A source that worked this long has recovered.
 const CALM: Duration = Duration::from_secs(120);
 
@@ -138,12 +140,33 @@ impl SourceState {
 /// What sources tell the cache's writer.
 #[derive(Debug)]
 pub(crate) enum Feed {
-    /// A page of the source's first list; the flag says whether it is the first one.
-    Page(usize, Vec<Record>, bool),
+    /// A page of the source's first list.
+    Page(usize, FirstPage),
     /// A list is complete: these records, besides the pages before.
     List(usize, Vec<Record>, Revision),
     Changes(usize, Vec<Change>, Revision),
     Progress(usize, Revision),
+}
+
+/// A page of a first list.
+#[derive(Debug)]
+pub(crate) struct FirstPage {
+    pub(crate) records: Vec<Record>,
+    /// It is the first one.
+    pub(crate) begins: bool,
+    /// Given back when the page is taken in.
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+#[cfg(test)]
+impl FirstPage {
+    pub(crate) fn of(records: Vec<Record>, begins: bool) -> Self {
+        Self {
+            records,
+            begins,
+            _room: None,
+        }
+    }
 }
 
 /// What a source needs.
@@ -200,6 +223,7 @@ pub(crate) async fn feed(source: Source) {
         turns: 0,
         failures: 0,
         last_failure: Duration::ZERO,
+        pages_ahead: Arc::new(Semaphore::new(PAGES_AHEAD)),
     };
     // The writer is gone: so is the cache.
     let _: Result<(), mpsc::error::SendError<Feed>> = reading.run().await;
@@ -213,6 +237,7 @@ struct Reading {
     turns: u64,
     failures: u32,
     last_failure: Duration,
+    pages_ahead: Arc<Semaphore>,
 }
 
 /// How a watch ended.
@@ -342,7 +367,13 @@ impl Reading {
                 anchored = true;
             }
             if initial {
-                let page = Feed::Page(self.source.index, page.records, begins);
+                let page = FirstPage {
+                    records: page.records,
+                    begins,
+                    // Nobody closes it.
+                    _room: self.pages_ahead.clone().acquire_owned().await.ok(),
+                };
+                let page = Feed::Page(self.source.index, page);
                 // When nobody takes it, nobody takes the end of the list either.
                 let _: Sent<()> = self.source.feed.send(page).await;
             } else {

@@ -206,12 +206,77 @@ impl View {
     /// those that cannot be read: for who keeps an account of many objects by what changed.
     pub fn intents<K: Resource>(&self) -> impl Iterator<Item = (&ObjectKey, Revision, &[u8])> {
         self.ask::<K>();
-        let path = path_of_kind(&K::group_plural());
-        let entries = self.entries(&path);
-        entries.into_iter().filter_map(|entry| {
+        self.intents_below(&path_of_kind(&K::group_plural()))
+    }
+
+    /// As [`View::intents`], of those alone that a node works on.
+    pub fn intents_on<K: Resource>(
+        &self,
+        node: &str,
+    ) -> impl Iterator<Item = (&ObjectKey, Revision, &[u8])> {
+        self.ask::<K>();
+        self.intents_below(&format!("{}{node}/", path_of_kind(&K::group_plural())))
+    }
+
+    fn intents_below(
+        &self,
+        path: &str,
+    ) -> impl Iterator<Item = (&ObjectKey, Revision, &[u8])> + use<'_> {
+        let entries = self.entries(path).into_iter();
+        entries.filter_map(|entry| {
             let stored = entry.stored(&Slot::Intent)?;
             Some((&*entry.key, stored.modified, &*stored.value))
         })
+    }
+
+    /// The keys of the objects of a kind that are not in this view as in an `earlier` one, in
+    /// their order. Costs about as much as there are changes between the two, so that who keeps
+    /// an account of many objects need not look at all of them again.
+    #[must_use]
+    pub fn changed_since<K: Resource>(&self, earlier: &Self) -> Vec<ObjectKey> {
+        self.ask::<K>();
+        let mut changed = Vec::new();
+        self.differences::<K>(earlier, |was, is| {
+            changed.extend(is.or(was).map(|entry| (*entry.key).clone()));
+        });
+        changed
+    }
+
+    /// What of a kind is not as in an `earlier` view, in the order of keys.
+    pub(super) fn differences<K: Resource>(
+        &self,
+        earlier: &Self,
+        mut each: impl FnMut(Option<&Arc<Entry>>, Option<&Arc<Entry>>),
+    ) {
+        let objects = &self.state.objects;
+        objects.differences(&earlier.state.objects, Arc::ptr_eq, |(was, is)| {
+            let kind = is.or(was).map(|entry| entry.key.kind());
+            if kind.is_some_and(|kind| *kind.plural == *K::PLURAL && *kind.group == *K::GROUP) {
+                each(was, is);
+            }
+        });
+    }
+
+    /// All there is of a kind, in the order of keys.
+    pub(super) fn each_entry<K: Resource>(&self, each: impl FnMut(&Arc<Entry>)) {
+        let path = path_of_kind(&K::group_plural());
+        self.state.objects.below(&path).for_each(each);
+    }
+
+    /// The same view, which notes no questions.
+    pub(super) fn silent(self) -> Self {
+        Self {
+            asked: None,
+            ..self
+        }
+    }
+
+    /// Notes that a question was not answered.
+    pub(super) fn note_in_vain(&self, why: InVain) {
+        if let Some(asked) = &self.asked {
+            // The first one stays.
+            let _ = asked.set(why);
+        }
     }
 
     /// The objects of a kind that are reported on though their intent is missing and nobody
@@ -251,7 +316,7 @@ impl View {
         self.asked.as_ref()?.get().cloned()
     }
 
-    fn ask<K: Resource>(&self) {
+    pub(super) fn ask<K: Resource>(&self) {
         let Some(asked) = &self.asked else {
             return;
         };

@@ -8,7 +8,7 @@ use super::entry::{Entry, Slot};
 use super::labels::LabelSets;
 use super::options::{KindOptions, Options};
 use super::reader::{Reader, Shared};
-use super::source::Feed;
+use super::source::{Feed, FirstPage};
 use super::view::{State, path_of_kind, record_at};
 use crate::model::{GroupPlural, Kinds, Tree};
 use crate::store::{Change, Prefix, Record, Revision};
@@ -102,8 +102,8 @@ impl Writer {
         let mut state = State::clone(&self.editor.shared.state());
         let (mut initial, mut listed) = (false, None);
         let changes = match told {
-            Feed::Page(source, records, first) => {
-                self.page(source, records, first);
+            Feed::Page(source, page) => {
+                self.page(source, page);
                 return None;
             }
             Feed::List(source, records, revision) => {
@@ -128,20 +128,13 @@ impl Writer {
     }
 
     /// Takes in a page of a source's first list, which nobody sees before it is complete.
-    fn page(&mut self, source: usize, records: Vec<Record>, first: bool) {
+    fn page(&mut self, source: usize, page: FirstPage) {
         let mut begun = self.begun.remove(&source).unwrap_or_default();
-        if first {
+        if page.begins {
             begun = Begun::default();
         }
-        let mut elsewhere = Vec::new();
-        let edits = self.editor.edits_of(
-            &mut begun.state,
-            records,
-            Revision::ZERO,
-            Some(&mut elsewhere),
-        );
-        begun.elsewhere.append(&mut elsewhere);
-        self.editor.edit_all(&mut begun.state, edits);
+        let Begun { state, elsewhere } = &mut begun;
+        self.editor.fill(state, page.records, elsewhere);
         self.begun.insert(source, begun);
     }
 
@@ -179,7 +172,7 @@ impl Writer {
         for malformed in begun.malformed.iter() {
             state.malformed.insert(malformed.clone());
         }
-        let edits = self.editor.edits_of(state, records, revision, None);
+        let edits = self.editor.edits_of(state, records, revision);
         let mut changes = Vec::new();
         if state.objects.is_empty() && edits.is_empty() {
             // The first list of the first source: what was begun is what there is.

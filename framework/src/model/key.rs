@@ -51,6 +51,16 @@ pub fn check_name(what: &'static str, name: &str) -> Result<(), InvalidName> {
     Err(InvalidName { what, name, reason })
 }
 
+/// Whether a segment of a store key is a name: which bytes it has is known already. Every record
+/// that is read has such segments.
+fn is_name_of_key(segment: &str) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = segment.as_bytes();
+    bytes.len() <= MAX_NAME_BYTES
+        && bytes.first().is_some_and(plain)
+        && bytes.last().is_some_and(plain)
+}
+
 /// How the keys of a kind are scoped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Scope {
@@ -440,8 +450,9 @@ impl ObjectKey {
         key: &Key,
         known: impl FnOnce(&str, &str) -> Option<(GroupPlural, Scope)>,
     ) -> Option<(Tree, Self, Option<&str>)> {
-        let mut segments = key.as_str().strip_prefix("o/")?.split('/');
-        let tree = Tree::parse(segments.next()?)?;
+        let (tree, path) = key.as_str().strip_prefix("o/")?.split_once('/')?;
+        let tree = Tree::parse(tree)?;
+        let mut segments = path.split('/');
         let (kind, scope) = known(segments.next()?, segments.next()?)?;
         let (node, namespace) = match scope {
             Scope::Cluster => (None, None),
@@ -449,15 +460,25 @@ impl ObjectKey {
             Scope::Node => (Some(segments.next()?), Some(segments.next()?)),
         };
         let name = segments.next()?;
-        let writer = if tree == Tree::Part {
-            Some(segments.next()?)
-        } else {
-            None
+        let (path, writer) = match tree {
+            Tree::Part => {
+                let writer = segments.next()?;
+                (path.strip_suffix(writer)?.strip_suffix('/')?, Some(writer))
+            }
+            _ => (path, None),
         };
-        if segments.next().is_some() {
+        let names = [node, namespace, Some(name)].into_iter().flatten();
+        if segments.next().is_some() || !names.into_iter().all(is_name_of_key) {
             return None;
         }
-        let object = Self::checked(kind, node, namespace, name).ok()?;
+        let length = |segment: Option<&str>| segment.map_or(0, |segment| segment.len() as u8);
+        let object = Self {
+            kind,
+            path: path.into(),
+            node: length(node),
+            namespace: length(namespace),
+            name: length(Some(name)),
+        };
         Some((tree, object, writer))
     }
 }

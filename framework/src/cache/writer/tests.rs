@@ -76,6 +76,8 @@ enum Step {
     /// The watch tells everything that is new, from some earlier point on.
     Watch(u64),
     List,
+    /// A list in pages of so many records, perhaps begun anew on the way.
+    Pages(usize, bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -84,6 +86,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..KEYS.len(), prop::option::of(owner)).prop_map(|(key, put)| Step::Write(key, put)),
         2 => (0..4u64).prop_map(Step::Watch),
         1 => Just(Step::List),
+        1 => (1..5usize, any::<bool>()).prop_map(|(size, anew)| Step::Pages(size, anew)),
     ]
 }
 
@@ -214,6 +217,16 @@ proptest! {
                     writer.apply(0, last.into_values().collect(), newest)
                 }
                 Step::List => writer.replace(0, model.records.values().cloned().collect(), newest),
+                Step::Pages(size, anew) => {
+                    let all: Vec<Record> = model.records.values().cloned().collect();
+                    let pages: Vec<_> = all.chunks(size).enumerate().collect();
+                    let broken_off = pages.iter().take(if anew { pages.len() / 2 } else { 0 });
+                    for (place, page) in broken_off.chain(&pages) {
+                        let page = FirstPage::of(page.to_vec(), *place == 0);
+                        prop_assert!(writer.take(Feed::Page(0, page)).is_none());
+                    }
+                    writer.replace(0, Vec::new(), newest)
+                }
             };
             model.told = newest.counter();
             for change in changes {
