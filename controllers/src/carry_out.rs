@@ -2,6 +2,7 @@
 //! the owner's report, and never on nodes that changed since.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use platctrl_framework::client::DeleteOptions;
 use platctrl_framework::controller::{Changes, CommitError, Context, ReconcileError};
@@ -15,14 +16,22 @@ use crate::template::{Workload, is_ready};
 
 /// Pods created, changed or deleted in one commit, at most. Larger work is several commits, each
 /// of which leaves the owner in a state that the next run continues from.
-const BATCH: usize = 32;
+const BATCH: usize = 40;
 
-/// Commits that one run makes of one plan, at most: making a plan costs as much as there are pods.
+/// Commits that one run makes of one plan: as many as this, or as there is [time](PLAN_LASTS) for.
+/// Making a plan costs as much as there are pods.
 const ROUNDS: usize = 64;
+
+/// How long a plan is carried out. Each commit compares the owner's spec and what it decides on
+/// itself; what else has happened, the next plan sees.
+const PLAN_LASTS: Duration = Duration::from_secs(2);
 
 /// What one commit carries besides pods: the own report, its compares, a claim.
 const OWN_OPERATIONS: usize = 6;
-/// What one pod takes: two or three compares, its record, and the guard of its node.
+/// What a new pod takes: that neither of its records is there, that its node is as it was seen,
+/// and its record.
+const NEW_POD_OPERATIONS: usize = 4;
+/// What any other takes: two or three compares, its record, and the guard of its node.
 const POD_OPERATIONS: usize = 5;
 
 /// One pod's part of a plan.
@@ -93,13 +102,18 @@ impl Done {
     }
 }
 
-/// How many pods fit into one commit.
-fn batch(capabilities: &Capabilities, workload: &Workload) -> usize {
+/// How many of these steps fit into one commit.
+fn batch(capabilities: &Capabilities, workload: &Workload, steps: &[Step]) -> usize {
     let limits = &capabilities.limits;
+    let is_new = |step: &Step| matches!(step, Step::Create { .. });
+    let for_a_pod = match steps.iter().all(is_new) {
+        true => NEW_POD_OPERATIONS,
+        false => POD_OPERATIONS,
+    };
     // Each pod carries the template, and what is said about it besides.
     let bytes = serde_json::to_vec(&workload.template).map_or(0, |bytes| bytes.len()) + 2048;
-    let operations = limits.max_operations.saturating_sub(OWN_OPERATIONS) / POD_OPERATIONS;
-    let compares = limits.max_compares.saturating_sub(OWN_OPERATIONS) / (POD_OPERATIONS - 1);
+    let operations = limits.max_operations.saturating_sub(OWN_OPERATIONS) / for_a_pod;
+    let compares = limits.max_compares.saturating_sub(OWN_OPERATIONS) / (for_a_pod - 1);
     let writes = limits.max_writes.saturating_sub(2);
     // Room for the own report.
     let bytes = (limits.max_transaction_bytes / 4 * 3) / bytes;
@@ -212,11 +226,13 @@ impl<'w, K: Resource> Work<'w, K> {
         let mut books = std::mem::replace(&mut self.books, Books::None);
         let mut carried = Carried::default();
         let capabilities = context.capabilities();
-        let size = batch(&capabilities, self.workload);
+        let size = batch(&capabilities, self.workload, &steps);
         let mut guard = Guard::new(context.view().revision_of::<Pod>(), &capabilities);
         let mut done = Done::default();
         let mut lost = None;
-        let mut chunks = steps.chunks(size).take(ROUNDS);
+        let mut chunks = steps.chunks(size);
+        let clock = context.environment();
+        let until = clock.monotonic() + PLAN_LASTS;
         let mut round = 0;
         let mut next: Vec<Step> = chunks.next().unwrap_or_default().to_vec();
         loop {
@@ -250,7 +266,8 @@ impl<'w, K: Resource> Work<'w, K> {
                 }
             }
             round += 1;
-            match chunks.next() {
+            let goes_on = round < ROUNDS || clock.monotonic() < until;
+            match chunks.next().filter(|_| goes_on) {
                 Some(chunk) => next = chunk.to_vec(),
                 None => break,
             }

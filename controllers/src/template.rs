@@ -82,10 +82,33 @@ impl Workload {
             && self.wants_spec(&pod.spec)
     }
 
-    /// As the spec would be made for its node, without making one.
+    /// As the spec would be [made](Self::spec) for its node, without making one.
     pub(crate) fn wants_spec(&self, spec: &PodSpec) -> bool {
-        let node = spec.node_name.as_deref().unwrap_or_default();
-        *spec == self.spec(node)
+        let wanted = &self.template.spec;
+        let PodSpec {
+            node_name,
+            app,
+            run_as,
+            launchables,
+            config,
+            ports,
+            health,
+            termination_grace_period,
+            drain_delay,
+            keep_data,
+            placement,
+        } = spec;
+        node_name.is_some()
+            && app.as_deref() == Some(self.app())
+            && *run_as == wanted.run_as
+            && *launchables == wanted.launchables
+            && *config == wanted.config
+            && *ports == wanted.ports
+            && *health == wanted.health
+            && *termination_grace_period == wanted.termination_grace_period
+            && *drain_delay == wanted.drain_delay
+            && *keep_data == wanted.keep_data
+            && *placement == wanted.placement
     }
 
     pub(crate) fn new_pod(&self, node: &str, context: &Context) -> Object<Pod> {

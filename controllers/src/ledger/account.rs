@@ -67,6 +67,8 @@ impl Member {
 #[derive(Clone, Debug, Default)]
 pub struct Account {
     members: BTreeMap<Uid, Member>,
+    /// Those of them that are healthy: there may be very many, and it is asked for each entry.
+    healthy: u32,
     floor: u32,
     open: BTreeMap<Uid, Entry>,
     /// Entries were dropped or made since the record was read.
@@ -102,6 +104,7 @@ impl Account {
         current: bool,
     ) -> Self {
         let mut account = Self {
+            healthy: count(members.values().filter(|pod| pod.counts()).count()),
             members,
             floor,
             ..Self::default()
@@ -152,7 +155,7 @@ impl Account {
     /// The pods recorded as healthy.
     #[must_use]
     pub fn healthy(&self) -> u32 {
-        count(self.members.values().filter(|pod| pod.counts()).count())
+        self.healthy
     }
 
     /// The pods that have to stay healthy.

@@ -103,13 +103,16 @@ fn read(view: &View, key: &ObjectKey) -> Read {
     }
 }
 
+/// The node is not heard of.
+pub(crate) fn is_silent(node: &Object<Node>) -> bool {
+    let alive = node.status.conditions.get(ALIVE);
+    alive.is_some_and(|alive| alive.status != ConditionStatus::True)
+}
+
 /// The nodes that are not heard of.
 fn silent_nodes(view: &View) -> HashSet<String> {
     let nodes = view.list::<Node>().into_iter();
-    let silent = nodes.filter(|node| {
-        let alive = node.status.conditions.get(ALIVE);
-        alive.is_some_and(|alive| alive.status != ConditionStatus::True)
-    });
+    let silent = nodes.filter(|node| is_silent(node));
     silent.map(|node| node.metadata.name.clone()).collect()
 }
 
@@ -166,25 +169,24 @@ impl Ledger {
         wanted: u32,
         minimum: Option<u32>,
     ) -> Result<Self, LedgerError> {
+        Self::beside(view, key, pods, (wanted, minimum), &silent_nodes(view))
+    }
+
+    /// As [`Ledger::open`], for who knows which nodes are silent.
+    fn beside(
+        view: &View,
+        key: ObjectKey,
+        pods: &[Arc<Object<Pod>>],
+        (wanted, minimum): (u32, Option<u32>),
+        silent: &HashSet<String>,
+    ) -> Result<Self, LedgerError> {
         let read = read(view, &key);
         if read.record.moved_to.is_some() {
             return Err(LedgerError::Moving {
                 key: key.to_string(),
             });
         }
-        Ok(Self::with_record(view, key, read, pods, wanted, minimum))
-    }
-
-    fn with_record(
-        view: &View,
-        key: ObjectKey,
-        read: Read,
-        pods: &[Arc<Object<Pod>>],
-        wanted: u32,
-        minimum: Option<u32>,
-    ) -> Self {
         let current = read.at.is_none_or(|revision| revision <= view.revision());
-        let silent = silent_nodes(view);
         let open: HashSet<&Uid> = read
             .record
             .entries
@@ -218,14 +220,14 @@ impl Ledger {
         }
         let floor = floor::floor(view, pods, wanted, minimum);
         let account = Account::new(members, floor.pods, entries, current);
-        Self {
+        Ok(Self {
             key,
             read,
             current,
             used: false,
             floor,
             account,
-        }
+        })
     }
 
     /// The ledger of a replication controller: its own, or that of the roll that claims it.
@@ -267,16 +269,26 @@ impl Ledger {
         roll: &Object<RollingUpdate>,
         sides: &[&Object<ReplicationController>],
     ) -> Result<Self, LedgerError> {
-        let namespace = roll.metadata.namespace.as_deref().unwrap_or_default();
-        let name = &roll.metadata.name;
-        let key =
-            roll_key(namespace, name).ok_or_else(|| LedgerError::Moving { key: name.clone() })?;
         let mut pods = Vec::new();
         for side in sides {
             pods.extend(view.list::<Pod>().owned_by(&side.metadata.uid).to_vec());
         }
-        let floor = Some(roll.spec.floor());
-        Self::open(view, key, &pods, roll.spec.replicas, floor)
+        Self::of_roll_and(view, roll, &pods, &silent_nodes(view))
+    }
+
+    /// As [`Ledger::of_roll`], for who has looked up the pods and the silent nodes already.
+    pub(crate) fn of_roll_and(
+        view: &View,
+        roll: &Object<RollingUpdate>,
+        pods: &[Arc<Object<Pod>>],
+        silent: &HashSet<String>,
+    ) -> Result<Self, LedgerError> {
+        let namespace = roll.metadata.namespace.as_deref().unwrap_or_default();
+        let name = &roll.metadata.name;
+        let key =
+            roll_key(namespace, name).ok_or_else(|| LedgerError::Moving { key: name.clone() })?;
+        let wanted = (roll.spec.replicas, Some(roll.spec.floor()));
+        Self::beside(view, key, pods, wanted, silent)
     }
 
     /// The record was lost, or there never was one. It has to be [written](Self::establish)

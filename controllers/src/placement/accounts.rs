@@ -1,10 +1,10 @@
 //! A fleet from a view, without decoding every pod each time.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use platctrl_framework::cache::View;
-use platctrl_framework::model::Object;
+use platctrl_framework::model::{Object, ObjectKey, Resource, Tree};
 use platctrl_framework::store::Revision;
 use platctrl_kinds::{Node, Pod, PodSpec};
 use serde::Deserialize;
@@ -21,24 +21,26 @@ pub struct Accounts {
 #[derive(Debug, Default)]
 struct Books {
     /// By the path of their keys.
-    pods: HashMap<Arc<str>, Entry>,
-    nodes: HashMap<Arc<str>, (Arc<Object<Node>>, FleetNode)>,
+    pods: HashMap<Box<str>, Entry>,
     /// Needs that many pods have in common.
     shared: HashMap<PodNeedsKey, Arc<PodNeeds>>,
+    /// From so many on, those that no pod has are dropped.
+    sweep_at: usize,
     /// The newest fleet, and the view that it is of.
-    newest: Option<(Revision, Arc<Fleet>)>,
-    round: u64,
+    newest: Option<(View, Arc<Fleet>)>,
 }
 
 #[derive(Debug)]
 struct Entry {
     modified: Revision,
     needs: Arc<PodNeeds>,
-    round: u64,
 }
 
 /// Needs as text, to find equal ones.
 type PodNeedsKey = String;
+
+/// Shared needs that are kept without a look at whether somebody has them.
+const FEW: usize = 64;
 
 /// As much of a pod's intent as is asked of nodes.
 #[derive(Deserialize)]
@@ -53,99 +55,99 @@ impl Accounts {
         Self::default()
     }
 
-    /// All nodes of a view, as if nothing ran on them: for what depends on nodes alone.
-    #[must_use]
-    pub fn nodes(&self, view: &View) -> Arc<Fleet> {
-        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::new(Fleet::new(books.nodes(view).into_values()))
-    }
-
     /// All nodes of a view and what runs on them. A pod whose intent cannot be read counts as it
     /// was when it could, else as a pod that asks nothing.
     #[must_use]
     pub fn fleet(&self, view: &View) -> Arc<Fleet> {
         let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
-        let revision = view.revision();
-        let exact = matches!(
-            view.freshness(),
-            platctrl_framework::cache::Freshness::Exact(_)
-        );
-        if let Some((of, fleet)) = &books.newest
-            && exact
-            && *of == revision
-        {
-            return fleet.clone();
-        }
-        let fleet = Arc::new(books.fleet(view));
-        books.newest = Some((revision, fleet.clone()));
+        let fleet = match books.newest.take() {
+            Some((earlier, fleet)) => books.brought(fleet, &earlier, view),
+            None => Arc::new(books.fleet(view)),
+        };
+        books.newest = Some((view.clone(), fleet.clone()));
         fleet
     }
 }
 
-impl Books {
-    fn nodes(&mut self, view: &View) -> BTreeMap<Arc<str>, FleetNode> {
-        let mut nodes: BTreeMap<Arc<str>, FleetNode> = BTreeMap::new();
-        let mut known = HashMap::new();
-        for object in view.list::<Node>() {
-            let name: Arc<str> = object.metadata.name.as_str().into();
-            let shape = match self.nodes.remove(&name) {
-                Some((of, shape)) if Arc::ptr_eq(&of, &object) => shape,
-                _ => FleetNode {
-                    name: name.clone(),
-                    labels: Arc::new(object.metadata.labels.clone()),
-                    state: NodeState::of(&object),
-                    room: Room::of(&object),
-                    pods: Vec::new(),
-                },
-            };
-            nodes.insert(name.clone(), shape.clone());
-            known.insert(name, (object, shape));
-        }
-        self.nodes = known;
-        nodes
+/// A node as its record says, with no pods.
+fn shape(node: &Object<Node>) -> FleetNode {
+    FleetNode {
+        name: node.metadata.name.as_str().into(),
+        labels: Arc::new(node.metadata.labels.clone()),
+        state: NodeState::of(node),
+        room: Room::of(node),
+        pods: Vec::new(),
     }
+}
 
+impl Books {
     fn fleet(&mut self, view: &View) -> Fleet {
-        self.round += 1;
-        let mut nodes = self.nodes(view);
-        let mut seen = 0;
+        let nodes = view.list::<Node>().into_iter();
+        let nodes = nodes.map(|node| (node.metadata.name.clone(), shape(&node)));
+        let mut nodes: BTreeMap<String, FleetNode> = nodes.collect();
         for (key, modified, value) in view.intents::<Pod>() {
-            seen += 1;
-            let needs = self.needs(key.path(), key.namespace(), key.name(), modified, value);
+            let needs = self.needs(key, modified, value);
             if let Some(node) = key.node().and_then(|node| nodes.get_mut(node)) {
                 node.pods.push(needs);
             }
         }
-        if self.pods.len() > seen + seen / 4 + 64 {
-            let round = self.round;
-            self.pods.retain(|_, entry| entry.round == round);
-            self.shared.retain(|_, needs| Arc::strong_count(needs) > 1);
-        }
         Fleet::new(nodes.into_values())
     }
 
-    fn needs(
-        &mut self,
-        path: &str,
-        namespace: Option<&str>,
-        name: &str,
-        modified: Revision,
-        value: &[u8],
-    ) -> Arc<PodNeeds> {
-        if let Some(entry) = self.pods.get_mut(path) {
-            entry.round = self.round;
-            if entry.modified == modified {
-                return entry.needs.clone();
+    /// The fleet of an earlier view, brought to a later one.
+    fn brought(&mut self, mut fleet: Arc<Fleet>, earlier: &View, view: &View) -> Arc<Fleet> {
+        let nodes = view.changed_since::<Node>(earlier).into_iter();
+        let mut changed: BTreeSet<String> = nodes.map(|key| key.name().to_owned()).collect();
+        for pod in view.changed_since::<Pod>(earlier) {
+            match view.record(&pod, Tree::Intent) {
+                Some((_, modified)) => {
+                    let known = self.pods.get(pod.path());
+                    if known.is_some_and(|known| known.modified == modified) {
+                        // Something else of it changed.
+                        continue;
+                    }
+                }
+                None => {
+                    self.pods.remove(pod.path());
+                }
+            }
+            changed.extend(pod.node().map(str::to_owned));
+        }
+        if changed.is_empty() {
+            return fleet;
+        }
+        let of_now = Arc::make_mut(&mut fleet);
+        for name in changed {
+            let key = ObjectKey::cluster(Node::GROUP, Node::PLURAL, &name).ok();
+            match key.and_then(|key| view.get::<Node>(&key)) {
+                None => of_now.remove(&name),
+                Some(node) => {
+                    let mut node = shape(&node);
+                    let pods = view.intents_on::<Pod>(&name);
+                    let pods = pods.map(|(key, modified, value)| self.needs(key, modified, value));
+                    node.pods = pods.collect();
+                    of_now.put(node);
+                }
             }
         }
-        let namespace = namespace.unwrap_or_default();
-        let needs = match serde_json::from_slice::<Light>(value) {
-            Ok(light) => PodNeeds::of(namespace, name, &light.spec),
-            Err(_) => match self.pods.get(path) {
-                Some(entry) => (*entry.needs).clone(),
-                None => PodNeeds::of(namespace, name, &PodSpec::default()),
-            },
+        fleet
+    }
+
+    fn needs(&mut self, key: &ObjectKey, modified: Revision, value: &[u8]) -> Arc<PodNeeds> {
+        let known = self.pods.get(key.path());
+        if let Some(known) = known.filter(|known| known.modified == modified) {
+            return known.needs.clone();
+        }
+        let namespace = key.namespace().unwrap_or_default();
+        let needs = match (serde_json::from_slice::<Light>(value), known) {
+            (Ok(light), _) => PodNeeds::of(namespace, key.name(), &light.spec),
+            (Err(_), Some(known)) => (*known.needs).clone(),
+            (Err(_), None) => PodNeeds::of(namespace, key.name(), &PodSpec::default()),
         };
+        if self.shared.len() >= self.sweep_at.max(FEW) {
+            self.shared.retain(|_, needs| Arc::strong_count(needs) > 1);
+            self.sweep_at = self.shared.len() * 2;
+        }
         let needs = self
             .shared
             .entry(format!("{needs:?}"))
@@ -154,9 +156,8 @@ impl Books {
         let entry = Entry {
             modified,
             needs: needs.clone(),
-            round: self.round,
         };
-        self.pods.insert(path.into(), entry);
+        self.pods.insert(key.path().into(), entry);
         needs
     }
 }

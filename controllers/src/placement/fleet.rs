@@ -241,8 +241,8 @@ impl FleetNode {
 /// All nodes.
 #[derive(Clone, Debug, Default)]
 pub struct Fleet {
-    /// By name.
-    nodes: Vec<FleetNode>,
+    /// By name. Copies of a fleet share nodes.
+    nodes: Vec<Arc<FleetNode>>,
     /// What each node's pods use, at the same places.
     used: Vec<Amounts>,
 }
@@ -251,15 +251,36 @@ impl Fleet {
     /// A fleet of these nodes.
     #[must_use]
     pub fn new(nodes: impl IntoIterator<Item = FleetNode>) -> Self {
-        let mut nodes: Vec<FleetNode> = nodes.into_iter().collect();
+        let mut nodes: Vec<Arc<FleetNode>> = nodes.into_iter().map(Arc::new).collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
-        let used = nodes.iter().map(FleetNode::used).collect();
+        let used = nodes.iter().map(|node| node.used()).collect();
         Self { nodes, used }
+    }
+
+    /// Puts a node in the place of the one of its name, or adds it.
+    pub(super) fn put(&mut self, node: FleetNode) {
+        let place = (self.nodes).binary_search_by(|other| other.name.cmp(&node.name));
+        let (used, node) = (node.used(), Arc::new(node));
+        match place {
+            Ok(place) => (self.nodes[place], self.used[place]) = (node, used),
+            Err(place) => {
+                self.nodes.insert(place, node);
+                self.used.insert(place, used);
+            }
+        }
+    }
+
+    /// Takes out the node of a name.
+    pub(super) fn remove(&mut self, name: &str) {
+        if let Some(place) = self.position(name) {
+            self.nodes.remove(place);
+            self.used.remove(place);
+        }
     }
 
     /// Its nodes, by name.
     #[must_use]
-    pub fn nodes(&self) -> &[FleetNode] {
+    pub fn nodes(&self) -> &[Arc<FleetNode>] {
         &self.nodes
     }
 

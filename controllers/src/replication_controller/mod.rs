@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use platctrl_framework::cache::Owners;
 use platctrl_framework::controller::{Action, Context, Controller, ReconcileError};
 use platctrl_framework::model::{Object, Selector};
 use platctrl_kinds::{
@@ -41,9 +42,9 @@ pub fn controller() -> Controller<ReplicationController> {
 #[must_use]
 pub fn with_placement(placement: impl Placement) -> Controller<ReplicationController> {
     let placement: Arc<dyn Placement> = Arc::new(placement);
-    let accounts = Accounts::new();
+    let memory = Memory::default();
     Controller::new("replicationcontroller", move |object, context| {
-        reconcile(object, context, placement.clone(), accounts.clone())
+        reconcile(object, context, placement.clone(), memory.clone())
     })
     .on_delete(end)
     .refuses_unknown_fields()
@@ -68,10 +69,18 @@ pub(crate) fn wanted_spec(owner: &Object<ReplicationController>, node: &str) -> 
     Workload::of(owner, &owner.spec.template).spec(node)
 }
 
+/// What is remembered from run to run, so that a run costs what has changed.
+#[derive(Clone, Debug, Default)]
+struct Memory {
+    accounts: Accounts,
+    pods: Owners<Pod>,
+}
+
 /// What one run works with.
 struct Seen {
     observed: Observed,
-    pods: HashMap<String, Arc<Object<Pod>>>,
+    /// Those that wait for it, and those it owns.
+    pods: Vec<Arc<Object<Pod>>>,
     /// If pods may have to go.
     ledger: Option<Result<Ledger, LedgerError>>,
 }
@@ -81,42 +90,23 @@ fn observe(
     workload: &Workload,
     selector: Selector,
     context: &Context,
-    accounts: &Accounts,
+    memory: &Memory,
 ) -> Seen {
     let view = context.view();
-    let owned = view.list::<Pod>().owned_by(&owner.metadata.uid).to_vec();
-    let live = owned.iter().filter(|pod| !pod.metadata.is_deleted());
-    let current: HashSet<&str> = live
-        .clone()
-        .filter(|pod| workload.is_current(pod))
-        .map(|pod| pod.metadata.name.as_str())
-        .collect();
+    let owned = memory.pods.owned(view, &owner.metadata.uid);
+    let is_current = |pod: &Arc<Object<Pod>>| workload.is_current(pod);
+    let current: Vec<bool> = owned.iter().map(is_current).collect();
+    let both = owned.iter().zip(&current);
+    let live = both.clone().filter(|(pod, _)| !pod.metadata.is_deleted());
+    let all_current = live.clone().all(|(_, current)| *current);
     let live = live.count();
     let needs = workload.needs();
-    // What runs on every node is counted only when it may matter: it costs as much as there are
-    // pods.
-    let counts = live < owner.spec.replicas as usize || current.len() < live;
-    let nodes = accounts.nodes(view);
-    let strays = |pod: &Arc<Object<Pod>>| {
-        let node = nodes.node(pod.spec.node_name.as_deref().unwrap_or_default());
-        node.is_none_or(|node| !node.keeps_pods() || !selector.matches(&node.labels))
-    };
-    let moves = owner.spec.strategy == Strategy::Dynamic && owned.iter().any(strays);
-    let fleet = match counts || moves || !needs.with.is_empty() {
-        true => accounts.fleet(view),
-        false => nodes,
-    };
+    let fleet = memory.accounts.fleet(view);
     // What takes nothing away needs no ledger, and reading it costs as much as there are pods.
-    let takes_away = live > owner.spec.replicas as usize || current.len() < live;
+    let takes_away = live > owner.spec.replicas as usize || !all_current;
     let ledger = takes_away.then(|| Ledger::of_controller(view, owner));
-    let mut own: BTreeMap<String, u32> = BTreeMap::new();
-    for pod in &owned {
+    let facts = both.map(|(pod, &current)| {
         let node = pod.spec.node_name.clone().unwrap_or_default();
-        *own.entry(node).or_default() += 1;
-    }
-    let facts = owned.iter().map(|pod| {
-        let node = pod.spec.node_name.clone().unwrap_or_default();
-        let current = current.contains(pod.metadata.name.as_str());
         let leaving = pod.metadata.is_deleted();
         let (mut grows, mut stuck) = (false, None);
         if !current && !leaving {
@@ -138,18 +128,12 @@ fn observe(
             stuck,
         }
     });
-    let pods = facts.collect();
+    let facts: Vec<PodFacts> = facts.collect();
+    let own = on_each_node(&facts);
     let orphans = workload.orphans(view);
-    let named = |pod: &Arc<Object<Pod>>| (pod.metadata.name.clone(), pod.clone());
-    let mut by_name: HashMap<String, Arc<Object<Pod>>> = orphans.iter().map(named).collect();
-    let orphans = (orphans.iter())
-        .map(|pod| pod.metadata.name.clone())
-        .collect();
-    by_name.extend(
-        owned
-            .into_iter()
-            .map(|pod| (pod.metadata.name.clone(), pod)),
-    );
+    let named = |pod: &Arc<Object<Pod>>| pod.metadata.name.clone();
+    let (mut pods, orphans) = (orphans.clone(), orphans.iter().map(named).collect());
+    pods.extend(owned);
     let request = Request {
         needs,
         per_node: owner.spec.max_per_node,
@@ -167,7 +151,7 @@ fn observe(
             None => owner.spec.strategy,
         },
         disabled: owner.spec.disabled,
-        pods,
+        pods: facts,
         orphans,
         budget: match &ledger {
             Some(Ok(ledger)) => Budget {
@@ -183,16 +167,28 @@ fn observe(
     };
     Seen {
         observed,
-        pods: by_name,
+        pods,
         ledger,
     }
+}
+
+/// How many pods each node has. Those of one node mostly come one after the other.
+fn on_each_node(pods: &[PodFacts]) -> BTreeMap<String, u32> {
+    let mut counts = BTreeMap::new();
+    for some in pods.chunk_by(|one, other| one.node == other.node) {
+        if let Some(first) = some.first() {
+            let count = u32::try_from(some.len()).unwrap_or(u32::MAX);
+            *counts.entry(first.node.clone()).or_default() += count;
+        }
+    }
+    counts
 }
 
 async fn reconcile(
     owner: Arc<Object<ReplicationController>>,
     context: Context,
     placement: Arc<dyn Placement>,
-    accounts: Accounts,
+    memory: Memory,
 ) -> RunResult {
     let selector: Selector = owner
         .spec
@@ -204,7 +200,7 @@ async fn reconcile(
         observed,
         pods,
         ledger,
-    } = observe(&owner, &workload, selector, &context, &accounts);
+    } = observe(&owner, &workload, selector, &context, &memory);
     let plan = plan(&observed, &*placement);
     let counts = format!(
         "{} of {} there, {} ready",
@@ -236,8 +232,13 @@ async fn reconcile(
     report::next_look(&owner, &plan, &news, &context)
 }
 
-fn steps(plan: &Plan, observed: &Observed, pods: &HashMap<String, Arc<Object<Pod>>>) -> Vec<Step> {
-    let pod = |name: &String| pods.get(name).cloned();
+fn steps(plan: &Plan, observed: &Observed, pods: &[Arc<Object<Pod>>]) -> Vec<Step> {
+    // Most plans are about new pods alone, or about nothing.
+    let about = plan.adopt.len() + plan.delete.len() + plan.update.len();
+    let pods = if about == 0 { &[] } else { pods };
+    let by_name = pods.iter().map(|pod| (pod.metadata.name.as_str(), pod));
+    let by_name: HashMap<&str, &Arc<Object<Pod>>> = by_name.collect();
+    let pod = |name: &String| by_name.get(name.as_str()).map(|pod| Arc::clone(pod));
     let growing: HashSet<&String> = observed
         .pods
         .iter()

@@ -201,10 +201,23 @@ impl Plan {
     }
 }
 
+/// New pods that one plan is about: more than a run makes of it, and few beside a large fleet.
+const MOST_NEW: u32 = 8_192;
+
 /// Why a pod on this node is not where it should be.
 #[must_use]
 pub fn astray(observed: &Observed, pod: &PodFacts) -> Option<Astray> {
-    let Some(node) = observed.fleet.node(&pod.node) else {
+    off_limits(observed, &pod.node).or_else(|| no_room(pod))
+}
+
+fn no_room(pod: &PodFacts) -> Option<Astray> {
+    let refusal = pod.stuck.clone().filter(|_| !pod.current);
+    refusal.map(Astray::NoRoom)
+}
+
+/// Why no pod of this controller should be on a node.
+fn off_limits(observed: &Observed, node: &str) -> Option<Astray> {
+    let Some(node) = observed.fleet.node(node) else {
         return Some(Astray::NodeMissing);
     };
     if matches!(
@@ -219,10 +232,23 @@ pub fn astray(observed: &Observed, pod: &PodFacts) -> Option<Astray> {
     if let Some(pattern) = node.misses(&observed.request.needs) {
         return Some(Astray::Without(pattern.to_owned()));
     }
-    if let (false, Some(refusal)) = (pod.current, &pod.stuck) {
-        return Some(Astray::NoRoom(refusal.clone()));
-    }
     None
+}
+
+/// Those that are not where they should be. Pods of one node come one after the other.
+fn strays_of(observed: &Observed, live: &[&PodFacts]) -> Strays {
+    let mut strays = Strays::new();
+    let mut last: Option<(&str, Option<Astray>)> = None;
+    for pod in live {
+        let why = match &last {
+            Some((node, why)) if *node == pod.node => why.clone(),
+            _ => off_limits(observed, &pod.node),
+        };
+        last = Some((&pod.node, why.clone()));
+        let why = why.or_else(|| no_room(pod));
+        strays.extend(why.map(|why| (pod.name.clone(), why)));
+    }
+    strays
 }
 
 /// Decides what to do next.
@@ -246,10 +272,7 @@ pub fn plan(observed: &Observed, placement: &dyn Placement) -> Plan {
         ready: number(live.iter().filter(|pod| pod.ready && pod.current).count()),
         ..Plan::default()
     };
-    let strays: Strays = live
-        .iter()
-        .filter_map(|pod| Some((pod.name.clone(), astray(observed, pod)?)))
-        .collect();
+    let strays = strays_of(observed, &live);
     plan.astray.clone_from(&strays);
     plan.outdated = number(live.iter().filter(|pod| !pod.current).count());
     if observed.disabled {
@@ -263,8 +286,12 @@ pub fn plan(observed: &Observed, placement: &dyn Placement) -> Plan {
     let mut kept = live;
     if count < observed.replicas {
         let wanted = observed.replicas - count;
-        plan.create = placement.place(&observed.fleet, &observed.request, wanted);
-        plan.unplaced = wanted.saturating_sub(number(plan.create.len()));
+        let now = wanted.min(MOST_NEW);
+        plan.create = placement.place(&observed.fleet, &observed.request, now);
+        let placed = number(plan.create.len());
+        if placed < now {
+            plan.unplaced = wanted - placed;
+        }
     } else if count > observed.replicas {
         take_away(observed, &mut plan, &mut kept, &strays, moves);
     } else if moves {

@@ -4,17 +4,24 @@
 //! No agent's clock is asked, and no clock that jumps. A process that takes over begins anew: it
 //! waits once more until it has seen pods healthy for long enough itself.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use platctrl_framework::cache::Owners;
 use platctrl_framework::model::Uid;
 use platctrl_framework::store::Revision;
+use platctrl_kinds::Pod;
+
+use super::nodes::Nodes;
 
 /// What is remembered, by roll.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
     tracks: Arc<Mutex<HashMap<Uid, Track>>>,
+    /// The pods of the controllers that are rolled.
+    pods: Owners<Pod>,
+    nodes: Nodes,
 }
 
 /// What is remembered of one roll.
@@ -38,9 +45,22 @@ impl Memory {
         look(tracks.entry(roll.clone()).or_default())
     }
 
+    pub(super) fn pods(&self) -> &Owners<Pod> {
+        &self.pods
+    }
+
+    pub(super) fn nodes(&self) -> &Nodes {
+        &self.nodes
+    }
+
     pub(super) fn forget(&self, roll: &Uid) {
         let mut tracks = self.tracks.lock().unwrap_or_else(PoisonError::into_inner);
         tracks.remove(roll);
+        if tracks.is_empty() {
+            // It may be long until the next one.
+            self.pods.forget();
+            self.nodes.forget();
+        }
     }
 }
 
@@ -72,16 +92,22 @@ impl Track {
             self.healthy.remove(pod);
             return Duration::ZERO;
         }
-        let since = self.healthy.entry(pod.clone()).or_insert((generation, now));
-        if since.0 != generation {
-            *since = (generation, now);
+        match self.healthy.get(pod) {
+            Some((of, since)) if *of == generation => now.saturating_sub(*since),
+            _ => {
+                self.healthy.insert(pod.clone(), (generation, now));
+                Duration::ZERO
+            }
         }
-        now.saturating_sub(since.1)
     }
 
-    /// Forgets pods that are no more.
-    pub(super) fn keep(&mut self, is_there: impl Fn(&Uid) -> bool) {
-        self.healthy.retain(|pod, _| is_there(pod));
+    /// Forgets pods that are no more, once it remembers more than there are. No other pod will
+    /// have the uid of one that is gone.
+    pub(super) fn keep<'p>(&mut self, there: impl ExactSizeIterator<Item = &'p Uid>) {
+        if self.healthy.len() > there.len() {
+            let there: HashSet<&Uid> = there.collect();
+            self.healthy.retain(|pod, _| there.contains(pod));
+        }
     }
 
     /// For how long it did not come further than this. What came and went is no progress.

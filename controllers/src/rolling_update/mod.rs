@@ -8,6 +8,7 @@
 
 mod claim;
 mod memory;
+mod nodes;
 mod observe;
 mod plan;
 mod tell;
@@ -92,7 +93,7 @@ async fn reconcile(
         memory.forget(&roll.metadata.uid);
         return Ok(Action::await_change());
     }
-    let sides = match Sides::find(context.view(), &roll) {
+    let sides = match Sides::find(context.view(), &roll, memory.pods()) {
         Ok(sides) => sides,
         Err(missing) => return tell::blocked(&roll, &context, "Missing", &missing).await,
     };
@@ -106,7 +107,9 @@ async fn reconcile(
     if let Some(why) = claim::contest(&roll, &sides) {
         return tell::blocked(&roll, &context, "Contested", &why).await;
     }
-    let mut ledger = match Ledger::of_roll(context.view(), &roll, &[&sides.from, &sides.to]) {
+    let pods: Vec<_> = sides.pods().cloned().collect();
+    let silent = memory.nodes().silent(context.view());
+    let mut ledger = match Ledger::of_roll_and(context.view(), &roll, &pods, &silent) {
         Ok(ledger) => ledger,
         Err(error) => return Err(ReconcileError::retry_after(Duration::from_secs(1), error)),
     };

@@ -1,13 +1,12 @@
 //! What a roll sees: its two controllers, their pods, and since when they are healthy.
 
-use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use platctrl_framework::cache::View;
+use platctrl_framework::cache::{Owners, View};
 use platctrl_framework::controller::{Context, Fence};
-use platctrl_framework::model::{ConditionStatus, Object, Selector, Uid};
-use platctrl_kinds::{Node, Pod, PodPhase, ReplicationController, RollingUpdate, condition};
+use platctrl_framework::model::{ConditionStatus, Object, Uid};
+use platctrl_kinds::{Pod, PodPhase, ReplicationController, RollingUpdate, condition};
 
 use super::memory::Memory;
 use super::plan::{self, Observed, PodFacts, Side};
@@ -24,7 +23,11 @@ pub(super) struct Sides {
 
 impl Sides {
     /// Both controllers, or which one is missing.
-    pub(super) fn find(view: &View, roll: &Object<RollingUpdate>) -> Result<Self, String> {
+    pub(super) fn find(
+        view: &View,
+        roll: &Object<RollingUpdate>,
+        pods: &Owners<Pod>,
+    ) -> Result<Self, String> {
         let namespace = roll.metadata.namespace.as_deref().unwrap_or_default();
         let side = |name: &str| {
             let key = replication_controller_key(namespace, name);
@@ -40,12 +43,9 @@ impl Sides {
             }
         };
         let (from, to) = (side(&roll.spec.from)?, side(&roll.spec.to)?);
-        let pods = |side: &Object<ReplicationController>| {
-            view.list::<Pod>().owned_by(&side.metadata.uid).to_vec()
-        };
         Ok(Self {
-            of_from: pods(&from),
-            of_to: pods(&to),
+            of_from: pods.owned(view, &from.metadata.uid),
+            of_to: pods.owned(view, &to.metadata.uid),
             from,
             to,
         })
@@ -101,6 +101,26 @@ fn is_failed(pod: &Object<Pod>) -> bool {
     unhealthy || PodPhase::of(&pod.status.phase) == Some(PodPhase::Failed)
 }
 
+/// How many pods one commit moves, at most: what the store takes, and not so many that a commit
+/// takes long.
+fn batch(context: &Context, target: &Object<ReplicationController>) -> usize {
+    /// The roll, its ledger and its two controllers, compared and written, the claim, the anchor.
+    const OTHERS: usize = 8;
+    const MOST: usize = 40;
+    let limits = context.capabilities().limits;
+    // Each is compared and written, with what was reported on it.
+    let operations = limits.max_operations.saturating_sub(2 * OTHERS) / 4;
+    let each = limits
+        .max_writes
+        .min(limits.max_compares)
+        .saturating_sub(OTHERS)
+        / 2;
+    let template = serde_json::to_vec(&target.spec.template);
+    let bytes = template.map_or(0, |bytes| bytes.len()) + 2048;
+    let bytes = limits.max_transaction_bytes / 2 / bytes;
+    operations.min(each).min(bytes).clamp(plan::BATCH, MOST)
+}
+
 impl Roll {
     pub(super) fn observe(
         roll: &Object<RollingUpdate>,
@@ -112,9 +132,10 @@ impl Roll {
         let (spec, view) = (&roll.spec, context.view());
         let now = context.environment().monotonic();
         let epoch = context.fence().map(Fence::epoch);
-        let (_, target) = sides.in_direction(roll);
-        let selector = target.spec.node_selector.parse::<Selector>().ok();
-        let mut fits: HashMap<&str, bool> = HashMap::new();
+        let (_, target_owner) = sides.in_direction(roll);
+        let misfits = memory
+            .nodes()
+            .misfits(view, &target_owner.spec.node_selector);
         let account = ledger.account();
         let least = spec.min_healthy_time.duration();
         memory.with(&roll.metadata.uid, |track| {
@@ -148,16 +169,10 @@ impl Roll {
             };
             for (facts, pod) in source.pods.iter_mut().zip(source_pods) {
                 let node = pod.spec.node_name.as_deref().unwrap_or_default();
-                facts.fits = *fits.entry(node).or_insert_with(|| {
-                    let node = crate::ledger::node_key(node);
-                    let node = node.and_then(|key| view.get::<Node>(&key));
-                    // A node that nobody knows is no reason to move.
-                    node.zip(selector.as_ref())
-                        .is_none_or(|(node, selector)| selector.matches(&node.metadata.labels))
-                });
+                facts.fits = !misfits.contains(node);
             }
-            let there: HashSet<&Uid> = sides.pods().map(|pod| &pod.metadata.uid).collect();
-            track.keep(|uid| there.contains(uid));
+            let all: Vec<&Uid> = sides.pods().map(|pod| &pod.metadata.uid).collect();
+            track.keep(all.into_iter());
             let budget = spec.failure_budget.map(|it| it.rounded_down(spec.replicas));
             let tolerated = budget.unwrap_or(0);
             let settled = plan::is_settled(&target, tolerated);
@@ -203,6 +218,7 @@ impl Roll {
                     limit,
                     goal,
                     surge: spec.most_surge(),
+                    batch: batch(context, target_owner),
                     allowed: ledger.allowed(),
                     tolerated,
                     // Nothing has to be waited for before the first move.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use platctrl_framework::model::Uid;
 use platctrl_kinds::{Gate, RollingUpdateSpec};
 
-/// Pods that one commit moves, at most. With the records beside them that is within the limits
-/// of every store.
+/// Pods that one commit can move on every store: with the records beside them that is within the
+/// limits of all of them.
 pub const BATCH: usize = 8;
 
 /// What a plan is made from. The roll goes from `source` to `target`: when it rolls back, from
@@ -30,6 +30,8 @@ pub struct Observed {
     pub source: Side,
     /// Where they go.
     pub target: Side,
+    /// How many pods one commit may move; at least [`BATCH`].
+    pub batch: usize,
     /// Healthy pods that may be taken away, by the ledger.
     pub allowed: u32,
     /// So many unhealthy target pods are no failure.
@@ -167,6 +169,7 @@ pub fn is_settled(target: &Side, tolerated: u32) -> bool {
 #[must_use]
 pub fn plan(observed: &Observed) -> Plan {
     let Observed { source, target, .. } = observed;
+    let batch = observed.batch.max(BATCH);
     let mut plan = Plan {
         moves: Vec::new(),
         source: source.replicas,
@@ -202,7 +205,7 @@ pub fn plan(observed: &Observed) -> Plan {
     let mut surplus = total.saturating_sub(observed.replicas);
     for (side, replicas) in [(source, &mut plan.source), (target, &mut plan.target)] {
         let most = surplus.min(*replicas);
-        let taken = take(side, most, &mut room, BATCH - plan.moves.len(), true);
+        let taken = take(side, most, &mut room, batch - plan.moves.len(), true);
         wants_room |= taken.short_of_room;
         let done = taken.missing + count(taken.pods.len());
         plan.moves.extend(
@@ -237,7 +240,7 @@ pub fn plan(observed: &Observed) -> Plan {
     // And the rest changes hands, where that is how it is done.
     let mut left = remaining - grown;
     if observed.surge == 0 && surplus == 0 && plan.moves.is_empty() && left > 0 {
-        let taken = take(source, left, &mut room, BATCH, false);
+        let taken = take(source, left, &mut room, batch, false);
         wants_room |= taken.short_of_room;
         let done = taken.missing + count(taken.pods.len());
         plan.moves
@@ -270,6 +273,13 @@ struct Taken<'s> {
     short_of_room: bool,
 }
 
+/// Who is taken first: those that are not healthy, then those that have to leave their nodes.
+fn order(one: &PodFacts, other: &PodFacts, ending: bool) -> std::cmp::Ordering {
+    let rank = |pod: &PodFacts| (pod.healthy, !(ending || pod.fits));
+    let ranks = rank(one).cmp(&rank(other));
+    ranks.then_with(|| one.name.cmp(&other.name))
+}
+
 /// So many replicas of a side: those without a pod, then pods that are not healthy, then as many
 /// healthy ones as there is room for.
 fn take<'s>(side: &'s Side, most: u32, room: &mut u32, batch: usize, ending: bool) -> Taken<'s> {
@@ -280,7 +290,12 @@ fn take<'s>(side: &'s Side, most: u32, room: &mut u32, batch: usize, ending: boo
         short_of_room: false,
     };
     let mut candidates: Vec<&PodFacts> = side.live().filter(|pod| !pod.open).collect();
-    candidates.sort_by_key(|pod| (pod.healthy, !(ending || pod.fits), &pod.name));
+    if candidates.len() > batch + 1 {
+        // No more than these are looked at, of perhaps very many.
+        candidates.select_nth_unstable_by(batch, |one, other| order(one, other, ending));
+        candidates.truncate(batch + 1);
+    }
+    candidates.sort_unstable_by(|one, other| order(one, other, ending));
     for pod in candidates {
         if taken.pods.len() == batch || count(taken.pods.len()) == most - missing {
             break;
@@ -330,6 +345,7 @@ mod tests {
         let healthy = count(pods.filter(|pod| pod.healthy && !pod.leaving).count());
         Observed {
             replicas,
+            batch: BATCH,
             limit: replicas,
             goal: replicas,
             allowed: healthy.saturating_sub(floor),
