@@ -93,6 +93,8 @@ impl Workload {
             config,
             ports,
             health,
+            liveness,
+            liveness_offline,
             termination_grace_period,
             drain_delay,
             keep_data,
@@ -105,6 +107,8 @@ impl Workload {
             && *config == wanted.config
             && *ports == wanted.ports
             && *health == wanted.health
+            && *liveness == wanted.liveness
+            && *liveness_offline == wanted.liveness_offline
             && *termination_grace_period == wanted.termination_grace_period
             && *drain_delay == wanted.drain_delay
             && *keep_data == wanted.keep_data
