@@ -8,6 +8,7 @@ mod change;
 mod config;
 mod delete;
 mod diff;
+mod doctor;
 mod edit;
 mod events;
 mod explain;
@@ -160,6 +161,8 @@ enum Verb {
     /// Show where settings come from; keep several fleets apart
     #[command(subcommand)]
     Config(config::ConfigVerb),
+    /// Look at this machine, the server and a store, and say what to do
+    Doctor(doctor::DoctorArgs),
     /// Print the versions of this program and of the server
     Version,
     /// Print a completion script for a shell
@@ -461,6 +464,7 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Hoist(verb) => hoist::run(&verb),
         Verb::Launch(args) => local::run(&args, setting),
         Verb::Uninstall(args) => client(uninstall::run(&args, setting)),
+        Verb::Doctor(args) => client(doctor::run(&args, setting)),
         Verb::Config(verb) => config::run(&verb, setting),
         Verb::Version => client(version(setting)),
         Verb::Completion { shell } => {
@@ -522,15 +526,20 @@ async fn version(setting: &Setting) -> Result<()> {
     let Ok(answer) = api.get("/version").await else {
         return Ok(());
     };
+    let version = version_of(&answer);
+    output::print(format_args!("server {version} at {}\n", api.place()))
+}
+
+/// What a server says that it is.
+fn version_of(answer: &serde_json::Value) -> String {
     let version = answer["platctrl"]
         .as_str()
         .or_else(|| answer["gitVersion"].as_str());
-    let version = output::plain(
+    output::plain(
         version
             .unwrap_or("of an unknown version")
             .trim_start_matches('v'),
-    );
-    output::print(format_args!("server {version} at {}\n", api.place()))
+    )
 }
 
 /// An event as a line of a description's table.

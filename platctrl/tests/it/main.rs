@@ -9,6 +9,7 @@ mod bad_input;
 mod by_hand;
 mod cells;
 mod contexts;
+mod doctor;
 mod editing;
 mod failsafe;
 mod first_light;
