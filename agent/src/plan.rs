@@ -162,6 +162,8 @@ pub struct Observed {
     pub missing: bool,
     /// Files of older generations are there.
     pub stale: bool,
+    /// The pod never runs twice at once: it may run elsewhere by now, unless it is wanted here.
+    pub singleton: bool,
 }
 
 /// What to do, in this order. When one step has to wait, those behind it wait with it.
@@ -176,6 +178,15 @@ pub struct Plan {
 /// Decides what to do.
 #[must_use]
 pub fn plan(order: &Order, observed: &Observed) -> Plan {
+    let mut plan = decide(order, observed);
+    if observed.singleton && !matches!(order, Order::Want(_)) {
+        // What runs is left alone; what does not may have been replaced while nobody could say so.
+        plan.steps.retain(|step| *step != Step::Start);
+    }
+    plan
+}
+
+fn decide(order: &Order, observed: &Observed) -> Plan {
     let desired = match order {
         Order::Want(desired) => desired,
         // Nothing was ever done here: there is nothing to hold either.
@@ -425,6 +436,25 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_never_runs_twice_is_started_only_while_it_is_known_to_be_wanted() {
+        let stopped = Observed {
+            missing: true,
+            singleton: true,
+            ..running("a")
+        };
+        for order in [Order::Unknown, Order::Missing] {
+            assert_eq!(plan(&order, &stopped).steps, []);
+            let other = Observed {
+                singleton: false,
+                ..stopped.clone()
+            };
+            assert_eq!(plan(&order, &other).steps, [Start], "others are");
+        }
+        let wanted = Order::Want(Box::new(want("u1", 1, "a")));
+        assert_eq!(plan(&wanted, &stopped).steps, [Start]);
+    }
+
+    #[test]
     fn only_a_tombstone_ends_a_pod() {
         let gone = tombstoned(want("u1", 1, "a"));
         assert_eq!(steps(&gone, &running("a")), [Drain, Stop, Remove]);
@@ -524,7 +554,7 @@ mod tests {
             uid in 0..3, seen in proptest::option::of((1..4u64, 0..3)),
             current in proptest::option::of(0..3), next in proptest::option::of(0..3),
             position in positions(),
-            flags in any::<[bool; 5]>(),
+            flags in any::<[bool; 6]>(),
         ) -> Observed {
             let version = |n: i32| digest(&n.to_string());
             let uid = if uid == 0 { Uid::default() } else { format!("u{uid}").as_str().into() };
@@ -535,7 +565,7 @@ mod tests {
                 next: next.map(version),
                 position,
                 drained: flags[0], at_rest: flags[1], missing: flags[2],
-                stale: flags[3], unidentified: flags[4],
+                stale: flags[3], unidentified: flags[4], singleton: flags[5],
             }
         }
     }

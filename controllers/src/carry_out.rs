@@ -130,6 +130,8 @@ pub(crate) struct Work<'w, K: Resource> {
     /// What events say behind each step: `2 of 3 there, 1 ready`.
     counts: &'w str,
     books: Books,
+    /// What the owner's intent says has to be the same with each commit.
+    same_intent: bool,
 }
 
 /// Where what takes a healthy pod away is entered.
@@ -161,6 +163,15 @@ impl<'w, K: Resource> Work<'w, K> {
             status,
             counts,
             books: Books::None,
+            same_intent: false,
+        }
+    }
+
+    /// Nothing is done once the owner's intent is another one: its end was taken back.
+    pub(crate) fn while_intent_is_the_same(self) -> Self {
+        Self {
+            same_intent: true,
+            ..self
         }
     }
 
@@ -197,7 +208,7 @@ impl<'w, K: Resource> Work<'w, K> {
             return (ledger.cloned(), ledger.is_some());
         };
         let mut ledger = ledger.clone();
-        let by = format!("{}/{}", self.workload.kind, self.workload.metadata.name);
+        let by = self.workload.title();
         let now = self.context.environment().now();
         let view = self.context.view();
         steps.retain(|step| {
@@ -294,9 +305,11 @@ impl<'w, K: Resource> Work<'w, K> {
             done.count(step);
             notes.push((reason, format!("{what}: {}", self.counts)));
         }
-        if round > 0 {
+        if round > 0 || self.same_intent {
             // The view is not as new as the last commit: whoever changed their mind is heard.
             require_same_intent(context, &mut changes);
+        }
+        if round > 0 {
             let message = format!("{} more pods after that: {}", steps.len(), self.counts);
             notes = vec![("Continued", message)];
         }

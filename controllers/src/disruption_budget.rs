@@ -6,18 +6,24 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use platctrl_framework::cache::View;
 use platctrl_framework::controller::{Action, Context, Controller, ReconcileError};
-use platctrl_framework::model::{Condition, ConditionStatus, Object, ObjectKey, Selector};
+use platctrl_framework::model::{Condition, ConditionStatus, Object, ObjectKey, Selector, Uid};
 use platctrl_kinds::{
-    DisruptionBudget, DisruptionBudgetStatus, Node, Pod, ReplicationController, RollingUpdate,
+    DaemonSet, DisruptionBudget, DisruptionBudgetStatus, Node, Pod, ReplicationController,
+    RollingUpdate,
 };
 
+use crate::daemon_set;
 use crate::ledger::Ledger;
+
+/// Workloads that are named in a message.
+const NAMED: usize = 5;
 
 /// The controller.
 #[must_use]
 pub fn controller() -> Controller<DisruptionBudget> {
-    let budgets = |namespace: Option<&String>, view: &platctrl_framework::cache::View| {
+    let budgets = |namespace: Option<&String>, view: &View| {
         let query = view.list::<DisruptionBudget>();
         let keys: Vec<ObjectKey> = match namespace {
             Some(namespace) => query.in_namespace(namespace).keys(),
@@ -30,8 +36,80 @@ pub fn controller() -> Controller<DisruptionBudget> {
         .watches::<ReplicationController>(move |it, view| {
             budgets(it.metadata.namespace.as_ref(), view)
         })
+        .watches::<DaemonSet>(move |it, view| budgets(it.metadata.namespace.as_ref(), view))
         .watches::<RollingUpdate>(move |it, view| budgets(it.metadata.namespace.as_ref(), view))
         .watches::<Node>(move |_, view| budgets(None, view))
+}
+
+/// What a budget comes to.
+#[derive(Default)]
+struct Sum {
+    detail: DisruptionBudgetStatus,
+    /// Workloads of which nothing may be taken away, and their numbers.
+    blocked: Vec<String>,
+    /// Those that have fewer healthy pods than they should.
+    below: Vec<String>,
+    counted: BTreeSet<String>,
+}
+
+impl Sum {
+    fn add(&mut self, name: &str, ledger: &Ledger) {
+        // Both controllers of a roll have one.
+        if !self.counted.insert(ledger.key().to_string()) {
+            return;
+        }
+        let account = ledger.account();
+        let (healthy, floor) = (account.healthy(), account.floor());
+        self.detail.workloads += 1;
+        self.detail.healthy += healthy;
+        self.detail.allowed += account.allowed();
+        let numbers = format!("{name}: {healthy} healthy, {floor} needed");
+        if healthy < floor {
+            self.below.push(numbers.clone());
+        }
+        if account.allowed() == 0 {
+            self.blocked.push(numbers);
+        }
+    }
+}
+
+fn named(workloads: &[String]) -> String {
+    let more = workloads.len().saturating_sub(NAMED);
+    let mut text = workloads
+        .iter()
+        .take(NAMED)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join("; ");
+    if more > 0 {
+        text.push_str(&format!("; and {more} more"));
+    }
+    text
+}
+
+fn count(namespace: &str, selector: &Selector, view: &View) -> Sum {
+    let mut sum = Sum::default();
+    let selects = |owner: &Uid| {
+        let pods = view.list::<Pod>().owned_by(owner);
+        pods.into_iter()
+            .any(|pod| selector.matches(&pod.metadata.labels))
+    };
+    for controller in view.list::<ReplicationController>().in_namespace(namespace) {
+        // One that is on its way between ledgers is counted when it has arrived.
+        if selects(&controller.metadata.uid)
+            && let Ok(ledger) = Ledger::of_controller(view, &controller)
+        {
+            sum.add(&controller.metadata.name, &ledger);
+        }
+    }
+    for set in view.list::<DaemonSet>().in_namespace(namespace) {
+        if selects(&set.metadata.uid)
+            && let Some(Ok(ledger)) = daemon_set::ledger(view, &set)
+        {
+            sum.add(&set.metadata.name, &ledger);
+        }
+    }
+    sum
 }
 
 async fn reconcile(
@@ -42,51 +120,51 @@ async fn reconcile(
         .parse()
         .map_err(ReconcileError::terminal)?;
     let namespace = budget.metadata.namespace.as_deref().unwrap_or_default();
-    let view = context.view();
-    let mut detail = DisruptionBudgetStatus::default();
-    let (mut blocked, mut counted) = (Vec::new(), BTreeSet::new());
-    for controller in view.list::<ReplicationController>().in_namespace(namespace) {
-        let pods = view.list::<Pod>().owned_by(&controller.metadata.uid);
-        if !pods
-            .into_iter()
-            .any(|pod| selector.matches(&pod.metadata.labels))
-        {
-            continue;
-        }
-        // One that is on its way between ledgers is counted when it has arrived.
-        let Ok(ledger) = Ledger::of_controller(view, &controller) else {
-            continue;
-        };
-        // Both controllers of a roll have one.
-        if !counted.insert(ledger.key().to_string()) {
-            continue;
-        }
-        let account = ledger.account();
-        detail.workloads += 1;
-        detail.healthy += account.healthy();
-        detail.allowed += account.allowed();
-        if account.allowed() == 0 {
-            blocked.push(format!(
-                "{}: {} healthy, {} needed",
-                controller.metadata.name,
-                account.healthy(),
-                account.floor()
-            ));
-        }
-    }
+    let sum = count(namespace, &selector, context.view());
     let (now, generation) = (context.environment().now(), budget.metadata.generation);
     let mut status = budget.status.clone();
     status.observed_generation = Some(generation);
     let intent = context.joined().intent;
     status.observed_spec = intent.map(|intent| intent.value.spec_digest());
-    let (holds, reason) = match (blocked.is_empty(), detail.workloads) {
+    let is = |holds: bool| match holds {
+        true => ConditionStatus::True,
+        false => ConditionStatus::False,
+    };
+    let (holds, reason) = match (sum.blocked.is_empty(), sum.detail.workloads) {
         (_, 0) => (ConditionStatus::Unknown, "SelectsNothing"),
         (true, _) => (ConditionStatus::True, "SomeMayGo"),
         (false, _) => (ConditionStatus::False, "NoneMayGo"),
     };
-    let condition = Condition::new("Disruptable", holds, reason, blocked.join("; "));
-    status.conditions.set(condition, generation, now);
-    status.detail = detail;
+    let (enough, why) = match (sum.below.is_empty(), sum.detail.workloads) {
+        (_, 0) => (ConditionStatus::Unknown, "SelectsNothing"),
+        (true, _) => (ConditionStatus::True, "EnoughHealthy"),
+        (false, _) => (ConditionStatus::False, "TooFewHealthy"),
+    };
+    let no_pod = "no pod of any workload has labels that spec.podSelector matches";
+    let nothing = sum.detail.workloads == 0;
+    for condition in [
+        Condition::new("Disruptable", holds, reason, named(&sum.blocked)),
+        Condition::new("Available", enough, why, named(&sum.below)),
+        // It does nothing by itself: who takes pods away asks for it.
+        Condition::new("Progressing", is(false), "Settled", ""),
+        Condition::new(
+            "Stalled",
+            is(nothing),
+            if nothing { "SelectsNothing" } else { "Counted" },
+            if nothing { no_pod } else { "" },
+        ),
+        Condition::new("Held", is(false), "Free", ""),
+    ] {
+        status.conditions.set(condition, generation, now);
+    }
+    let before = budget.status.detail.observed_revision;
+    status.detail = DisruptionBudgetStatus {
+        observed_revision: before,
+        ..sum.detail
+    };
+    if status != budget.status {
+        status.detail.observed_revision = Some(context.view().revision());
+    }
     let mut changes = context.changes();
     changes.report::<DisruptionBudget>(&status)?;
     changes.commit().await?;

@@ -7,6 +7,7 @@ mod carry_out;
 pub mod daemon_set;
 pub mod disruption_budget;
 mod end;
+mod grants;
 pub mod ledger;
 pub mod node_lifecycle;
 pub mod placement;
@@ -17,4 +18,5 @@ mod template;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use end::ended_with_owner;
 pub use template::{ORPHAN_KIND, ORPHAN_OF, cached_pods};

@@ -48,6 +48,11 @@ impl Workload {
         format!("{namespace}/{}", self.metadata.name)
     }
 
+    /// Who it is in ledgers, grants and tombstones.
+    pub(crate) fn title(&self) -> String {
+        format!("{}/{}", self.kind, self.metadata.name)
+    }
+
     /// A pod's spec on a node.
     pub(crate) fn spec(&self, node: &str) -> PodSpec {
         let spec = &self.template.spec;
@@ -206,6 +211,11 @@ pub(crate) fn is_ready(pod: &Object<Pod>) -> bool {
 }
 
 pub(crate) fn created(pod: &Object<Pod>) -> i64 {
-    let at = pod.metadata.creation_timestamp;
+    created_at(&pod.metadata)
+}
+
+/// When an object was created, as a number that grows.
+pub(crate) fn created_at(metadata: &Metadata) -> i64 {
+    let at = metadata.creation_timestamp;
     at.map_or(0, jiff::Timestamp::as_microsecond)
 }

@@ -1,10 +1,12 @@
 //! Daemon sets: one pod of a template on every node that a selector chooses.
 
 use jiff::Timestamp;
-use platctrl_framework::model::{FieldError, Propagation, Resource, Selector, check_labels};
+use platctrl_framework::model::{FieldError, Propagation, Resource};
+use platctrl_framework::store::Revision;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::template::check_selector;
 use crate::{Amount, PodTemplate, Span};
 
 /// Keeps one pod of a template on every node that a selector chooses.
@@ -49,6 +51,10 @@ pub struct DaemonSetSpec {
     /// What becomes of the pods when this is deleted.
     #[serde(default)]
     pub deletion_policy: Propagation,
+    /// How long a delete waits before it takes effect on the pods, so that it can be taken back
+    /// (`platctrl undelete`). Default 0s; a delete may say otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion_grace: Option<Span>,
     /// What the pods are.
     pub template: PodTemplate,
 }
@@ -106,6 +112,10 @@ pub struct DaemonSetStatus {
     /// How much of the rate limit is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<RateUsed>,
+    /// The revision of the store at which the counts are exact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub observed_revision: Option<Revision>,
 }
 
 /// How much of a rate limit is used.
@@ -120,14 +130,10 @@ pub struct RateUsed {
 }
 
 fn validate(spec: &DaemonSetSpec, errors: &mut Vec<FieldError>) {
-    let mut selector = |field: &str, text: &str| {
-        if let Err(error) = text.parse::<Selector>() {
-            errors.push(FieldError::new(field, error.to_string()));
-        }
-    };
-    selector("spec.nodeSelector", &spec.node_selector);
+    check_selector("spec.nodeSelector", &spec.node_selector, errors);
     if let Some(canary) = &spec.canary {
-        selector("spec.canary.nodeSelector", &canary.node_selector);
+        let selector = &canary.node_selector;
+        check_selector("spec.canary.nodeSelector", selector, errors);
     }
     if spec.minimum_healthy == Amount::Percent(100) {
         errors.push(FieldError::new(
@@ -147,18 +153,8 @@ fn validate(spec: &DaemonSetSpec, errors: &mut Vec<FieldError>) {
     if spec.timeout < Span::from_secs(1) {
         errors.push(FieldError::new("spec.timeout", "is below 1s"));
     }
-    check_labels(
-        "spec.template.metadata.labels",
-        &spec.template.metadata.labels,
-        errors,
-    );
-    if spec.template.spec.node_name.is_some() {
-        errors.push(FieldError::new(
-            "spec.template.spec.nodeName",
-            "is each node that spec.nodeSelector chooses: leave it out",
-        ));
-    }
-    spec.template.spec.validate("spec.template.spec", errors);
+    let node = "is each node that spec.nodeSelector chooses: leave it out";
+    spec.template.check(node, errors);
 }
 
 fn deletion_policy(spec: &DaemonSetSpec) -> Propagation {

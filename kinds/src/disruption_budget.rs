@@ -1,10 +1,12 @@
 //! Disruption budgets: how many pods of a workload have to stay healthy.
 
-use platctrl_framework::model::{FieldError, Resource, Selector};
+use platctrl_framework::model::{FieldError, Resource};
+use platctrl_framework::store::Revision;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::Amount;
+use crate::template::check_selector;
 
 /// How many pods of each workload stay healthy, whoever wants to take some away.
 ///
@@ -44,12 +46,14 @@ pub struct DisruptionBudgetStatus {
     /// How many of them could be taken away now.
     #[serde(default)]
     pub allowed: u32,
+    /// The revision of the store at which the counts are exact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub observed_revision: Option<Revision>,
 }
 
 fn validate(spec: &DisruptionBudgetSpec, errors: &mut Vec<FieldError>) {
-    if let Err(error) = spec.pod_selector.parse::<Selector>() {
-        errors.push(FieldError::new("spec.podSelector", error.to_string()));
-    }
+    check_selector("spec.podSelector", &spec.pod_selector, errors);
 }
 
 /// How many of `wanted` pods stay healthy where nobody said so: all but one, or all but a tenth.

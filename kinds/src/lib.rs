@@ -18,6 +18,7 @@ mod pod;
 mod quantity;
 mod replication_controller;
 mod rolling_update;
+mod template;
 
 pub use amount::{Amount, InvalidAmount};
 pub use daemon_set::{Canary, DaemonSet, DaemonSetSpec, DaemonSetStatus, RateLimit, RateUsed};
@@ -34,12 +35,13 @@ pub use pod::{
 };
 pub use quantity::{Bytes, Cpu, InvalidQuantity};
 pub use replication_controller::{
-    PodTemplate, Progress, ReplicationController, ReplicationControllerSpec,
-    ReplicationControllerStatus, Strategy, TemplateMetadata,
+    Progress, ReplicationController, ReplicationControllerSpec, ReplicationControllerStatus,
+    Strategy,
 };
 pub use rolling_update::{
-    Gate, OnFailure, RollPhase, RollingUpdate, RollingUpdateSpec, RollingUpdateStatus, Step,
+    Gate, OnFailure, RollPhase, RollingUpdate, RollingUpdateSpec, RollingUpdateStatus, Step, line,
 };
+pub use template::{PodTemplate, TemplateMetadata};
 
 /// The API group of these kinds.
 pub const GROUP: &str = "platctrl.dev";

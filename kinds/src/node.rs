@@ -32,6 +32,9 @@ pub struct NodeSpec {
     /// Its pods are to go elsewhere, as far as what keeps them can move them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub drain: bool,
+    /// With `drain`: also pods of controllers whose strategy is Static.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drain_static: bool,
     /// Raised when the node was given up and its pods replaced: an agent that finds a number
     /// above its own stops what it started before.
     #[serde(default)]

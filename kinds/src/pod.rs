@@ -75,6 +75,11 @@ pub struct PodSpec {
     /// Which apps the pod runs beside, and which never. Its agent does not look at it.
     #[serde(default, skip_serializing_if = "PodPlacement::is_empty")]
     pub placement: PodPlacement,
+    /// The pod never runs twice at once, not even while its node is out of reach: another one is
+    /// made only when this one is gone, or its node was retired. An agent that has just begun
+    /// does not start it before the store has said that it is still wanted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub singleton: bool,
 }
 
 /// A program of a pod.

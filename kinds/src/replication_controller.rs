@@ -1,13 +1,13 @@
 //! Replication controllers: so many pods of one template, on nodes that a selector chooses.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
-use platctrl_framework::model::{FieldError, Propagation, Resource, Selector, check_labels};
+use platctrl_framework::model::{FieldError, Propagation, Resource, check_labels};
+use platctrl_framework::store::Revision;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{PodSpec, Span};
+use crate::template::check_selector;
+use crate::{PodTemplate, Span};
 
 /// Keeps so many pods of one template on nodes that a selector chooses.
 #[derive(Resource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -49,6 +49,14 @@ pub struct ReplicationControllerSpec {
     /// What becomes of the pods when this is deleted.
     #[serde(default)]
     pub deletion_policy: Propagation,
+    /// How long a delete waits before it takes effect on the pods, so that it can be taken back
+    /// (`platctrl undelete`). Default 0s; a delete may say otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion_grace: Option<Span>,
+    /// How many earlier versions are kept to go back to, when rolls have taken all pods from them.
+    /// Default 10. The first one is always kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision_history_limit: Option<u32>,
     /// The rolling update that decides how many pods there are, while it does. Written by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claimed_by: Option<String>,
@@ -70,29 +78,6 @@ pub enum Strategy {
     Dynamic,
 }
 
-/// What a controller's pods are.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PodTemplate {
-    /// Labels and annotations for the pods.
-    #[serde(default)]
-    pub metadata: TemplateMetadata,
-    /// Their spec, without a node.
-    pub spec: PodSpec,
-}
-
-/// Metadata that a template gives to pods.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct TemplateMetadata {
-    /// Their labels.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
-    /// Their annotations.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub annotations: BTreeMap<String, String>,
-}
-
 /// What a replication controller reports.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -106,6 +91,10 @@ pub struct ReplicationControllerStatus {
     /// What moved last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
+    /// The revision of the store at which the counts are exact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub observed_revision: Option<Revision>,
 }
 
 /// That something moved.
@@ -114,6 +103,17 @@ pub struct Progress {
     /// When.
     #[schemars(with = "String")]
     pub at: Timestamp,
+}
+
+/// Earlier versions that are kept where nobody says how many.
+const HISTORY: u32 = 10;
+
+impl ReplicationControllerSpec {
+    /// How many earlier versions are kept.
+    #[must_use]
+    pub fn history_limit(&self) -> u32 {
+        self.revision_history_limit.unwrap_or(HISTORY)
+    }
 }
 
 /// More pods than this of one replication controller are refused.
@@ -126,9 +126,7 @@ fn validate(spec: &ReplicationControllerSpec, errors: &mut Vec<FieldError>) {
             format!("is above {MAX_REPLICAS}"),
         ));
     }
-    if let Err(error) = spec.node_selector.parse::<Selector>() {
-        errors.push(FieldError::new("spec.nodeSelector", error.to_string()));
-    }
+    check_selector("spec.nodeSelector", &spec.node_selector, errors);
     if let Some(label) = &spec.spread_over {
         // A label with a value that is always allowed.
         let labels = [(label.clone(), String::new())].into();
@@ -146,18 +144,8 @@ fn validate(spec: &ReplicationControllerSpec, errors: &mut Vec<FieldError>) {
             "is 0: no node could run any",
         ));
     }
-    check_labels(
-        "spec.template.metadata.labels",
-        &spec.template.metadata.labels,
-        errors,
-    );
-    if spec.template.spec.node_name.is_some() {
-        errors.push(FieldError::new(
-            "spec.template.spec.nodeName",
-            "is chosen for each pod: leave it out, and choose nodes by spec.nodeSelector",
-        ));
-    }
-    spec.template.spec.validate("spec.template.spec", errors);
+    let node = "is chosen for each pod: leave it out, and choose nodes by spec.nodeSelector";
+    spec.template.check(node, errors);
 }
 
 fn deletion_policy(spec: &ReplicationControllerSpec) -> Propagation {

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use platctrl_framework::model::{FieldError, Phase, Resource, check_name};
+use platctrl_framework::store::Revision;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -143,6 +144,23 @@ pub struct RollingUpdateStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub finished_at: Option<Timestamp>,
+    /// The revision of the store at which the counts are exact.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub observed_revision: Option<Revision>,
+}
+
+/// What versions of one program say about themselves: the names of labels and annotations of
+/// replication controllers and of the rolls between them.
+pub mod line {
+    /// The label of everything that belongs to a line: its name.
+    pub const LINE: &str = "platctrl.dev/line";
+    /// The annotation that says which version of the line a replication controller is.
+    pub const REVISION: &str = "platctrl.dev/revision";
+    /// The annotation that says who made it.
+    pub const MADE_BY: &str = "platctrl.dev/made-by";
+    /// The annotation that says why, in the words of who made it.
+    pub const CAUSE: &str = "platctrl.dev/cause";
 }
 
 /// The phases of a rolling update.

@@ -402,6 +402,8 @@ impl Pod {
                         .any(|it| self.units.needs_start(it, generation))
                 }),
             stale: self.stale && record.current.is_some(),
+            singleton: (record.current.iter().chain(&record.next))
+                .any(|version| version.spec.singleton),
         }
     }
 

@@ -20,8 +20,9 @@ use platctrl_kinds::{DaemonSet, DisruptionBudget, Node, Pod, RateLimit, RateUsed
 pub use plan::{Hold, Observed, Plan, PodFacts, Victim, Wait, floor, plan};
 
 use crate::carry_out::{Done, Step, Work};
+use crate::grants;
 use crate::ledger::{Ledger, LedgerError};
-use crate::placement::{Accounts, Fleet, NodeState, PodNeeds, Request};
+use crate::placement::{Accounts, Fleet, FleetNode, NodeState, PodNeeds, Request};
 use crate::template::{Workload, adopter, created, is_ready};
 
 type RunResult = Result<Action, ReconcileError>;
@@ -157,6 +158,35 @@ fn contends(set: &Object<DaemonSet>, view: &View, fleet: &Fleet) -> Option<(Stri
     None
 }
 
+/// The pods of a set that are on nodes it chooses, and how many nodes these are.
+fn chosen(
+    set: &Object<DaemonSet>,
+    selector: &Selector,
+    view: &View,
+    fleet: &Fleet,
+) -> (Vec<Arc<Object<Pod>>>, u32) {
+    let matching =
+        |node: &FleetNode| node.state != NodeState::Leaving && selector.matches(&node.labels);
+    let desired = fleet.nodes().iter().filter(|node| matching(node)).count();
+    let owned = view.list::<Pod>().owned_by(&set.metadata.uid).to_vec();
+    let is_here = |pod: &Arc<Object<Pod>>| {
+        let node = fleet.node(pod.spec.node_name.as_deref().unwrap_or_default());
+        node.is_some_and(matching)
+    };
+    let here = owned.into_iter().filter(is_here).collect();
+    (here, u32::try_from(desired).unwrap_or(u32::MAX))
+}
+
+/// The ledger of a set; None if its selector cannot be read.
+pub(crate) fn ledger(view: &View, set: &Object<DaemonSet>) -> Option<Result<Ledger, LedgerError>> {
+    let selector: Selector = set.spec.node_selector.parse().ok()?;
+    let key = set.key().ok()?;
+    let fleet = Accounts::new().nodes(view);
+    let (here, desired) = chosen(set, &selector, view, &fleet);
+    let floor = floor(set.spec.minimum_healthy, desired);
+    Some(Ledger::open(view, key, &here, desired, Some(floor)))
+}
+
 /// What one run works with.
 struct Seen {
     observed: Observed,
@@ -219,22 +249,8 @@ fn observe(
             late: waited.is_some_and(|waited| *waited >= timeout),
         });
     }
-    let matching = |node: &str| {
-        let node = fleet.node(node);
-        node.is_some_and(|node| node.state != NodeState::Leaving && selector.matches(&node.labels))
-    };
-    let desired = fleet
-        .nodes()
-        .iter()
-        .filter(|node| matching(&node.name))
-        .count();
-    let desired = u32::try_from(desired).unwrap_or(u32::MAX);
+    let (here, desired) = chosen(set, &selector, view, &fleet);
     let floor = floor(set.spec.minimum_healthy, desired);
-    let here: Vec<Arc<Object<Pod>>> = owned
-        .iter()
-        .filter(|pod| matching(pod.spec.node_name.as_deref().unwrap_or_default()))
-        .cloned()
-        .collect();
     let ledger = Ledger::open(view, context.key().clone(), &here, desired, Some(floor));
     let limit = set.spec.rate_limit;
     let (rate, until_rate) = rate_left(limit, set.status.detail.rate, environment.now());
@@ -283,6 +299,13 @@ async fn reconcile(
 ) -> RunResult {
     let workload = Workload::of(&*set, &set.spec.template);
     let seen = observe(&set, &workload, &context, &accounts, &waits)?;
+    if !set.spec.disabled {
+        let pods: Vec<Arc<Object<Pod>>> = seen.pods.values().cloned().collect();
+        let ledger = || seen.ledger.clone();
+        if let Some(next) = grants::answer(&context, &pods, ledger, &workload.title()).await? {
+            return Ok(next);
+        }
+    }
     let plan = plan(&seen.observed);
     let counts = format!(
         "{} of {} nodes, {} ready",
@@ -362,7 +385,8 @@ fn steps(
 
 /// Ends a set: its pods are ended too, or lose their owner and stay, as the tombstone says.
 async fn end(set: Arc<Object<DaemonSet>>, context: Context) -> RunResult {
-    crate::end::end(&*set, &set.spec.template, &context).await
+    let spec = &set.spec;
+    crate::end::end(&*set, &spec.template, spec.deletion_grace, &context).await
 }
 
 #[cfg(test)]

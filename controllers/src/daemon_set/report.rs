@@ -6,6 +6,7 @@ use platctrl_kinds::{DaemonSet, DaemonSetStatus, condition};
 
 use super::plan::Plan;
 use crate::carry_out::Done;
+use crate::ledger;
 
 /// Nodes that are named in a message.
 const NAMED: usize = 3;
@@ -161,5 +162,9 @@ pub(super) fn status(
     let hold = held.map(|why| ("Failsafe", why)).or(hold);
     let (reason, message) = hold.clone().unwrap_or(("Free", String::new()));
     set_condition(condition::HELD, hold.is_some(), reason, message);
+    let before = set.status.detail.observed_revision;
+    if status != set.status || ledger::entered_at(context.view(), context.key()) > before {
+        status.detail.observed_revision = Some(context.view().revision());
+    }
     status
 }

@@ -11,6 +11,7 @@
 
 mod account;
 mod floor;
+mod person;
 #[cfg(test)]
 mod schedules;
 
@@ -24,18 +25,23 @@ use platctrl_framework::controller::Changes;
 use platctrl_framework::model::{ConditionStatus, Digest, Object, ObjectKey, Resource, Tree, Uid};
 use platctrl_framework::store::Revision;
 use platctrl_kinds::{
-    Node, Pod, PodSpec, ReplicationController, RollPhase, RollingUpdate, condition,
+    Node, Pod, PodSpec, ReplicationController, RestartRequest, RollPhase, RollingUpdate, condition,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use account::{Account, Act, Entry, Member, Refused};
 pub use floor::{Floor, floor};
+pub use person::{DeleteError, enter_delete};
 pub use platctrl_kinds::Grant;
 
 /// The condition of a node that says whether it is heard of. The health of pods on a node for
 /// which it is not true is old, and counts for nothing.
 pub const ALIVE: &str = "Alive";
+
+/// Restarts that one commit grants, at most: with the records beside them that is within the
+/// limits of every store.
+const GRANTS: usize = 16;
 
 /// A ledger as it is stored.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -388,6 +394,9 @@ impl Ledger {
     ) -> Result<Vec<String>, ClientError> {
         let mut granted = Vec::new();
         for (uid, request) in self.account.asking() {
+            if granted.len() == GRANTS {
+                break;
+            }
             let Some(pod) = pods.iter().find(|pod| pod.metadata.uid == uid) else {
                 continue;
             };
@@ -517,6 +526,20 @@ fn spec_of(view: &View, key: &ObjectKey) -> Option<Digest> {
 fn digest_of(spec: &PodSpec) -> Digest {
     let json = serde_json::to_value(spec).unwrap_or(Value::Null);
     Digest::of_json(&json)
+}
+
+/// The revision of a workload's ledger, if it has entries: counts that are not as new may not
+/// show what they are about.
+pub(crate) fn entered_at(view: &View, key: &ObjectKey) -> Option<Revision> {
+    let read = read(view, key);
+    read.at.filter(|_| !read.record.entries.is_empty())
+}
+
+/// A restart that a pod's agent asks for is granted already.
+pub(crate) fn is_granted(view: &View, pod: &Object<Pod>, request: &RestartRequest) -> bool {
+    let key = pod.key().ok();
+    let grant = key.and_then(|key| granted(view, &key, &pod.metadata.uid, &request.id));
+    grant.is_some()
 }
 
 /// The entry of a restart that was granted and is still asked for.

@@ -4,9 +4,13 @@
 //! between, than of all of them: then none is given up.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use platctrl_framework::failsafe::LostShare;
+
+use super::losses::LossRate;
+use super::opinion::{OpenPorts, SecondOpinion};
 
 /// The times and shares that nodes are judged by.
 #[derive(Clone, Debug)]
@@ -20,6 +24,12 @@ pub struct Limits {
     pub mass: LostShare,
     /// The label that names a node's zone. Default `zone`.
     pub zone: String,
+    /// How many nodes may be given up in a while.
+    pub rate: LossRate,
+    /// From so many silent nodes on none is given up without a second opinion. Default 2.
+    pub opinion_from: usize,
+    /// Who is asked for it; by default whether pods of the node [answer](OpenPorts).
+    pub second_opinion: Option<Arc<dyn SecondOpinion>>,
 }
 
 impl Default for Limits {
@@ -29,6 +39,9 @@ impl Default for Limits {
             lost_after: Duration::from_secs(300),
             mass: LostShare::default(),
             zone: "zone".to_owned(),
+            rate: LossRate::default(),
+            opinion_from: 2,
+            second_opinion: Some(Arc::new(OpenPorts)),
         }
     }
 }
@@ -61,6 +74,18 @@ pub enum Verdict {
         of: usize,
         /// In which zone; None: of all.
         zone: Option<String>,
+    },
+    /// It would be lost, but so many were lately: it waits for its turn.
+    Paced {
+        /// How many were.
+        lost: usize,
+        /// In which zone; None: of all.
+        zone: Option<String>,
+    },
+    /// It would be lost, but does its work all the same.
+    Doubted {
+        /// What shows that.
+        seen: String,
     },
     /// It is lost.
     Lost,

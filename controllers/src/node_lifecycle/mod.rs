@@ -4,7 +4,8 @@
 //! part of the node's status what it makes of it: [`ALIVE`] is not true as
 //! soon as a node is silent, so that the health of its pods counts for nothing; `Lost` is true
 //! when it is silent for so long that its pods may be replaced, unless many are
-//! ([`judge`](fn@judge)); `Draining` while its pods are to go elsewhere. Whoever keeps pods acts
+//! ([`judge`](fn@judge)), so many were lately ([`LossRate`]), or it does its work all the same
+//! ([`SecondOpinion`]); `Draining` while its pods are to go elsewhere. Whoever keeps pods acts
 //! on these, each within the ledger of its workload.
 //!
 //! A node that a person has retired (its incarnation was raised) and that is not heard of ends
@@ -12,10 +13,15 @@
 //! not come back.
 
 mod beats;
+mod drain;
 mod judge;
+mod losses;
+mod opinion;
+mod restarts;
+mod say;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use platctrl_framework::client::{Batch, Client, ClientError, DeleteOptions};
@@ -26,13 +32,16 @@ use platctrl_framework::model::{
     RealityMetadata, Resource as _, Status, Tree,
 };
 use platctrl_framework::store::{Compare, Store, Transaction, Write};
-use platctrl_kinds::{Node, Pod, PodPhase};
+use platctrl_kinds::{Node, Pod, PodPhase, ReplicationController};
 use serde_json::Map;
 
+pub use drain::{Drain, Fate, fate};
 pub use judge::{Limits, Silence, Verdict, judge};
+pub use losses::{LossRate, Losses, TooFast};
+pub use opinion::{Answer, OpenPorts, SecondOpinion};
 
-use crate::ledger::ALIVE;
-use beats::Beats;
+use beats::{Beats, Heard};
+use say::conditions;
 
 /// Whose share of a node's status this is.
 const WRITER: &str = "lifecycle";
@@ -61,6 +70,7 @@ pub fn controller(
         beats: Beats::new(store.clone()),
         client: Client::new(store, environment, "nodelifecycle"),
         limits: Arc::new(limits),
+        losses: Arc::default(),
     };
     let ended = keeper.clone();
     Controller::new("nodelifecycle", move |node, context| {
@@ -75,6 +85,12 @@ pub fn controller(
         let node = pod.spec.node_name.as_deref();
         node.and_then(crate::ledger::node_key).into_iter().collect()
     })
+    // Whether the pods of a drained node go is for their controllers to say.
+    .watches::<ReplicationController>(|_, view| {
+        let nodes = view.list::<Node>().into_iter();
+        let drained = nodes.filter(|node| node.spec.drain);
+        drained.filter_map(|node| node.key().ok()).collect()
+    })
 }
 
 #[derive(Clone, Debug)]
@@ -82,16 +98,26 @@ struct Keeper {
     beats: Beats,
     client: Client,
     limits: Arc<Limits>,
+    losses: Arc<Mutex<Losses>>,
+}
+
+/// A node, and what is made of its silence.
+struct Judged {
+    verdict: Verdict,
+    silent_for: Duration,
+    pods: Vec<Arc<Object<Pod>>>,
+    drain: Drain,
 }
 
 impl Keeper {
-    async fn reconcile(&self, node: &Arc<Object<Node>>, context: &Context) -> RunResult {
-        let name = &node.metadata.name;
-        let environment = context.environment();
-        let epoch = context.fence().map(Fence::epoch);
-        let heard = self.beats.heard(environment, epoch, LOOK).await;
-        let (heard, began) = heard.map_err(ReconcileError::transient)?;
-        let now = environment.monotonic();
+    /// All nodes, as far as their silence is about them.
+    fn fleet(
+        &self,
+        context: &Context,
+        heard: &BTreeMap<String, Heard>,
+        began: Duration,
+    ) -> BTreeMap<String, Silence> {
+        let now = context.environment().monotonic();
         let mut fleet = BTreeMap::new();
         for node in context.view().list::<Node>() {
             let (zone, name) = (
@@ -106,13 +132,81 @@ impl Keeper {
             };
             fleet.insert(name.clone(), silence);
         }
-        let verdict = judge(&fleet, name, &self.limits);
-        let silent_for = fleet.get(name).map_or(Duration::ZERO, |it| it.silent_for);
+        fleet
+    }
+
+    /// A node that would be given up: what speaks against it.
+    async fn second_thoughts(
+        &self,
+        node: &Object<Node>,
+        context: &Context,
+        fleet: &BTreeMap<String, Silence>,
+        pods: &[Arc<Object<Pod>>],
+    ) -> Verdict {
+        let limits = &self.limits;
+        let silent = |it: &&Silence| it.silent_for >= limits.unknown_after;
+        let several = fleet.values().filter(silent).count() >= limits.opinion_from;
+        if let Some(opinion) = limits.second_opinion.as_ref().filter(|_| several)
+            && let Some(seen) = opinion.on(node, pods).await
+        {
+            return Verdict::Doubted { seen };
+        }
+        let (environment, view) = (context.environment(), context.view());
+        let (now, wall) = (environment.monotonic(), environment.now());
+        let mut losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
+        for other in view.list::<Node>() {
+            // What the one before has given up counts as well.
+            let Some(lost) = other.status.conditions.get(LOST) else {
+                continue;
+            };
+            let since = wall.duration_since(lost.last_transition_time.unwrap_or_default());
+            let ago = Duration::try_from(since).unwrap_or_default();
+            if lost.status == ConditionStatus::True && ago < limits.rate.window {
+                let name = &other.metadata.name;
+                let zone = fleet.get(name).map_or("", |it| it.zone.as_str());
+                losses.remember(name, zone, now.saturating_sub(ago));
+            }
+        }
+        let name = &node.metadata.name;
+        let zone = fleet.get(name).map_or("", |it| it.zone.as_str());
+        match losses.give_up(name, zone, now, limits.rate) {
+            Ok(()) => Verdict::Lost,
+            Err(TooFast { lost, zone }) => Verdict::Paced { lost, zone },
+        }
+    }
+
+    async fn judged(
+        &self,
+        node: &Object<Node>,
+        context: &Context,
+    ) -> Result<Judged, ReconcileError> {
+        let name = &node.metadata.name;
+        let environment = context.environment();
+        let epoch = context.fence().map(Fence::epoch);
+        let heard = self.beats.heard(environment, epoch, LOOK).await;
+        let (heard, began) = heard.map_err(ReconcileError::transient)?;
+        let fleet = self.fleet(context, &heard, began);
         let pods = context.view().list::<Pod>().on_node(name).to_vec();
-        let told = self
-            .tell(node, context, &verdict, silent_for, pods.len())
-            .await?;
-        if let Some(message) = told {
+        let mut verdict = judge(&fleet, name, &self.limits);
+        if verdict == Verdict::Lost && !node.status.conditions.is_true(LOST) {
+            verdict = self.second_thoughts(node, context, &fleet, &pods).await;
+        }
+        let drain = match node.spec.drain {
+            true => Drain::of(context.view(), node, &pods),
+            false => Drain::default(),
+        };
+        Ok(Judged {
+            verdict,
+            silent_for: fleet.get(name).map_or(Duration::ZERO, |it| it.silent_for),
+            pods,
+            drain,
+        })
+    }
+
+    async fn reconcile(&self, node: &Arc<Object<Node>>, context: &Context) -> RunResult {
+        let judged = self.judged(node, context).await?;
+        let Judged { verdict, pods, .. } = &judged;
+        if let Some(message) = self.tell(node, context, &judged).await? {
             let bad = !matches!(verdict, Verdict::Alive | Verdict::Open);
             let event = if bad {
                 EventType::Warning
@@ -122,12 +216,17 @@ impl Keeper {
             context.event(event, "NodeLifecycle", message);
         }
         let retired = node.spec.incarnation > node.status.detail.incarnation;
-        let silent = matches!(
-            verdict,
-            Verdict::Unknown | Verdict::Withheld { .. } | Verdict::Lost
-        );
+        let silent = !matches!(verdict, Verdict::Alive | Verdict::Open);
         if retired && silent {
-            self.end_pods(node, context, &pods).await?;
+            self.end_pods(node, context, pods).await?;
+        }
+        let now = context.environment().now();
+        if let Some((batch, pod)) = restarts::grant(context.view(), pods, now)? {
+            self.commit(batch.into_transaction(), context).await?;
+            let message = format!(
+                "pod {pod} may restart: no controller keeps it, and no other such pod of this node is being restarted"
+            );
+            context.event(EventType::Normal, "RestartGranted", message);
         }
         Ok(Action::requeue_after(LOOK))
     }
@@ -137,9 +236,7 @@ impl Keeper {
         &self,
         node: &Object<Node>,
         context: &Context,
-        verdict: &Verdict,
-        silent_for: Duration,
-        pods: usize,
+        judged: &Judged,
     ) -> Result<Option<String>, ReconcileError> {
         let joined = context.joined();
         let Some(intent) = &joined.intent else {
@@ -153,11 +250,17 @@ impl Keeper {
             .unwrap_or_default();
         let (now, generation) = (context.environment().now(), node.metadata.generation);
         let said = status.clone();
-        for condition in conditions(node, verdict, silent_for, pods, &self.limits) {
+        status.observed_generation = Some(generation);
+        for condition in conditions(node, judged, &self.limits) {
             let old = status.conditions.get(&condition.kind);
-            // A number that grows each time is no news.
+            // How long it is silent is no news each time; how far a drain is, is.
+            let says_more = matches!(
+                condition.kind.as_str(),
+                "Progressing" | "Stalled" | DRAINING
+            );
             if old.is_none_or(|old| {
                 (old.status, &old.reason) != (condition.status, &condition.reason)
+                    || says_more && old.message != condition.message
             }) {
                 status.conditions.set(condition, generation, now);
             }
@@ -285,62 +388,4 @@ impl Keeper {
         context.event(EventType::Normal, "Retired", message);
         Ok(())
     }
-}
-
-/// What is said of a node. Without a verdict its life is left as it was said before.
-fn conditions(
-    node: &Object<Node>,
-    verdict: &Verdict,
-    silent_for: Duration,
-    pods: usize,
-    limits: &Limits,
-) -> Vec<Condition> {
-    use ConditionStatus::{False, True, Unknown};
-    let seconds = silent_for.as_secs();
-    let silent = format!("nothing was heard of it for {seconds} s");
-    let mut all = match verdict {
-        Verdict::Open => Vec::new(),
-        Verdict::Alive => vec![
-            Condition::new(ALIVE, True, "Beats", "its agent is heard of"),
-            Condition::new(LOST, False, "Beats", ""),
-        ],
-        Verdict::Unknown => vec![
-            Condition::new(ALIVE, Unknown, "Silent", silent),
-            Condition::new(LOST, False, "Waiting", ""),
-        ],
-        Verdict::Withheld {
-            silent: many,
-            of,
-            zone,
-        } => {
-            let place = zone
-                .as_ref()
-                .map_or_else(String::new, |zone| format!(" in zone {zone}"));
-            let message = format!(
-                "{silent}, but {many} of {of} nodes{place} are silent: that is more likely the fault of the network or of who listens, and nothing is given up"
-            );
-            vec![
-                Condition::new(ALIVE, Unknown, "ManySilent", message),
-                Condition::new(LOST, False, "ManySilent", ""),
-            ]
-        }
-        Verdict::Lost => vec![
-            Condition::new(ALIVE, False, "Silent", silent.clone()),
-            Condition::new(
-                LOST,
-                True,
-                "Silent",
-                format!(
-                    "{silent}, more than {} s: its pods may be replaced",
-                    limits.lost_after.as_secs()
-                ),
-            ),
-        ],
-    };
-    all.push(match node.spec.drain {
-        false => Condition::new(DRAINING, False, "NotAsked", ""),
-        true if pods == 0 => Condition::new(DRAINING, True, "Drained", "no pod is left on it"),
-        true => Condition::new(DRAINING, True, "Draining", "its pods are being moved away"),
-    });
-    all
 }

@@ -75,6 +75,7 @@ fn shape(node: &Object<Node>) -> FleetNode {
         name: node.metadata.name.as_str().into(),
         labels: Arc::new(node.metadata.labels.clone()),
         state: NodeState::of(node),
+        moves_static: node.spec.drain && node.spec.drain_static,
         room: Room::of(node),
         pods: Vec::new(),
     }

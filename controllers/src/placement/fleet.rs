@@ -196,6 +196,8 @@ pub struct FleetNode {
     pub labels: Arc<BTreeMap<String, String>>,
     /// Whether it takes new pods.
     pub state: NodeState,
+    /// While it is drained, pods whose controllers are Static are moved, too.
+    pub moves_static: bool,
     /// What its pods may use.
     pub room: Room,
     /// Its pods, whoever owns them, also those on their way out.

@@ -17,14 +17,16 @@ use platctrl_framework::cache::Owners;
 use platctrl_framework::controller::{Action, Context, Controller, ReconcileError};
 use platctrl_framework::model::{Object, Selector};
 use platctrl_kinds::{
-    DisruptionBudget, Node, Pod, PodSpec, ReplicationController, RollingUpdate, Span, Strategy,
+    DisruptionBudget, Node, Pod, PodPhase, PodSpec, ReplicationController, RollingUpdate, Span,
+    Strategy,
 };
 
 pub use plan::{Astray, Budget, Observed, Plan, PodFacts, Victim, Wait, astray, plan};
 
 use crate::carry_out::{Done, Step, Work};
+use crate::grants;
 use crate::ledger::{self, Ledger, LedgerError};
-use crate::placement::{Accounts, Placement, PodNeeds, Request, Spread};
+use crate::placement::{Accounts, NodeState, Placement, PodNeeds, Request, Spread};
 use crate::template::{Workload, adopter, created, is_ready};
 
 type RunResult = Result<Action, ReconcileError>;
@@ -102,8 +104,17 @@ fn observe(
     let live = live.count();
     let needs = workload.needs();
     let fleet = memory.accounts.fleet(view);
+    let dynamic = owner.spec.strategy == Strategy::Dynamic;
+    let moves = owned.iter().any(|pod| {
+        let node = fleet.node(pod.spec.node_name.as_deref().unwrap_or_default());
+        match node {
+            None => dynamic,
+            Some(node) if node.state == NodeState::Draining && node.moves_static => true,
+            Some(node) => dynamic && !(node.keeps_pods() && selector.matches(&node.labels)),
+        }
+    });
     // What takes nothing away needs no ledger, and reading it costs as much as there are pods.
-    let takes_away = live > owner.spec.replicas as usize || !all_current;
+    let takes_away = live > owner.spec.replicas as usize || !all_current || moves;
     let ledger = takes_away.then(|| Ledger::of_controller(view, owner));
     let facts = both.map(|(pod, &current)| {
         let node = pod.spec.node_name.clone().unwrap_or_default();
@@ -122,6 +133,8 @@ fn observe(
             node,
             ready: is_ready(pod),
             leaving,
+            singleton: pod.spec.singleton,
+            gone: PodPhase::of(&pod.status.phase) == Some(PodPhase::Gone),
             current,
             created: created(pod),
             grows,
@@ -145,11 +158,9 @@ fn observe(
         request,
         fleet,
         replicas: owner.spec.replicas,
+        strategy: owner.spec.strategy,
         // How many pods there are, and which go, is the roll's to say.
-        strategy: match owner.spec.claimed_by {
-            Some(_) => Strategy::Static,
-            None => owner.spec.strategy,
-        },
+        claimed: owner.spec.claimed_by.is_some(),
         disabled: owner.spec.disabled,
         pods: facts,
         orphans,
@@ -196,6 +207,14 @@ async fn reconcile(
         .parse()
         .map_err(ReconcileError::terminal)?;
     let workload = Workload::of(&*owner, &owner.spec.template);
+    if !owner.spec.disabled {
+        let view = context.view();
+        let pods = view.list::<Pod>().owned_by(&owner.metadata.uid).to_vec();
+        let ledger = || Ledger::of_controller(view, &owner);
+        if let Some(next) = grants::answer(&context, &pods, ledger, &workload.title()).await? {
+            return Ok(next);
+        }
+    }
     let Seen {
         observed,
         pods,
@@ -282,5 +301,6 @@ async fn report_hold(
 
 /// Ends a controller: its pods are ended too, or lose their owner and stay, as the tombstone says.
 async fn end(owner: Arc<Object<ReplicationController>>, context: Context) -> RunResult {
-    crate::end::end(&*owner, &owner.spec.template, &context).await
+    let spec = &owner.spec;
+    crate::end::end(&*owner, &spec.template, spec.deletion_grace, &context).await
 }

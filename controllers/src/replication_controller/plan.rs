@@ -20,6 +20,8 @@ pub struct Observed {
     pub replicas: u32,
     /// What happens to pods on nodes that are lost or do not match.
     pub strategy: Strategy,
+    /// A rolling update says how many pods there are.
+    pub claimed: bool,
     /// Nothing is to be done.
     pub disabled: bool,
     /// The pods it owns, also those on their way out.
@@ -58,6 +60,10 @@ pub struct PodFacts {
     pub ready: bool,
     /// It has a tombstone.
     pub leaving: bool,
+    /// It never runs twice at once: nobody takes its place before it is gone.
+    pub singleton: bool,
+    /// Nothing of it is left on its node.
+    pub gone: bool,
     /// Its spec and labels are those of the template.
     pub current: bool,
     /// When it was created, as a number that grows.
@@ -135,6 +141,13 @@ pub enum Wait {
         /// The pod.
         pod: String,
     },
+    /// Nobody knows whether a pod that never runs twice still runs.
+    Retirement {
+        /// The pod.
+        pod: String,
+        /// Its node, which is not heard of.
+        node: String,
+    },
     /// There is no place for a replacement.
     Place {
         /// The pod that it would be for.
@@ -161,6 +174,10 @@ impl fmt::Display for Wait {
                 "{pod} goes when more than {needed} pods are healthy; {healthy} are"
             ),
             Self::Leaving { pod } => write!(f, "the next pod is moved when {pod} is gone"),
+            Self::Retirement { pod, node } => write!(
+                f,
+                "{pod} never runs twice, and may run on {node}, which is not heard of: it is replaced when {node} is back, or retired by `platctrl node retire {node}`"
+            ),
             Self::Place { instead_of } => {
                 write!(f, "{instead_of} is moved when there is a place for another")
             }
@@ -185,6 +202,8 @@ pub struct Plan {
     pub outdated: u32,
     /// Pods that are not where they should be, by name.
     pub astray: BTreeMap<String, Astray>,
+    /// How many of them are moved, one at a time.
+    pub moved: u32,
     /// Pods that are not on their way out, before this plan.
     pub live: u32,
     /// Those of them that are ready and of the present template.
@@ -261,8 +280,11 @@ fn strays_of(observed: &Observed, live: &[&PodFacts]) -> Strays {
 ///   lost by it; of those ready one at a time, and only while every other pod is ready, so that a
 ///   template that does not work costs one pod.
 /// - Pods that are not where they should be stay ([`Strategy::Static`]), or are moved one at a
-///   time ([`Strategy::Dynamic`]): another one is created, and when it is ready the old one goes,
-///   if the budget allows it.
+///   time ([`Strategy::Dynamic`], or because a drain says so): another one is created, and when
+///   it is ready the old one goes, if the budget allows it.
+/// - A pod that never runs twice goes first, and another one is made when it is gone. On a node
+///   that is not heard of it stays until it is known to be gone. While a roll says how many pods
+///   there are, a drained one goes first as well.
 #[must_use]
 pub fn plan(observed: &Observed, placement: &dyn Placement) -> Plan {
     let live: Vec<&PodFacts> = observed.pods.iter().filter(|pod| !pod.leaving).collect();
@@ -282,10 +304,25 @@ pub fn plan(observed: &Observed, placement: &dyn Placement) -> Plan {
         plan.adopt.clone_from(&observed.orphans);
         return plan;
     }
-    let moves = observed.strategy == Strategy::Dynamic && !strays.is_empty();
+    let movable: Strays = observed
+        .pods
+        .iter()
+        .filter_map(|pod| Some((pod, strays.get(&pod.name)?)))
+        .filter(|(pod, why)| is_moved(observed, pod, why))
+        .map(|(pod, why)| (pod.name.clone(), why.clone()))
+        .collect();
+    plan.moved = number(movable.len());
+    let moves = !movable.is_empty() && !observed.claimed;
+    // Such a pod may still run: it holds its place among the replicas until it is gone.
+    let ending: Vec<&PodFacts> = observed
+        .pods
+        .iter()
+        .filter(|pod| pod.leaving && pod.singleton && !pod.gone)
+        .collect();
+    let there = count.saturating_add(number(ending.len()));
     let mut kept = live;
-    if count < observed.replicas {
-        let wanted = observed.replicas - count;
+    if there < observed.replicas {
+        let wanted = observed.replicas - there;
         let now = wanted.min(MOST_NEW);
         plan.create = placement.place(&observed.fleet, &observed.request, now);
         let placed = number(plan.create.len());
@@ -293,15 +330,45 @@ pub fn plan(observed: &Observed, placement: &dyn Placement) -> Plan {
             plan.unplaced = wanted - placed;
         }
     } else if count > observed.replicas {
-        take_away(observed, &mut plan, &mut kept, &strays, moves);
-    } else if moves {
-        begin_move(observed, &mut plan, &strays, placement);
+        take_away(observed, &mut plan, &mut kept, (&strays, &movable), moves);
+    } else if let Some(pod) = ending.first() {
+        plan.wait = Some(wait_for_end(observed, pod));
+    } else if !movable.is_empty() {
+        begin_move(observed, &mut plan, &movable, placement);
+        kept.retain(|pod| plan.delete.iter().all(|gone| gone.name != pod.name));
     }
     update(observed, &mut plan, &kept);
     plan
 }
 
 type Strays = BTreeMap<String, Astray>;
+
+/// A pod that is not where it should be is taken elsewhere.
+fn is_moved(observed: &Observed, pod: &PodFacts, why: &Astray) -> bool {
+    let drained = *why == Astray::Node(NodeState::Draining);
+    let node = observed.fleet.node(&pod.node);
+    if drained && node.is_some_and(|node| node.moves_static) {
+        return true;
+    }
+    observed.strategy == Strategy::Dynamic && (drained || !observed.claimed)
+}
+
+/// Nobody can say that the node's pods have stopped.
+fn is_out_of_reach(observed: &Observed, pod: &PodFacts) -> bool {
+    let node = observed.fleet.node(&pod.node);
+    node.is_none_or(|node| node.state == NodeState::Lost)
+}
+
+fn wait_for_end(observed: &Observed, pod: &PodFacts) -> Wait {
+    let name = pod.name.clone();
+    match is_out_of_reach(observed, pod) {
+        true => Wait::Retirement {
+            pod: name,
+            node: pod.node.clone(),
+        },
+        false => Wait::Leaving { pod: name },
+    }
+}
 
 /// The first in this order go first.
 fn sort(pods: &mut [&PodFacts], strays: &Strays) {
@@ -315,7 +382,7 @@ fn take_away(
     observed: &Observed,
     plan: &mut Plan,
     kept: &mut Vec<&PodFacts>,
-    strays: &Strays,
+    (strays, movable): (&Strays, &Strays),
     moves: bool,
 ) {
     let victim = |pod: &PodFacts| Victim {
@@ -324,7 +391,10 @@ fn take_away(
     };
     let surplus = kept.len().saturating_sub(observed.replicas as usize);
     sort(kept, strays);
-    let is_stray = |pod: &&PodFacts| strays.contains_key(&pod.name);
+    let is_stray = |pod: &&PodFacts| match moves {
+        true => movable.contains_key(&pod.name),
+        false => strays.contains_key(&pod.name),
+    };
     // The newest of the pods that are where they should be replaces one that is not.
     let newest = |pods: &[&PodFacts]| {
         let placed = pods.iter().filter(|pod| !is_stray(pod));
@@ -398,12 +468,40 @@ fn begin_move(observed: &Observed, plan: &mut Plan, strays: &Strays, placement: 
         .filter(|pod| !pod.leaving && strays.contains_key(&pod.name))
         .collect();
     sort(&mut moved, strays);
+    let Some(first) = moved.first() else { return };
+    if observed.claimed || first.singleton {
+        go_first(observed, plan, &moved, strays);
+        return;
+    }
     plan.create = placement.place(&observed.fleet, &observed.request, 1);
-    if let (true, Some(first)) = (plan.create.is_empty(), moved.first()) {
+    if plan.create.is_empty() {
         plan.wait = Some(Wait::Place {
             instead_of: first.name.clone(),
         });
     }
+}
+
+/// Takes the first pod away of which it will be known that it is gone; another one is made then.
+fn go_first(observed: &Observed, plan: &mut Plan, moved: &[&PodFacts], strays: &Strays) {
+    let stuck = |pod: &PodFacts| pod.singleton && is_out_of_reach(observed, pod);
+    let Some(next) = moved.iter().find(|pod| !stuck(pod)) else {
+        plan.wait = moved.first().map(|pod| wait_for_end(observed, pod));
+        return;
+    };
+    let live = observed.pods.iter().filter(|pod| !pod.leaving);
+    let healthy = number(live.filter(|pod| pod.ready).count());
+    if next.ready && observed.budget.allowed(healthy) == 0 {
+        plan.wait = Some(Wait::Budget {
+            pod: next.name.clone(),
+            healthy,
+            needed: observed.budget.floor,
+        });
+        return;
+    }
+    plan.delete = vec![Victim {
+        name: next.name.clone(),
+        why: why(strays, next),
+    }];
 }
 
 fn update(observed: &Observed, plan: &mut Plan, kept: &[&PodFacts]) {

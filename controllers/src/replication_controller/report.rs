@@ -10,6 +10,7 @@ use platctrl_kinds::{Progress, ReplicationController, ReplicationControllerStatu
 use super::plan::{Astray, Observed, Plan, Wait};
 use super::{PROGRESS_DEADLINE, RunResult};
 use crate::carry_out::Done;
+use crate::ledger;
 
 /// Pods that are named in a message.
 const NAMED: usize = 3;
@@ -27,7 +28,7 @@ pub(super) struct News {
     /// Something is still to come.
     progressing: bool,
     /// Why nothing will come of it by itself.
-    stuck: Option<String>,
+    stuck: Option<(&'static str, String)>,
     no_nodes: bool,
 }
 
@@ -62,8 +63,14 @@ impl News {
         let no_room = |why: &Astray| matches!(why, Astray::NoRoom(_));
         let stuck = plan.astray.iter().find(|(_, why)| no_room(why));
         let stuck = stuck.map(|(pod, why)| {
-            format!("{pod} cannot get the template where it is, because of its node: {why}")
+            let why =
+                format!("{pod} cannot get the template where it is, because of its node: {why}");
+            ("NoRoom", why)
         });
+        let stuck = match &plan.wait {
+            Some(wait @ Wait::Retirement { .. }) => Some(("AwaitsRetirement", wait.to_string())),
+            _ => stuck,
+        };
         let steps = plan.steps();
         let next = if owner.spec.disabled {
             "disabled: nothing is done".to_owned()
@@ -127,9 +134,11 @@ fn strays(owner: &Object<ReplicationController>, plan: &Plan) -> Option<String> 
     } else {
         ""
     };
-    let what = match owner.spec.strategy {
-        platctrl_kinds::Strategy::Dynamic => "moved one at a time (Dynamic)",
-        _ => "left where they are (Static)",
+    let strategy = owner.spec.strategy;
+    let what = match plan.moved as usize {
+        0 => format!("left where they are ({strategy:?})"),
+        moved if moved == plan.astray.len() => format!("moved one at a time ({strategy:?})"),
+        moved => format!("of these {moved} are moved one at a time ({strategy:?})"),
     };
     Some(format!(
         "{} not on nodes where they should be, and {what}: {}{more} ({first}: {why})",
@@ -251,7 +260,7 @@ pub(super) fn status(
     let stalled = match (&news.unplaced, &news.stuck) {
         (Some(message), _) if news.never_fits => Some(("NeverFits", message.clone())),
         (Some(message), _) => Some(("NoPlace", message.clone())),
-        (None, Some(message)) => Some(("NoRoom", message.clone())),
+        (None, Some((reason, message))) => Some((*reason, message.clone())),
         (None, None) if late => Some((
             "ProgressDeadline",
             format!(
@@ -277,5 +286,9 @@ pub(super) fn status(
         None => (false, "Free", String::new()),
     };
     set(condition::HELD, holds, reason, message);
+    let before = owner.status.detail.observed_revision;
+    if status != owner.status || ledger::entered_at(context.view(), context.key()) > before {
+        status.detail.observed_revision = Some(context.view().revision());
+    }
     status
 }

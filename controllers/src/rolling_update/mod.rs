@@ -7,6 +7,7 @@
 //! roll's own report together, so that whoever takes over at any point goes on from there.
 
 mod claim;
+pub mod history;
 mod memory;
 mod nodes;
 mod observe;
@@ -73,8 +74,10 @@ fn rolls_of(controller: &Object<ReplicationController>, view: &View) -> Vec<Obje
     let name = &controller.metadata.name;
     let rolls = view.list::<RollingUpdate>().in_namespace(namespace);
     let rolls = rolls.into_iter().filter(|roll| {
-        !RollPhase::is_final(&roll.status.phase)
-            && (roll.spec.from == *name || roll.spec.to == *name)
+        let is_final = RollPhase::is_final(&roll.status.phase);
+        // One that is at its end looks after how many versions are kept.
+        let is_free = controller.spec.claimed_by.is_none();
+        (!is_final || is_free) && (roll.spec.from == *name || roll.spec.to == *name)
     });
     rolls.filter_map(|roll| roll.key().ok()).collect()
 }
@@ -91,7 +94,7 @@ async fn reconcile(
 ) -> RunResult {
     if RollPhase::is_final(&roll.status.phase) {
         memory.forget(&roll.metadata.uid);
-        return Ok(Action::await_change());
+        return history::keep(&roll, &context).await;
     }
     let sides = match Sides::find(context.view(), &roll, memory.pods()) {
         Ok(sides) => sides,
@@ -191,17 +194,9 @@ async fn act(
     seen: &Roll,
     next: &Next,
 ) -> RunResult {
-    let (environment, by) = (context.environment(), name_of(roll));
-    let now = environment.now();
+    let environment = context.environment();
     let mut changes = context.changes();
     let mut notes: Vec<(EventType, &str, String)> = Vec::new();
-
-    let pods: Vec<_> = sides.pods().cloned().collect();
-    let granted = ledger.grant_restarts(context.view(), &pods, &mut changes, &by, now)?;
-    for pod in granted {
-        let message = format!("pod {pod} may restart: {}", seen.words.counts);
-        notes.push((EventType::Normal, "RestartGranted", message));
-    }
 
     let mut moved = false;
     let (mut from, mut to) = (sides.from.spec.replicas, sides.to.spec.replicas);

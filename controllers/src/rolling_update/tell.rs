@@ -9,6 +9,7 @@ use platctrl_kinds::{RollPhase, RollingUpdate, RollingUpdateStatus};
 use super::observe::Roll;
 use super::plan::Wait;
 use super::{Next, RunResult};
+use crate::ledger;
 
 fn is(holds: bool) -> ConditionStatus {
     if holds {
@@ -171,6 +172,10 @@ pub(super) fn status(
                 "",
             ));
         }
+    }
+    let before = roll.status.detail.observed_revision;
+    if status != roll.status || ledger::entered_at(context.view(), context.key()) > before {
+        status.detail.observed_revision = Some(context.view().revision());
     }
     status
 }

@@ -30,6 +30,7 @@ fn set(name: &str) -> Object<DaemonSet> {
         canary: None,
         disabled: false,
         deletion_policy: Propagation::Orphan,
+        deletion_grace: None,
         template: controller_spec(1).template,
     };
     Object::new(metadata, spec)
@@ -276,6 +277,48 @@ async fn failsafe_daemon_set_deleted_orphans_its_pods_and_a_later_one_takes_them
     world.client.create(&set("logs")).await.unwrap();
     world.set_is_ready("logs", 3).await;
     assert_eq!(uids(world.pods().await), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failsafe_daemon_set_deleted_with_cascade_removes_its_pods_and_nobody_elses() {
+    let world = World::with_nodes(&THREE).await;
+    world.client.create(&set("logs")).await.unwrap();
+    world.set_is_ready("logs", 3).await;
+    world.create(2, |_| {}).await;
+    world.settled(2, 2).await;
+    let mut options = platctrl_framework::client::DeleteOptions::default();
+    options.propagation = Some(Propagation::Cascade);
+    world.client.delete(&key("logs"), &options).await.unwrap();
+    until("the set and its pods are gone", || async {
+        let joined = world.client.joined(&key("logs")).await.unwrap();
+        joined.intent.is_none() && world.pods().await.len() == 2
+    })
+    .await;
+    world.settled(2, 2).await;
+}
+
+/// Its pods end with it, and nothing is left, whatever goes wrong at a write.
+#[test]
+fn a_cascading_end_of_a_daemon_set_leaves_nothing_behind_wherever_it_is_interrupted() {
+    let explored = testing::fleet(2)
+        .controllers(|replica: Replica| {
+            replica
+                .runtime()
+                .controller(daemon_set::controller())
+                .reap()
+                .elect_leader("controllers")
+        })
+        .scenario(|world| async move {
+            world.create(&set("logs")).await?;
+            world.settled().await?;
+            let mut options = platctrl_framework::client::DeleteOptions::default();
+            options.propagation = Some(Propagation::Cascade);
+            world.delete_with(&key("logs"), &options).await?;
+            Ok(())
+        })
+        .exhaustive()
+        .unwrap();
+    assert_eq!(explored.runs, explored.faults);
 }
 
 #[test]

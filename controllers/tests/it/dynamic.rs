@@ -148,6 +148,66 @@ async fn pods_of_a_lost_node_are_replaced_and_those_of_a_drained_one_moved() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_drain_that_says_so_moves_pods_of_a_static_controller_and_never_one_is_missing() {
+    let world = World::with_nodes(&FOUR).await;
+    world.create(3, |_| {}).await;
+    world.settled(3, 3).await;
+    let away = world.nodes_of_pods().await.remove(0);
+    let watch = world.fewest_ready();
+    world
+        .change_node(&away, |node| node.spec.drain = true)
+        .await;
+    world.say(&away, node_condition::DRAINING, true).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(world.nodes_of_pods().await.contains(&away), "it is Static");
+    assert!(
+        world
+            .condition("Eligible")
+            .await
+            .message
+            .contains("left where they are (Static)")
+    );
+    world
+        .change_node(&away, |node| node.spec.drain_static = true)
+        .await;
+    until("it is moved", || async {
+        let nodes = world.nodes_of_pods().await;
+        nodes.len() == 3 && !nodes.contains(&away)
+    })
+    .await;
+    assert!(watch.seen() >= 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_never_runs_twice_is_moved_by_ending_it_first() {
+    let world = World::with_nodes(&FOUR).await;
+    world
+        .create(1, |spec| {
+            spec.strategy = Strategy::Dynamic;
+            spec.template.spec.singleton = true;
+        })
+        .await;
+    world.settled(1, 1).await;
+    let away = world.nodes_of_pods().await.remove(0);
+    world.say(&away, node_condition::LOST, true).await;
+    until("it says what it waits for", || async {
+        let stalled = world.condition("Stalled").await;
+        stalled.reason == "AwaitsRetirement" && stalled.message.contains("platctrl node retire")
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1200)).await;
+    assert_eq!(world.nodes_of_pods().await, [away.clone()]);
+    // It is heard of again, and drained.
+    world.say(&away, node_condition::LOST, false).await;
+    world.say(&away, node_condition::DRAINING, true).await;
+    until("it is elsewhere", || async {
+        let nodes = world.nodes_of_pods().await;
+        nodes.len() == 1 && !nodes.contains(&away)
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_cordoned_node_keeps_its_pods_and_gets_no_new_ones() {
     let world = World::with_nodes(&FOUR).await;
     world

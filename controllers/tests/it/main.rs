@@ -6,7 +6,9 @@
 mod cells;
 mod daemon_set;
 mod dynamic;
+mod ends;
 mod failsafe;
+mod grants;
 mod node_lifecycle;
 mod race;
 mod replication_controller;
@@ -14,4 +16,5 @@ mod restarts;
 mod rolling_update;
 mod rolls;
 mod simulation;
+mod singletons;
 mod world;

@@ -38,6 +38,10 @@ fn key(name: &str) -> ObjectKey {
 
 impl Fleet {
     async fn of(nodes: usize) -> Self {
+        Self::with(nodes, Limits::default()).await
+    }
+
+    async fn with(nodes: usize, limits: Limits) -> Self {
         let environment = Environment::system();
         let store = MemoryStore::new(environment.clone());
         initialise(&store, &environment).await.unwrap();
@@ -47,8 +51,7 @@ impl Fleet {
             client.create(&node).await.unwrap();
         }
         let shared: Arc<dyn Store> = Arc::new(store.clone());
-        let lifecycle =
-            node_lifecycle::controller(shared.clone(), environment.clone(), Limits::default());
+        let lifecycle = node_lifecycle::controller(shared.clone(), environment.clone(), limits);
         let runtime = Runtime::new(shared, environment)
             .controller(lifecycle)
             .kind::<Pod>()
@@ -221,4 +224,176 @@ async fn a_node_that_is_deleted_leaves_nothing_behind() {
         joined.intent.is_none() && joined.parts.is_empty()
     })
     .await;
+}
+
+impl Fleet {
+    async fn reason(&self, name: &str, condition: &str) -> String {
+        let node = self.node(name).await;
+        let condition = node.status.conditions.get(condition);
+        condition.map(|it| it.reason.clone()).unwrap_or_default()
+    }
+
+    /// A pod that an agent has begun with, and that no controller keeps.
+    async fn bare_pod(&self, name: &str) -> ObjectKey {
+        let json = r#"{"nodeName": "n1", "launchables": {"web": {"location": "artifact:one"}}}"#;
+        let spec: PodSpec = serde_json::from_str(json).unwrap();
+        let metadata = platctrl_framework::model::Metadata {
+            namespace: Some("default".into()),
+            ..platctrl_framework::model::Metadata::named(name)
+        };
+        let pod = Object::<Pod>::new(metadata, spec);
+        self.client.create(&pod).await.unwrap();
+        let key = pod.key().unwrap();
+        let joined = self.client.joined(&key).await.unwrap();
+        let mut batch = platctrl_framework::client::Batch::new();
+        batch.claim(&joined, "agent").unwrap();
+        self.client.commit(batch).await.unwrap();
+        key
+    }
+
+    async fn ask(&self, key: &ObjectKey, request: Option<&str>) {
+        let joined = self.client.joined(key).await.unwrap();
+        let pod: Object<Pod> = joined.object().unwrap().typed().unwrap();
+        let mut status = pod.status.clone();
+        status.detail.restart_request = request.map(|id| platctrl_kinds::RestartRequest {
+            id: id.to_owned(),
+            reason: String::new(),
+        });
+        let mut batch = platctrl_framework::client::Batch::new();
+        batch.report_typed::<Pod>(&joined, &status).unwrap();
+        self.client.commit(batch).await.unwrap();
+    }
+
+    fn is_granted(&self, key: &ObjectKey) -> bool {
+        let grant = key.store_key(platctrl_framework::model::Tree::Grant);
+        self.store.peek(&grant).is_some()
+    }
+}
+
+/// Says of one node that it answers.
+#[derive(Debug)]
+struct Seen(&'static str);
+
+impl node_lifecycle::SecondOpinion for Seen {
+    fn on<'a>(
+        &'a self,
+        node: &'a Object<Node>,
+        _pods: &'a [Arc<Object<Pod>>],
+    ) -> node_lifecycle::Answer<'a> {
+        let seen = (node.metadata.name == self.0).then(|| "10.0.0.1:80 answers".to_owned());
+        Box::pin(async move { seen })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failsafe_node_heartbeat_lost_by_several_is_asked_about_elsewhere_first() {
+    let mut limits = Limits::default();
+    limits.second_opinion = Some(Arc::new(Seen("n1")));
+    let fleet = Fleet::with(12, limits).await;
+    fleet.agents[0].abort();
+    fleet.agents[1].abort();
+    until("the one that nobody sees is lost", || async {
+        fleet.says("n2", "Lost").await == Some(ConditionStatus::True)
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1200)).await;
+    let node = fleet.node("n1").await;
+    let held = node.status.conditions.get("Held").unwrap();
+    assert_eq!(
+        (held.status, &*held.reason),
+        (ConditionStatus::True, "SecondOpinion")
+    );
+    assert!(
+        held.message.contains("10.0.0.1:80 answers"),
+        "{}",
+        held.message
+    );
+    assert!(!node.status.conditions.is_true("Lost") && !node.status.conditions.is_true("Alive"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_silent_alone_is_given_up_without_another_opinion() {
+    let mut limits = Limits::default();
+    limits.second_opinion = Some(Arc::new(Seen("n1")));
+    let fleet = Fleet::with(5, limits).await;
+    fleet.agents[0].abort();
+    until("it is lost", || async {
+        fleet.says("n1", "Lost").await == Some(ConditionStatus::True)
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_are_given_up_no_faster_than_the_rate_and_each_comes_to_its_turn() {
+    let mut limits = Limits::default();
+    (limits.rate.nodes, limits.rate.window) = (1, Duration::from_secs(900));
+    let fleet = Fleet::with(12, limits).await;
+    fleet.agents[0].abort();
+    fleet.agents[1].abort();
+    let lost = || async {
+        let mut lost = 0;
+        for node in ["n1", "n2"] {
+            lost += usize::from(fleet.says(node, "Lost").await == Some(ConditionStatus::True));
+        }
+        lost
+    };
+    until("one is lost", || async { lost().await == 1 }).await;
+    let at = tokio::time::Instant::now();
+    until("the other waits for its turn", || async {
+        let reasons = [
+            fleet.reason("n1", "Held").await,
+            fleet.reason("n2", "Held").await,
+        ];
+        reasons.contains(&"TooFast".to_owned())
+    })
+    .await;
+    until("it comes to it", || async { lost().await == 2 }).await;
+    assert!(
+        at.elapsed() >= Duration::from_secs(800),
+        "{:?}",
+        at.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_says_what_stays_and_why() {
+    let fleet = Fleet::of(1).await;
+    fleet.bare_pod("web-1").await;
+    let mut node = fleet.node("n1").await;
+    (node.spec.drain, node.spec.unschedulable) = (true, true);
+    fleet.client.update(&node).await.unwrap();
+    until("it is said", || async {
+        let node = fleet.node("n1").await;
+        let stalled = node.status.conditions.get("Stalled").cloned();
+        stalled.is_some_and(|it| {
+            it.status == ConditionStatus::True
+                && it.message.contains("1 stay: web-1 (nothing keeps it")
+                && it.message.contains("--delete-bare")
+        })
+    })
+    .await;
+    assert_eq!(fleet.reason("n1", "Available").await, "Draining");
+    let observed = fleet.node("n1").await;
+    let draining = observed.status.conditions.get("Draining").unwrap();
+    assert_eq!(draining.observed_generation, observed.metadata.generation);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_pods_that_nobody_keeps_one_of_a_node_restarts_at_a_time() {
+    let fleet = Fleet::of(1).await;
+    let (one, two) = (fleet.bare_pod("a").await, fleet.bare_pod("b").await);
+    fleet.ask(&one, Some("1")).await;
+    fleet.ask(&two, Some("1")).await;
+    until("one is granted", || async {
+        fleet.is_granted(&one) || fleet.is_granted(&two)
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(fleet.is_granted(&one) != fleet.is_granted(&two));
+    let (first, second) = match fleet.is_granted(&one) {
+        true => (one, two),
+        false => (two, one),
+    };
+    fleet.ask(&first, None).await;
+    until("then the other", || async { fleet.is_granted(&second) }).await;
 }

@@ -4,7 +4,7 @@ use platctrl_framework::model::{ObjectKey, Propagation, Resource as _, Tree};
 use platctrl_framework::store::{Store as _, Transaction};
 use platctrl_kinds::{
     Amount, DisruptionBudget, DisruptionBudgetSpec, Pod, ReplicationController, RollingUpdate,
-    RollingUpdateSpec, Span,
+    RollingUpdateSpec, Span, line,
 };
 
 use crate::rolls::{roll, roll_key, version};
@@ -393,4 +393,93 @@ async fn more_replicas_on_the_way_reach_the_new_version() {
     phase(&world, "Complete").await;
     assert_eq!(moved(&world).await, 4);
     change(&world, |_| {}).await;
+}
+
+/// Rolls hello from one version to the next, as `rollout start` makes them.
+async fn roll_to(world: &World, roll_name: &str, from: &str, to: &str) {
+    let mut next = roll(2, |spec| {
+        (spec.from, spec.to) = (from.into(), to.into());
+        spec.min_healthy_time = Span::from_millis(10);
+    });
+    next.metadata.name = roll_name.into();
+    let labels = &mut next.metadata.labels;
+    labels.insert(line::LINE.into(), "hello-1".into());
+    world.client.create(&next).await.unwrap();
+    let key = next.key().unwrap();
+    until("it is complete", || async {
+        let roll = world.client.get::<RollingUpdate>(&key).await.unwrap();
+        roll.status.phase.as_str() == "Complete"
+    })
+    .await;
+}
+
+async fn names<K: platctrl_framework::model::Resource>(world: &World) -> Vec<String> {
+    let kind = platctrl_framework::model::KindDefinition::of::<K>();
+    let list = world.client.list(&kind, Some("default")).await.unwrap();
+    let live = list.shown().filter(|it| !it.metadata.is_deleted());
+    live.map(|it| it.metadata.name).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn as_many_versions_are_kept_as_the_newest_says_and_each_can_be_gone_back_to() {
+    let world = World::with_nodes(&NODES).await;
+    let of_line = |number: u32, replicas: u32| {
+        let name = format!("hello-{number}");
+        let mut version = version(&name, &name, replicas);
+        let labels = &mut version.metadata.labels;
+        labels.insert(line::LINE.into(), "hello-1".into());
+        let notes = &mut version.metadata.annotations;
+        notes.insert(line::REVISION.into(), number.to_string());
+        version.spec.revision_history_limit = Some(2);
+        version
+    };
+    world.client.create(&of_line(1, 2)).await.unwrap();
+    for number in 2..=6 {
+        world.client.create(&of_line(number, 0)).await.unwrap();
+        let (from, to) = (format!("hello-{}", number - 1), format!("hello-{number}"));
+        roll_to(&world, &to, &from, &to).await;
+    }
+    until("two earlier ones are left, and the first", || async {
+        names::<ReplicationController>(&world).await == ["hello-1", "hello-4", "hello-5", "hello-6"]
+    })
+    .await;
+    until("rolls that nobody needs are gone", || async {
+        names::<RollingUpdate>(&world).await == ["hello-2", "hello-4", "hello-5", "hello-6"]
+    })
+    .await;
+    wait_a_while().await;
+    // The first says who claims it: an old manifest gives it no pods.
+    let first = get(&world, "hello-1").await;
+    assert_eq!(
+        (first.spec.replicas, first.spec.claimed_by.as_deref()),
+        (0, Some("hello-2"))
+    );
+    let artifacts = || async {
+        let pods = world.pods().await;
+        let all = pods
+            .into_iter()
+            .map(|pod| pod.spec.launchables["web"].location.clone());
+        all.collect::<Vec<_>>()
+    };
+    for back in ["hello-4", "hello-1"] {
+        let from = match back {
+            "hello-4" => "hello-6",
+            _ => "hello-4",
+        };
+        roll_to(&world, &format!("back-to-{back}"), from, back).await;
+        assert_eq!(artifacts().await, vec![format!("artifact:{back}"); 2]);
+    }
+    // One that is kept longer after all: nothing that is there goes.
+    let mut first = get(&world, "hello-1").await;
+    first.spec.revision_history_limit = Some(10);
+    world.client.update(&first).await.unwrap();
+    wait_a_while().await;
+    assert_eq!(names::<ReplicationController>(&world).await.len(), 4);
+    first = get(&world, "hello-1").await;
+    first.spec.revision_history_limit = Some(0);
+    world.client.update(&first).await.unwrap();
+    until("only what runs is left", || async {
+        names::<ReplicationController>(&world).await == ["hello-1"]
+    })
+    .await;
 }

@@ -46,7 +46,11 @@ pub(crate) fn roll_key() -> ObjectKey {
 }
 
 fn fleet(replicas: usize) -> Simulation {
-    testing::fleet(4)
+    fleet_of(4, replicas)
+}
+
+fn fleet_of(nodes: usize, replicas: usize) -> Simulation {
+    testing::fleet(nodes)
         .replicas(replicas)
         .controllers(|replica: Replica| {
             replica
@@ -130,8 +134,10 @@ fn without_misfortune(mut simulation: Simulation) -> Simulation {
     simulation
 }
 
+/// As few nodes as it takes: what can go wrong is the same, and each run is shorter.
 fn in_place(replicas: usize) -> Simulation {
-    fleet(replicas).scenario(|world| async move { begin(&world, "two", roll(2, |_| {})).await })
+    fleet_of(2, replicas)
+        .scenario(|world| async move { begin(&world, "two", roll(2, |_| {})).await })
 }
 
 /// Everything that can go wrong at a write, but for these.
@@ -173,6 +179,56 @@ fn a_roll_in_place_keeps_the_floor_wherever_a_controller_dies() {
 #[test]
 fn a_roll_in_place_keeps_the_floor_whatever_is_seen_late_or_lost() {
     explored_without(&CRASHES);
+}
+
+/// A roll of one pod that makes the new one first.
+#[test]
+fn a_roll_with_a_surge_keeps_the_only_pod_wherever_it_is_interrupted() {
+    let simulation = fleet_of(2, 1).scenario(|world| async move {
+        let surge = |spec: &mut RollingUpdateSpec| {
+            spec.minimum_healthy = Some(Amount::Count(1));
+            spec.surge = Amount::Count(1);
+        };
+        begin(&world, "two", roll(1, surge)).await
+    });
+    let simulation =
+        without_restores(without_misfortune(simulation)).invariant("floor and surge", keeps(1, 2));
+    let explored = simulation.exhaustive().unwrap();
+    assert!(explored.writes >= 20, "{explored:?}");
+    assert_eq!(explored.runs, explored.faults);
+}
+
+/// A roll of two that waits at a gate until somebody lets it pass.
+#[test]
+fn a_roll_passes_no_gate_by_itself_wherever_it_is_interrupted() {
+    let simulation = fleet_of(2, 1).scenario(|world| async move {
+        let gate = |spec: &mut RollingUpdateSpec| {
+            spec.steps = vec![Step {
+                up_to: Amount::Count(1),
+                gate: platctrl_kinds::Gate::Manual,
+            }];
+        };
+        begin(&world, "two", roll(2, gate)).await?;
+        let moved = |world: &World| {
+            let processes = world.processes();
+            processes
+                .iter()
+                .filter(|it| runs(it).ends_with("two"))
+                .count()
+        };
+        if moved(&world) != 1 {
+            return Err(format!("{} are moved at the gate", moved(&world)).into());
+        }
+        change(&world, |spec| spec.promoted = 1).await?;
+        if moved(&world) != 2 {
+            return Err(format!("{} are moved in the end", moved(&world)).into());
+        }
+        Ok(())
+    });
+    let simulation =
+        without_restores(without_misfortune(simulation)).invariant("the floor", keeps(1, 2));
+    let explored = simulation.exhaustive().unwrap();
+    assert_eq!(explored.runs, explored.faults);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use platctrl_kinds::{Node, Pod, ReplicationController, ReplicationControllerSpec
 
 use crate::world::{controller_key, controller_spec};
 
-fn object(replicas: u32) -> Object<ReplicationController> {
+pub(crate) fn object(replicas: u32) -> Object<ReplicationController> {
     let metadata = Metadata {
         namespace: Some("default".into()),
         ..Metadata::named("hello")

@@ -255,6 +255,8 @@ pub(crate) fn controller_spec(replicas: u32) -> ReplicationControllerSpec {
         disabled: false,
         progress_deadline: None,
         deletion_policy: Propagation::Orphan,
+        deletion_grace: None,
+        revision_history_limit: None,
         claimed_by: None,
         template: PodTemplate {
             metadata: TemplateMetadata::default(),

@@ -6,7 +6,7 @@ use super::{ClientError, Result};
 use crate::environment::Environment;
 use crate::model::{
     Deletion, FieldError, Intent, Joined, KindChecks, Metadata, Object, ObjectKey, Phase,
-    Propagation, RawObject, Reality, RealityMetadata, Resource, Status, Tree, Uid,
+    Propagation, RawObject, Reality, RealityMetadata, Resource, Status, Tree, Uid, Versioned,
     in_stored_version, preserve_unknown,
 };
 use crate::store::{Capabilities, Compare, Transaction, Write};
@@ -427,6 +427,7 @@ impl Batch {
                 namespace: metadata.namespace.clone(),
                 uid: metadata.uid.clone(),
                 claim: None,
+                declared: None,
                 other: Map::new(),
             },
             status: Status::default(),
@@ -531,6 +532,48 @@ impl Batch {
             reason: options.reason.clone(),
             declared: !options.undeclared,
         });
+        self.put(key, Tree::Intent, &intent)?;
+        Ok(Outcome::Configured)
+    }
+
+    /// Takes the order to end an object back, while nobody who works on it has confirmed its end.
+    /// That is an order of its own: it raises the generation.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` when its end is confirmed already, by anybody.
+    pub fn restore(&mut self, joined: &Joined) -> Result<Outcome> {
+        let key = &joined.key;
+        let stored = joined
+            .intent
+            .as_ref()
+            .ok_or_else(|| ClientError::not_found(key))?;
+        if !stored.value.metadata.is_deleted() {
+            return Ok(Outcome::Unchanged);
+        }
+        let uid = &stored.value.metadata.uid;
+        let is_gone = |reality: &Versioned<Reality>| {
+            reality.value.metadata.uid == *uid && reality.value.status.phase == Phase::GONE
+        };
+        if joined
+            .reality
+            .iter()
+            .chain(joined.parts.values())
+            .any(is_gone)
+        {
+            return Err(ClientError::conflict(
+                key,
+                "its end is confirmed: what it was made of is taken away",
+            ));
+        }
+        self.require_intent(joined);
+        // Nobody confirms it meanwhile.
+        self.require_reality(joined);
+        for (writer, part) in &joined.parts {
+            self.require(Compare::Revision(key.part(writer)?, part.modified));
+        }
+        let mut intent = stored.value.clone();
+        intent.metadata.deletion = None;
+        intent.metadata.generation += 1;
         self.put(key, Tree::Intent, &intent)?;
         Ok(Outcome::Configured)
     }

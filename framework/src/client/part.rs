@@ -155,6 +155,7 @@ fn next_part(joined: &Joined, writer: &str) -> Result<Reality> {
             namespace: metadata.namespace.clone(),
             uid: metadata.uid.clone(),
             claim: None,
+            declared: None,
             other: Map::new(),
         },
         status: Status::default(),

@@ -17,8 +17,8 @@ use crate::client::{Batch, ClientError, DeleteOptions, Outcome};
 use crate::environment::Environment;
 use crate::failsafe::{Ask, Held, Safeguard, Safeguards};
 use crate::model::{
-    EventType, FieldError, Intent, Joined, Kinds, Object, ObjectKey, ObjectReference, Reality,
-    Resource, Status, Tree, Uid, Versioned,
+    Declared, EventType, FieldError, Intent, Joined, Kinds, Object, ObjectKey, ObjectReference,
+    Reality, Resource, Status, Tree, Uid, Versioned,
 };
 use crate::queue::Causes;
 use crate::store::{Compare, Key, Prefix, Record, Revision, Store, StoreError, Transaction, Write};
@@ -427,7 +427,34 @@ impl Context {
         guards.admit_end(&self.joined(), self.view()).map_err(held)
     }
 
-    async fn send(&self, transaction: Transaction) -> Result<Revision, CommitError> {
+    /// Writes into the own report that a generation of the object orders what is taken away with
+    /// it, so that whoever takes over knows it.
+    fn stamp(
+        &self,
+        own: &Joined,
+        transaction: &mut Transaction,
+        generation: u64,
+    ) -> Result<(), CommitError> {
+        let key = own.key.store_key(Tree::Reality);
+        let at = self.environment().now();
+        for write in &mut transaction.writes {
+            if let Write::Put {
+                key: put, value, ..
+            } = write
+                && *put == key
+            {
+                let mut reality: Reality =
+                    serde_json::from_slice(value).map_err(ClientError::from)?;
+                reality.metadata.declared = Some(Declared { generation, at });
+                *value = serde_json::to_vec(&reality)
+                    .map_err(ClientError::from)?
+                    .into();
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&self, mut transaction: Transaction) -> Result<Revision, CommitError> {
         let setting = &self.run.setting;
         let own = self.joined();
         let ask = Ask {
@@ -438,6 +465,9 @@ impl Context {
             reports_while_frozen: setting.reports_while_frozen,
         };
         let ticket = setting.guards.admit(&ask).map_err(held)?;
+        if let Some(generation) = ticket.declared {
+            self.stamp(&own, &mut transaction, generation)?;
+        }
         let outcome = self.submit(transaction).await;
         let unsure =
             |error: &CommitError| matches!(error, CommitError::Store(StoreError::Unknown { .. }));

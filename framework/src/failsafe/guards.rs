@@ -19,6 +19,7 @@ use super::budget::{Account, Budget};
 use super::chain::Link;
 use super::control::{EXPECTED_FOR, Expected, Freeze};
 use super::effect::{ends, taken_away};
+use super::episode;
 use super::limits::Limits;
 use super::record::{Failsafe, Guard, Hold, Reset};
 use super::switch::{Safeguard, Switches};
@@ -159,6 +160,8 @@ pub(crate) struct Ticket {
     spent: Vec<(Account, u32)>,
     /// Objects whose ends are paid for with it.
     ended: Vec<Uid>,
+    /// The generation of the own object that orders what is taken away, to be written beside it.
+    pub(crate) declared: Option<u64>,
 }
 
 /// A commit that a controller wants to make.
@@ -681,7 +684,12 @@ impl Safeguards {
             return Err(held);
         }
         if declared {
-            return Ok(Ticket::default());
+            let metadata = ask.own.intent.as_ref().map(|own| &own.value.metadata);
+            let declared = metadata.filter(|own| !own.is_deleted());
+            return Ok(Ticket {
+                declared: declared.map(|own| own.generation),
+                ..Ticket::default()
+            });
         }
         if let Some(held) = self.nothing_undeclared_goes(&mut state, ask.declared_kinds) {
             return Err(held);
@@ -774,6 +782,7 @@ impl Safeguards {
         }
         let (now, generation) = (self.environment.monotonic(), metadata.generation);
         let lasts = self.limits().window * 2;
+        let mut acted = now;
         match state.episodes.get_mut(&metadata.uid) {
             Some(episode) if episode.generation == generation => {
                 let goes_on = now.saturating_sub(episode.acted) < lasts;
@@ -793,7 +802,12 @@ impl Safeguards {
                 Some(reality) => {
                     let seen = reality.value.status.observed_generation;
                     if seen.is_none_or(|seen| seen >= generation) {
-                        return false;
+                        // Another process was at it.
+                        let wall = self.environment.now();
+                        let Some(ago) = episode::recalled(reality, generation, wall, lasts) else {
+                            return false;
+                        };
+                        acted = if acts { now } else { now.saturating_sub(ago) };
                     }
                 }
             },
@@ -802,7 +816,6 @@ impl Safeguards {
             let goes_on = |episode: &Episode| now.saturating_sub(episode.acted) < lasts;
             state.episodes.retain(|_, episode| goes_on(episode));
         }
-        let acted = now;
         let episode = Episode { generation, acted };
         state.episodes.insert(metadata.uid.clone(), episode);
         true

@@ -24,6 +24,7 @@ mod budget;
 mod chain;
 mod control;
 mod effect;
+mod episode;
 mod gate;
 mod guards;
 mod history;

@@ -86,8 +86,11 @@ pub(crate) fn fate(before: &[u8], after: Option<&[u8]>) -> Fate {
             Fate::Changed
         };
     }
+    // An end that is taken back raises the generation, which no older record has.
     if after.metadata.generation < before.metadata.generation
-        || before.is_ended() && !after.is_ended()
+        || before.is_ended()
+            && !after.is_ended()
+            && after.metadata.generation == before.metadata.generation
     {
         return Fate::WentBack;
     }
@@ -209,6 +212,11 @@ mod tests {
             fate(&ended, Some(&before)),
             Fate::WentBack,
             "the tombstone is lost"
+        );
+        assert_eq!(
+            fate(&ended, Some(&intent("u", 4, 7, false))),
+            Fate::Ordered,
+            "its end is taken back"
         );
         assert_eq!(fate(b"{broken", None), Fate::Ordered);
         assert!(is_newer_order(&before, &intent("u", 4, 1, false)));

@@ -28,7 +28,9 @@ pub use kind::{Column, FieldError, KindDefinition, NoStatus, Resource};
 pub use metadata::{Deletion, Metadata, OwnerReference, Propagation};
 pub use object::{Object, RawObject};
 pub use preserve::preserve_unknown;
-pub use record::{Intent, Joined, Phase, Reality, RealityMetadata, RecordError, Status, Versioned};
+pub use record::{
+    Declared, Intent, Joined, Phase, Reality, RealityMetadata, RecordError, Status, Versioned,
+};
 pub use registry::{KindChecks, Kinds, KnownKind};
 pub use selector::{MAX_SELECTOR_BYTES, Requirement, Selector, SelectorError, check_labels};
 pub use uid::Uid;

@@ -71,9 +71,23 @@ pub struct RealityMetadata {
     /// so that its end is not forgotten even if nothing else was reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim: Option<String>,
+    /// Written by the runtime with what it takes away for an order: a process that takes over
+    /// knows by it that the order goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub declared: Option<Declared>,
     /// Fields of other versions, kept.
     #[serde(flatten)]
     pub other: Map<String, Value>,
+}
+
+/// That something was taken away because a generation of the object's own spec orders it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Declared {
+    /// The generation.
+    pub generation: u64,
+    /// When, by the clock of who did it.
+    pub at: Timestamp,
 }
 
 /// A status: what every kind's has, and the kind's own `detail` beside it.

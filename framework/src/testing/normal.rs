@@ -183,6 +183,13 @@ fn gather(end: &End, given: &BTreeSet<String>) -> Vec<Thing> {
         .map(|(path, mut content)| {
             let intent = content.get("intent").cloned().unwrap_or_default();
             let uid = intent["metadata"]["uid"].as_str().map(ToOwned::to_owned);
+            // When something was last ordered, each run has its own.
+            if let Some(Value::Object(metadata)) = content
+                .get_mut("reality")
+                .and_then(|value| value.get_mut("metadata"))
+            {
+                metadata.remove("declared");
+            }
             // Whether a report is about the spec as it is, instead of a digest.
             let digest = Digest::of_json(&intent["spec"]);
             if let Some(status) = content

@@ -234,6 +234,7 @@ impl World {
                 namespace: Some("default".to_owned()),
                 uid,
                 claim: None,
+                declared: None,
                 other: Map::new(),
             },
             status: Status {

@@ -354,7 +354,10 @@ fn code(status: StatusCode, reason: &str) -> Code {
         (_, "Held" | "Frozen") => Code::Held,
         (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => Code::Denied,
         (StatusCode::NOT_FOUND, _) => Code::NotFound,
-        (StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED, _) => Code::Conflict,
+        (
+            StatusCode::CONFLICT | StatusCode::PRECONDITION_FAILED | StatusCode::TOO_MANY_REQUESTS,
+            _,
+        ) => Code::Conflict,
         (StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT, _) => Code::Timeout,
         (StatusCode::SERVICE_UNAVAILABLE | StatusCode::BAD_GATEWAY, _) => Code::Unreachable,
         _ => Code::Failed,

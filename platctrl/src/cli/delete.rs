@@ -34,9 +34,13 @@ pub(crate) struct DeleteArgs {
     /// Come back when it is gone
     #[arg(long)]
     wait: bool,
-    /// Seconds that an orderly end may take
+    /// Seconds that an orderly end may take; of what keeps pods: until it takes effect, and
+    /// `undelete` can take it back
     #[arg(long, value_name = "SECONDS")]
     grace: Option<u32>,
+    /// Also a pod that its workload cannot spare now
+    #[arg(long)]
+    force: bool,
     /// Those that do not exist are no error
     #[arg(long)]
     ignore_not_found: bool,
@@ -147,6 +151,9 @@ async fn delete(
         "preconditions": { "uid": object["metadata"]["uid"] },
         "propagationPolicy": if args.cascade { "Foreground" } else { "Background" },
     });
+    if args.force {
+        options["force"] = true.into();
+    }
     if let Some(grace) = args.grace {
         options["gracePeriodSeconds"] = grace.into();
     }

@@ -22,6 +22,7 @@ mod node;
 mod policy;
 mod rollout;
 mod store;
+mod undelete;
 mod uninstall;
 mod wait;
 
@@ -113,6 +114,8 @@ enum Verb {
     Apply(apply::ApplyArgs),
     /// End objects
     Delete(delete::DeleteArgs),
+    /// Take a delete back, while it is not carried out: pods that still run are kept
+    Undelete(undelete::UndeleteArgs),
     /// Change how many pods a controller keeps
     Scale(change::ScaleArgs),
     /// Take pods over to another version, watch it, pause it, go back
@@ -444,6 +447,7 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Describe(args) => client(get::describe(&args, setting)),
         Verb::Apply(args) => client(apply::run(&args, setting)),
         Verb::Delete(args) => client(delete::run(&args, setting)),
+        Verb::Undelete(args) => client(undelete::run(&args, setting)),
         Verb::Scale(args) => client(change::scale(&args, setting)),
         Verb::Rollout(verb) => client(rollout::run(&verb, setting)),
         Verb::Label(args) => client(change::note(change::LABELS, &args, setting)),

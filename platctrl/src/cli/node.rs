@@ -1,5 +1,6 @@
 //! `node`: admits machines, so that their agents may work; empties them, and gives them up.
 
+mod drain;
 mod life;
 
 use std::collections::BTreeMap;
@@ -43,7 +44,7 @@ pub(crate) enum NodeVerb {
         name: String,
     },
     /// Move a node's pods elsewhere, never more at once than their budgets leave
-    Drain(life::DrainArgs),
+    Drain(drain::DrainArgs),
     /// Give a node up: its pods are replaced, and its agent, should it come back, stops what it has
     Retire(life::RetireArgs),
 }

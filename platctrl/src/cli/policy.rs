@@ -116,6 +116,25 @@ impl PolicyArgs {
     }
 }
 
+/// Takes away what the agent of a node may do in a store.
+pub(crate) async fn revoke_agent(url: &str, node: &str, access: &StoreAccess) -> Result<()> {
+    let args = PolicyArgs {
+        url: url.to_owned(),
+        role: RoleName::Agent,
+        node: Some(node.to_owned()),
+        name: "controllers".to_owned(),
+        shards: 0,
+        user: None,
+        certificate: false,
+        apply: false,
+        credential: None,
+        renew: false,
+        revoke: true,
+        output: Form::Text,
+    };
+    run(&args, access).await
+}
+
 pub(crate) async fn run(args: &PolicyArgs, access: &StoreAccess) -> Result<()> {
     let url = StoreUrl::parse(&args.url)?;
     let (rights, commands, done, hint) = match &url {

@@ -31,7 +31,7 @@ pub(crate) enum RolloutVerb {
     History(LineArgs),
     /// Go back: to where a roll that is under way came from, or to the version before
     Undo(UndoArgs),
-    /// Move nothing more for now
+    /// Move nothing more until `resume`
     Pause(LineArgs),
     /// Go on
     Resume(LineArgs),

@@ -1,17 +1,29 @@
 //! Deleting objects: what a client asks, and what becomes of what an object owns.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
+use platctrl_controllers::ledger::{DeleteError, enter_delete};
 use platctrl_framework::client::{Batch, ClientError, DeleteOptions};
-use platctrl_framework::model::{ObjectKey, Propagation, Uid};
+use platctrl_framework::model::{KnownKind, ObjectKey, Propagation, Resource as _, Uid};
 use platctrl_framework::store::{Revision, StoreError};
+use platctrl_kinds::Pod;
 use serde_json::{Value, json};
 
 use super::read::existing;
 use super::request::{self, shown};
 use super::status::{Failure, Result, json_response};
 use super::write::{ATTEMPTS, Writing, answer, is_node};
+
+/// How often the health of a workload is waited for, and how long each time.
+const PATIENCE: usize = 30;
+const PAUSE: Duration = Duration::from_millis(100);
+
+fn is_pod(kind: &KnownKind) -> bool {
+    kind.definition.group_plural() == Pod::group_plural()
+}
 
 /// A body for a `DELETE`, in Kubernetes' shape.
 #[derive(Debug, Default)]
@@ -22,6 +34,8 @@ struct DeleteBody {
     grace_seconds: Option<u32>,
     reason: Option<String>,
     dry_run: bool,
+    /// Also a pod that its workload cannot spare now.
+    anyway: bool,
 }
 
 /// What a delete came to.
@@ -52,7 +66,10 @@ pub(super) async fn delete(
     };
     let asked = DeleteBody::parse(&body, query)?;
     writing.dry_run |= asked.dry_run;
-    for _ in 0..ATTEMPTS {
+    let mut patience = PATIENCE;
+    let mut attempts = ATTEMPTS;
+    while attempts > 0 {
+        attempts -= 1;
         let joined = existing(&writing.client, &writing.target).await?;
         let definition = &writing.kind().definition;
         let (name, key) = (joined.key.name().to_owned(), joined.key.clone());
@@ -76,6 +93,24 @@ pub(super) async fn delete(
         let mut batch = Batch::for_store(&writing.client.store().capabilities());
         let now = writing.client.environment().now();
         batch.delete(&joined, &options, writing.client.actor(), now)?;
+        if is_pod(writing.kind()) && !intent.value.metadata.is_deleted() {
+            let (client, by) = (&writing.client, writing.client.actor());
+            match enter_delete(client, &joined, &mut batch, by, now, asked.anyway).await {
+                Ok(()) => {}
+                Err(DeleteError::Client(error)) => return Err(error.into()),
+                Err(DeleteError::Behind { .. }) if patience > 0 => {
+                    // Its controller is about to say how it is.
+                    client.environment().sleep(PAUSE).await;
+                    (patience, attempts) = (patience - 1, attempts + 1);
+                    continue;
+                }
+                Err(error) => {
+                    return Err(Failure::too_many(format!(
+                        "{error}; wait until others are healthy, or delete it all the same with --force (gracePeriodSeconds: 0)"
+                    )));
+                }
+            }
+        }
         let response = match writing.finish(joined, batch).await {
             Err(ClientError::Store(StoreError::Conflict { .. })) => continue,
             Err(error) => return Err(error.into()),
@@ -152,6 +187,7 @@ impl DeleteBody {
             propagation,
             uid: text("/preconditions/uid", "").map(Uid::from),
             resource_version: resource_version.transpose()?,
+            anyway: matches!(grace, Some(Ok(0))) || body["force"] == true,
             grace_seconds: grace.transpose()?,
             reason: text("/reason", "reason").map(|reason| reason.chars().take(1024).collect()),
         })

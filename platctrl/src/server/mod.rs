@@ -26,6 +26,7 @@ mod socket;
 mod status;
 mod table;
 mod target;
+mod undelete;
 mod watch;
 mod write;
 
@@ -487,6 +488,10 @@ async fn objects_at(
             log::answer(&app, &pod, &query).await
         }
         (true, Part::Log, method) => Err(Failure::method(&method, "GET")),
+        (true, Part::Undelete, Method::POST) => {
+            undelete::undelete(writing(client, target)?, &headers, body).await
+        }
+        (true, Part::Undelete, method) => Err(Failure::method(&method, "POST")),
         (true, _, Method::PUT) => writing(client, target)?.replace(&headers, body).await,
         (true, _, Method::PATCH) => writing(client, target)?.patch(&headers, body).await,
         (true, Part::Whole, Method::DELETE) => {

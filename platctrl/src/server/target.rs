@@ -22,6 +22,7 @@ pub(super) enum Part {
     Status,
     Scale,
     Log,
+    Undelete,
 }
 
 /// The kinds of the API: those of the store, and events, which are no objects there.
@@ -103,6 +104,7 @@ impl Served {
             None => Part::Whole,
             Some("status") if !self.is_events(kind) => Part::Status,
             Some("scale") if has_scale(kind) => Part::Scale,
+            Some("undelete") if !self.is_events(kind) => Part::Undelete,
             Some("log") if definition.plural == "pods" => Part::Log,
             Some(other) => {
                 let other: String = other

@@ -9,10 +9,10 @@ use std::sync::OnceLock;
 use crate::rig::{Rig, eventually, is_alive, kill};
 
 /// A process that ends with its test.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
-    fn end(mut self, signal: i32) {
+    pub(crate) fn end(mut self, signal: i32) {
         kill(self.0.id(), signal);
         self.0.wait().unwrap();
     }
@@ -43,15 +43,15 @@ fn ports() -> [u16; 2] {
     listeners.map(|it| it.local_addr().unwrap().port())
 }
 
-struct Fleet {
+pub(crate) struct Fleet {
     // Dropped first: what uninstalls the pods needs no store.
-    rig: Rig,
-    url: String,
+    pub(crate) rig: Rig,
+    pub(crate) url: String,
     _etcd: Process,
 }
 
 impl Fleet {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let rig = Rig::new();
         // Another test may have taken a port in between.
         let (etcd, port) = (0..5)
@@ -94,7 +94,7 @@ impl Fleet {
     }
 
     /// Starts one of platctrl's processes.
-    fn start(&self, role: &str, more: &[&str]) -> Process {
+    pub(crate) fn start(&self, role: &str, more: &[&str]) -> Process {
         let log = fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -107,7 +107,7 @@ impl Fleet {
         Process(command.spawn().unwrap())
     }
 
-    fn server(&self) -> Process {
+    pub(crate) fn server(&self) -> Process {
         let server = self.start("server", &[]);
         eventually("an answer of the server", || {
             (self.rig.cli(&["get", "nodes"]).code == Some(0)).then_some(())

@@ -23,4 +23,6 @@ mod on_consul;
 mod policy;
 mod rollout;
 mod servers;
+mod singletons;
 mod store;
+mod undelete;

@@ -11,6 +11,8 @@ fn pod(name: &str, node: &str, ready: bool) -> PodFacts {
         node: node.into(),
         ready,
         leaving: false,
+        singleton: false,
+        gone: false,
         current: true,
         created: 1,
         grows: false,
@@ -32,6 +34,7 @@ fn observed(replicas: u32, nodes: usize, pods: Vec<PodFacts>) -> Observed {
         fleet: Arc::new(Fleet::new((0..nodes).map(node))),
         replicas,
         strategy: Strategy::Static,
+        claimed: false,
         disabled: false,
         pods,
         orphans: Vec::new(),
@@ -359,4 +362,100 @@ fn a_pod_that_ran_beside_another_that_went_is_astray() {
         ..PodNeeds::default()
     };
     assert_eq!(decide(&view).astray["a"], Astray::Without("db".to_owned()));
+}
+
+fn in_state(index: usize, state: NodeState, moves_static: bool) -> FleetNode {
+    FleetNode {
+        state,
+        moves_static,
+        ..node(index)
+    }
+}
+
+fn on(observed: Observed, nodes: impl IntoIterator<Item = FleetNode>) -> Observed {
+    Observed {
+        fleet: Arc::new(Fleet::new(nodes)),
+        ..observed
+    }
+}
+
+fn singleton(name: &str, node: &str) -> PodFacts {
+    PodFacts {
+        singleton: true,
+        ..pod(name, node, true)
+    }
+}
+
+#[test]
+fn a_drain_moves_pods_of_a_static_controller_only_when_it_says_so() {
+    let pods = || vec![pod("a", "n0", true), pod("b", "n1", true)];
+    let with = |moves_static| {
+        let nodes = [
+            in_state(0, NodeState::Draining, moves_static),
+            node(1),
+            node(2),
+        ];
+        decide(&on(observed(2, 0, pods()), nodes))
+    };
+    let stays = with(false);
+    assert!(stays.create.is_empty() && stays.wait.is_none());
+    assert_eq!(stays.astray.len(), 1, "it is said");
+    assert_eq!(with(true).create, ["n2"], "its replacement comes first");
+}
+
+#[test]
+fn a_drained_pod_of_a_claimed_controller_goes_first_and_within_the_budget() {
+    let nodes = || [in_state(0, NodeState::Draining, false), node(1), node(2)];
+    let pods = vec![pod("a", "n0", true), pod("b", "n1", true)];
+    let mut view = on(dynamic(2, 0, pods), nodes());
+    view.claimed = true;
+    let waits = decide(&view);
+    assert!(matches!(waits.wait, Some(Wait::Budget { .. })), "{waits:?}");
+    view.budget.floor = 1;
+    let goes = decide(&view);
+    assert_eq!((deleted(&goes), goes.create.len()), (vec!["a"], 0));
+    // What is not drained is the roll's.
+    view.fleet = Arc::new(Fleet::new([
+        in_state(0, NodeState::Lost, false),
+        node(1),
+        node(2),
+    ]));
+    assert_eq!(decide(&view).steps(), 0);
+}
+
+#[test]
+fn a_pod_that_never_runs_twice_goes_before_another_one_comes() {
+    let nodes = || [in_state(0, NodeState::Draining, false), node(1)];
+    let mut view = on(dynamic(1, 0, vec![singleton("a", "n0")]), nodes());
+    view.budget.floor = 0;
+    let goes = decide(&view);
+    assert_eq!((deleted(&goes), goes.create.len()), (vec!["a"], 0));
+    view.pods[0].leaving = true;
+    let waits = decide(&view);
+    assert_eq!(waits.steps(), 0);
+    assert_eq!(waits.wait, Some(Wait::Leaving { pod: "a".into() }));
+    view.pods[0].gone = true;
+    assert_eq!(decide(&view).create, ["n1"]);
+}
+
+#[test]
+fn a_pod_that_never_runs_twice_stays_on_a_lost_node_until_that_is_retired() {
+    let nodes = || [in_state(0, NodeState::Lost, false), node(1)];
+    let mut view = on(dynamic(1, 0, vec![singleton("a", "n0")]), nodes());
+    (view.pods[0].ready, view.budget.floor) = (false, 0);
+    let retirement = Some(Wait::Retirement {
+        pod: "a".into(),
+        node: "n0".into(),
+    });
+    let waits = decide(&view);
+    assert_eq!((waits.steps(), waits.wait.clone()), (0, retirement.clone()));
+    let text = waits.wait.unwrap().to_string();
+    assert!(text.contains("platctrl node retire n0"), "{text}");
+    // Deleted by a person: the same.
+    view.pods[0].leaving = true;
+    let waits = decide(&view);
+    assert_eq!((waits.steps(), waits.wait), (0, retirement));
+    // Its record is gone, as the node's retirement makes it.
+    view.pods.clear();
+    assert_eq!(decide(&view).create, ["n1"]);
 }

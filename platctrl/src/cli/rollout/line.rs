@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use platctrl_framework::model::KindDefinition;
+use platctrl_kinds::line::{CAUSE, LINE, MADE_BY, REVISION};
 use serde_json::{Map, Value};
 
 use super::{collection, is_final, number, text, title};
@@ -10,15 +11,6 @@ use crate::cli::find;
 use crate::error::{Code, Failure, Result};
 use crate::output;
 use crate::output::Table;
-
-/// The label of everything that belongs to a line: its name.
-pub(super) const LINE: &str = "platctrl.dev/line";
-/// Which version of the line a replication controller is.
-pub(super) const REVISION: &str = "platctrl.dev/revision";
-/// Who made it.
-pub(super) const MADE_BY: &str = "platctrl.dev/made-by";
-/// Why, in the words of who made it.
-pub(super) const CAUSE: &str = "platctrl.dev/cause";
 
 /// The versions of one program, and the rolls between them.
 #[derive(Debug)]

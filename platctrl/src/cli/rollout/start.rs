@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use http::Method;
 use platctrl_kinds::Amount;
+use platctrl_kinds::line::{CAUSE, LINE, MADE_BY, REVISION};
 use serde_json::{Map, Value, json};
 
-use super::line::{CAUSE, LINE, Line, MADE_BY, REVISION};
+use super::line::Line;
 use super::{follow, text, title};
 use crate::api::{Api, Catalog, Query, media};
 use crate::cli::{NamespaceFlag, apply};
