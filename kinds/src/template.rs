@@ -53,3 +53,125 @@ impl PodTemplate {
         self.spec.validate("spec.template.spec", errors);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use platctrl_framework::model::{Kinds, Resource, schema};
+    use serde_json::{Value, json};
+
+    use crate::{DaemonSet, DisruptionBudget, ReplicationController, RollingUpdate};
+
+    /// What is wrong with a spec, as a server or `apply` finds it.
+    fn problems<K: Resource>(spec: &Value) -> Vec<String> {
+        let kinds = Kinds::new().with::<K>();
+        let known = kinds.get(&K::group_plural()).unwrap();
+        let object = json!({
+            "apiVersion": K::api_version(), "kind": K::KIND,
+            "metadata": {"name": "a", "namespace": "default"}, "spec": spec,
+        });
+        let mut errors = schema::check_object(&known.definition, &object);
+        if errors.is_empty() {
+            errors = known
+                .checks
+                .as_ref()
+                .map(|it| it.validate(spec))
+                .unwrap_or_default();
+        }
+        errors.iter().map(ToString::to_string).collect()
+    }
+
+    fn refuses<K: Resource>(good: &Value, cases: &[(&str, Value)]) {
+        assert_eq!(problems::<K>(good), Vec::<String>::new());
+        for (field, value) in cases {
+            let mut spec = good.clone();
+            let at = format!("/{}", field.replace('.', "/"));
+            match spec.pointer_mut(&at) {
+                Some(place) => *place = value.clone(),
+                None => spec[*field] = value.clone(),
+            }
+            let found = problems::<K>(&spec);
+            let named = format!("spec.{field}");
+            assert!(
+                found.iter().any(|problem| problem.contains(&named)),
+                "{}: {field}: {value}: {found:?}",
+                K::KIND
+            );
+        }
+    }
+
+    #[test]
+    fn what_could_never_be_done_is_refused_by_its_field() {
+        let template = json!({"spec": {"launchables": {"web": {"location": "artifact:one"}}}});
+        let huge = || json!(1e30);
+        refuses::<ReplicationController>(
+            &json!({"replicas": 2, "nodeSelector": "*", "template": template}),
+            &[
+                ("replicas", json!(-1)),
+                ("replicas", json!(4_000_000)),
+                ("replicas", json!(99_999_999_999_u64)),
+                ("replicas", huge()),
+                ("replicas", json!("50%")),
+                ("replicas", json!(1.5)),
+                ("maxPerNode", json!(0)),
+                ("maxPerNode", json!(-1)),
+                ("nodeSelector", json!("")),
+                ("nodeSelector", json!("role in (web")),
+                ("spreadOver", json!("not a label")),
+                ("progressDeadline", json!("0s")),
+                ("progressDeadline", json!("-1s")),
+                ("deletionGrace", json!("-5s")),
+                ("deletionGrace", json!("soon")),
+                ("revisionHistoryLimit", json!(-1)),
+                ("revisionHistoryLimit", json!("10%")),
+                ("strategy", json!("Sometimes")),
+                ("deletionPolicy", json!("Maybe")),
+            ],
+        );
+        refuses::<DaemonSet>(
+            &json!({
+                "nodeSelector": "*", "template": template, "minimumHealthy": 1, "timeout": "1m",
+                "rateLimit": {"pods": 1, "per": "1s"},
+            }),
+            &[
+                ("minimumHealthy", json!("100%")),
+                ("minimumHealthy", json!("101%")),
+                ("minimumHealthy", json!("-1%")),
+                ("minimumHealthy", json!("ten")),
+                ("minimumHealthy", json!(-1)),
+                ("minimumHealthy", huge()),
+                ("rateLimit.pods", json!(0)),
+                ("rateLimit.pods", json!(-3)),
+                ("rateLimit.per", json!("0s")),
+                ("timeout", json!("0s")),
+                ("nodeSelector", json!("")),
+                ("canary", json!({"nodeSelector": ""})),
+            ],
+        );
+        refuses::<DisruptionBudget>(
+            &json!({"podSelector": "app=hello", "minimumHealthy": "90%"}),
+            &[
+                ("podSelector", json!("")),
+                ("minimumHealthy", json!("101%")),
+                ("minimumHealthy", json!("half")),
+                ("minimumHealthy", json!(-1)),
+                ("minimumHealthy", huge()),
+            ],
+        );
+        refuses::<RollingUpdate>(
+            &json!({"from": "a", "to": "b", "replicas": 10}),
+            &[
+                ("replicas", json!(-1)),
+                ("replicas", huge()),
+                ("replicas", json!("100%")),
+                ("minimumHealthy", json!(10)),
+                ("minimumHealthy", json!("100%")),
+                ("surge", json!("-10%")),
+                ("failureBudget", json!("110%")),
+                ("keepOld", json!(11)),
+                ("delay", json!("-1s")),
+                ("to", json!("a")),
+                ("promoted", json!(-1)),
+            ],
+        );
+    }
+}

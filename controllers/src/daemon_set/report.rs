@@ -4,7 +4,7 @@ use platctrl_framework::controller::Context;
 use platctrl_framework::model::{Condition, ConditionStatus, EventType, Object, Status};
 use platctrl_kinds::{DaemonSet, DaemonSetStatus, condition};
 
-use super::plan::Plan;
+use super::plan::{Plan, Wait};
 use crate::carry_out::Done;
 use crate::ledger;
 
@@ -62,6 +62,17 @@ fn late(set: &Object<DaemonSet>, plan: &Plan) -> Option<String> {
         set.spec.timeout,
         named(plan.late.iter())
     ))
+}
+
+/// No pod can ever be changed, because as many have to stay healthy as there are nodes.
+fn floor_too_high(plan: &Plan) -> Option<String> {
+    match plan.wait {
+        Some(Wait::Healthy { needed, pods, .. }) if needed >= plan.desired => Some(format!(
+            "{needed} pods have to stay healthy and there are {} nodes: {pods} pods can never be changed; lower spec.minimumHealthy or the disruption budget",
+            plan.desired
+        )),
+        _ => None,
+    }
 }
 
 /// Events for what was not so before.
@@ -148,6 +159,7 @@ pub(super) fn status(
     set_condition("Progressing", progressing, reason, next(set, plan));
     let stalled = late(set, plan).map(|message| ("Timeout", message));
     let stalled = stalled.or_else(|| refused.map(|message| ("NoPlace", message)));
+    let stalled = stalled.or_else(|| floor_too_high(plan).map(|message| ("FloorTooHigh", message)));
     let stalled = stalled.filter(|_| active);
     let (reason, message) = stalled.clone().unwrap_or(("Moving", String::new()));
     set_condition("Stalled", stalled.is_some(), reason, message);

@@ -137,6 +137,27 @@ async fn a_template_that_does_not_work_costs_no_more_than_may_be_missing_and_say
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_set_whose_floor_is_as_high_as_its_nodes_says_that_nothing_can_be_changed() {
+    let world = World::with_nodes(&THREE).await;
+    let mut wanted = set("logs");
+    wanted.spec.minimum_healthy = Amount::Count(3);
+    world.client.create(&wanted).await.unwrap();
+    world.set_is_ready("logs", 3).await;
+    world
+        .change_set("logs", |spec| {
+            spec.template.spec.drain_delay = Some(Span::from_secs(1));
+        })
+        .await;
+    until("it says so", || async {
+        let stalled = world.set_says("logs", "Stalled").await;
+        stalled.reason == "FloorTooHigh" && stalled.message.contains("3 pods can never be changed")
+    })
+    .await;
+    tokio::time::sleep(std::time::Duration::from_secs(600)).await;
+    assert_eq!(world.set("logs").await.status.detail.updated, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_rate_limit_holds() {
     let world = World::with_nodes(&THREE).await;
     let mut logs = set("logs");

@@ -146,6 +146,17 @@ fn what_is_taken_back_in_time_never_happened() {
 }
 
 impl World {
+    /// Three are ready, and that was counted after the last thing that the ledger is about.
+    async fn is_caught_up(&self) {
+        until("three are ready again, and that is said", || async {
+            let status = self.controller().await.status.detail;
+            let ledger = self.store.peek(&controller_key().store_key(Tree::Ledger));
+            let entered = ledger.map(|record| record.modified);
+            status.ready_replicas == 3 && status.observed_revision > entered
+        })
+        .await;
+    }
+
     /// As somebody who is served by an API server.
     async fn delete_pod(&self, pod: &Object<Pod>, anyway: bool) -> Result<(), DeleteError> {
         let joined = self.client.joined(&pod.key().unwrap()).await?;
@@ -174,26 +185,23 @@ async fn a_persons_delete_of_a_pod_is_in_the_ledger_and_leaves_the_floor() {
     // At once the next: it is not seen yet how the workload is.
     let behind = world.delete_pod(&pods[1], false).await.unwrap_err();
     assert!(matches!(behind, DeleteError::Behind { .. }), "{behind}");
-    until("three are ready again, and that is said", || async {
-        let status = world.controller().await.status.detail;
-        let ledger = world.store.peek(&ledger).unwrap().modified;
-        status.ready_replicas == 3 && status.observed_revision > Some(ledger)
-    })
-    .await;
+    world.is_caught_up().await;
     world.delete_pod(&pods[1], false).await.unwrap();
-    world.settled(3, 3).await;
+    world.is_caught_up().await;
 
-    // Nobody may go where a budget says so, unless it is meant.
-    let spec = DisruptionBudgetSpec {
-        pod_selector: "*".into(),
-        minimum_healthy: Amount::Percent(100),
-    };
-    let metadata = platctrl_framework::model::Metadata {
-        namespace: Some("default".into()),
-        ..platctrl_framework::model::Metadata::named("all")
-    };
-    let budget = Object::<DisruptionBudget>::new(metadata, spec);
-    world.client.create(&budget).await.unwrap();
+    // Nobody may go where a budget says so, unless it is meant. Of two the stricter counts.
+    for (name, share) in [("some", 30), ("all", 100)] {
+        let spec = DisruptionBudgetSpec {
+            pod_selector: "*".into(),
+            minimum_healthy: Amount::Percent(share),
+        };
+        let metadata = platctrl_framework::model::Metadata {
+            namespace: Some("default".into()),
+            ..platctrl_framework::model::Metadata::named(name)
+        };
+        let budget = Object::<DisruptionBudget>::new(metadata, spec);
+        world.client.create(&budget).await.unwrap();
+    }
     let pod = world.pods().await.remove(0);
     let refused = world.delete_pod(&pod, false).await.unwrap_err();
     let text = refused.to_string();

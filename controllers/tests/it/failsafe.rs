@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use platctrl_framework::failsafe::Guard;
+use platctrl_framework::failsafe::{Guard, freeze, thaw};
 use platctrl_framework::model::{
     ConditionStatus, Metadata, Object, ObjectKey, Propagation, Resource, Tree,
 };
 use platctrl_framework::store::{Key, Store, Transaction};
-use platctrl_kinds::{Pod, ReplicationController};
+use platctrl_kinds::{DaemonSet, Pod, ReplicationController};
 use serde_json::{Value, json};
 
 use crate::world::{World, controller_key, controller_spec, until};
@@ -133,7 +133,7 @@ async fn failsafe_replication_controller_lost() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_replication_controller_all_vanish() {
+pub(crate) async fn failsafe_replication_controller_all_vanish() {
     let world = six_controllers().await;
     let before = uids(&world.pods().await);
     world
@@ -144,7 +144,7 @@ async fn failsafe_replication_controller_all_vanish() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_replication_controller_all_go_back() {
+pub(crate) async fn failsafe_replication_controller_all_go_back() {
     let world = six_controllers().await;
     let keys = world.keys("o/intent/platctrl.dev/replicationcontrollers/");
     // What was wanted before the last change.
@@ -227,7 +227,7 @@ async fn failsafe_node_intent_lost_or_all_vanish() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failsafe_pod_intent_all_vanish() {
+pub(crate) async fn failsafe_pod_intent_all_vanish() {
     let world = six_pods().await;
     world.lose(world.keys("o/intent/platctrl.dev/pods/")).await;
     world.is_held(Guard::Vanished).await;
@@ -273,5 +273,79 @@ async fn failsafe_replication_controller_deleted_keeps_its_pods_unless_told() {
     let world = six_pods().await;
     let before = uids(&world.pods().await);
     world.delete(Propagation::Orphan).await;
+    world.keeps(&before).await;
+}
+
+/// Frozen, nothing is scaled, moved or rolled, whoever asks for it.
+#[tokio::test(start_paused = true)]
+pub(crate) async fn failsafe_freeze_stops_every_controller_until_it_is_thawed() {
+    let world = six_pods().await;
+    let before = uids(&world.pods().await);
+    let environment = world.client.environment().clone();
+    freeze(&world.store, &environment, "ann", Some("a look"))
+        .await
+        .unwrap();
+    world.change(|spec| spec.replicas = 3).await;
+    let mut set = Object::<DaemonSet>::new(
+        Metadata {
+            namespace: Some("default".into()),
+            ..Metadata::named("logs")
+        },
+        serde_json::from_value(json!({
+            "nodeSelector": "role=web", "template": controller_spec(1).template,
+        }))
+        .unwrap(),
+    );
+    set.spec.template.spec.app = Some("logs".into());
+    world.client.create(&set).await.unwrap();
+    world.keeps(&before).await;
+    thaw(&world.store, &environment, "ann", None).await.unwrap();
+    until("what was asked for is done", || async {
+        world.pods().await.len() == 3 + 6
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn failsafe_daemon_set_lost_or_all_vanish() {
+    for sets in [1, 6] {
+        let world = World::with_nodes(&SIX).await;
+        for number in 0..sets {
+            let metadata = Metadata {
+                namespace: Some("default".into()),
+                ..Metadata::named(format!("logs{number}"))
+            };
+            let spec = json!({
+                "nodeSelector": "role=web", "template": controller_spec(1).template,
+            });
+            let set = Object::<DaemonSet>::new(metadata, serde_json::from_value(spec).unwrap());
+            world.client.create(&set).await.unwrap();
+        }
+        until("all have their pods", || async {
+            world.all_reported(6 * sets)
+        })
+        .await;
+        minutes(2).await;
+        let before = uids(&world.pods().await);
+        world
+            .lose(world.keys("o/intent/platctrl.dev/daemonsets/"))
+            .await;
+        world.keeps(&before).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failsafe_health_lost_takes_nothing_healthy_away() {
+    let world = six_pods().await;
+    let before = uids(&world.pods().await);
+    // Nobody says any more how two of them are; the others are as many as have to stay.
+    let keys = world.keys("o/reality/platctrl.dev/pods/");
+    let agents = world.keys("o/intent/platctrl.dev/nodes/");
+    assert_eq!((keys.len(), agents.len()), (6, 6));
+    world
+        .rewrite(&keys[..2], |reality| {
+            reality["status"]["conditions"] = json!([]);
+        })
+        .await;
     world.keeps(&before).await;
 }

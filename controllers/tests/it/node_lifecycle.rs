@@ -292,6 +292,7 @@ async fn failsafe_node_heartbeat_lost_by_several_is_asked_about_elsewhere_first(
     let fleet = Fleet::with(12, limits).await;
     fleet.agents[0].abort();
     fleet.agents[1].abort();
+    tokio::time::sleep(Duration::from_secs(250)).await;
     until("the one that nobody sees is lost", || async {
         fleet.says("n2", "Lost").await == Some(ConditionStatus::True)
     })
@@ -317,6 +318,7 @@ async fn one_that_is_silent_alone_is_given_up_without_another_opinion() {
     limits.second_opinion = Some(Arc::new(Seen("n1")));
     let fleet = Fleet::with(5, limits).await;
     fleet.agents[0].abort();
+    tokio::time::sleep(Duration::from_secs(250)).await;
     until("it is lost", || async {
         fleet.says("n1", "Lost").await == Some(ConditionStatus::True)
     })
@@ -337,6 +339,7 @@ async fn nodes_are_given_up_no_faster_than_the_rate_and_each_comes_to_its_turn()
         }
         lost
     };
+    tokio::time::sleep(Duration::from_secs(250)).await;
     until("one is lost", || async { lost().await == 1 }).await;
     let at = tokio::time::Instant::now();
     until("the other waits for its turn", || async {
@@ -347,6 +350,7 @@ async fn nodes_are_given_up_no_faster_than_the_rate_and_each_comes_to_its_turn()
         reasons.contains(&"TooFast".to_owned())
     })
     .await;
+    tokio::time::sleep(Duration::from_secs(750)).await;
     until("it comes to it", || async { lost().await == 2 }).await;
     assert!(
         at.elapsed() >= Duration::from_secs(800),

@@ -12,6 +12,7 @@ use platctrl_framework::controller::{
     Action, Context, Controller, ReconcileError, Runtime, RuntimeHandle,
 };
 use platctrl_framework::environment::{Clock, Environment};
+use platctrl_framework::failsafe::{Failsafes, Safeguard};
 use platctrl_framework::model::{
     Condition, ConditionStatus, Metadata, Object, ObjectKey, Propagation, Resource, Status,
     identity::initialise,
@@ -62,6 +63,20 @@ fn environment(seed: u64) -> Environment {
         since: tokio::time::Instant::now(),
     };
     Environment::seeded(Arc::new(clock), seed)
+}
+
+thread_local! {
+    /// A safeguard that the test on this thread has to do without.
+    pub(crate) static WITHOUT: std::cell::Cell<Option<Safeguard>> =
+        const { std::cell::Cell::new(None) };
+}
+
+/// All failsafes, unless one is to be proven.
+fn failsafes() -> Failsafes {
+    match WITHOUT.get() {
+        Some(safeguard) => Failsafes::new().without(safeguard),
+        None => Failsafes::new(),
+    }
 }
 
 /// Ends a task when it is dropped.
@@ -142,6 +157,7 @@ impl World {
             .controller(platctrl_controllers::daemon_set::controller())
             .controller(platctrl_controllers::restarts::controller())
             .controller(Controller::<Pod>::new("agent", run_pod))
+            .failsafes(failsafes())
             .reap();
         let handle = runtime.handle();
         let runtime = tokio::spawn(async move { runtime.run().await.unwrap() });
