@@ -12,7 +12,6 @@ pub mod ledger;
 pub mod node_lifecycle;
 pub mod placement;
 pub mod replication_controller;
-pub mod restarts;
 pub mod rolling_update;
 mod template;
 #[cfg(feature = "testing")]

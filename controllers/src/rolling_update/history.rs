@@ -80,8 +80,8 @@ pub fn surplus(line: &str, versions: &[Version], rolls: &[Roll]) -> Surplus {
         .iter()
         .take(too_many)
         .filter(|version| !version.in_use && !under_way(&version.name))
-        // A version that is newer than the one that runs is still being made.
-        .filter(|version| version.revision < current.revision);
+        // One that no roll took the pods from is still being made.
+        .filter(|version| version.claimed_by.is_some());
     let versions: Vec<String> = removable.map(|version| version.name.clone()).collect();
     let is_kept = |name: &str| {
         let mut there = sorted

@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use platctrl_framework::client::Batch;
-use platctrl_framework::model::{
-    Condition, ConditionStatus, Metadata, Object, ObjectKey, Tree, Uid,
-};
+use platctrl_framework::model::{Condition, ConditionStatus, Object, Tree, Uid};
 use platctrl_kinds::{Grant, Pod, RestartRequest, condition};
 
 use crate::world::{World, until};
@@ -109,26 +107,6 @@ async fn a_healthy_pod_that_somebody_wants_restarted_waits_while_another_is_miss
     world.told(&first, true, None).await;
     until("a grant", || async {
         world.granted("one").await == BTreeSet::from([pods[2].metadata.uid.clone()])
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_pod_of_nobody_is_granted_its_restart() {
-    let world = World::with_nodes(&NODES).await;
-    let mut metadata = Metadata::named("alone");
-    metadata.namespace = Some("default".into());
-    metadata.labels.insert("reported".into(), "by-test".into());
-    let spec = serde_json::json!({
-        "nodeName": "n1", "launchables": { "web": { "location": "artifact:one" } },
-    });
-    let pod = Object::<Pod>::new(metadata, serde_json::from_value(spec).unwrap());
-    world.client.create(&pod).await.unwrap();
-    let key = ObjectKey::on_node("platctrl.dev", "pods", "n1", "default", "alone").unwrap();
-    let pod = world.client.get::<Pod>(&key).await.unwrap();
-    world.told(&pod, false, Some("one")).await;
-    until("a grant", || async {
-        world.granted("one").await == BTreeSet::from([pod.metadata.uid.clone()])
     })
     .await;
 }

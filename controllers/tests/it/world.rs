@@ -155,7 +155,6 @@ impl World {
             .controller(platctrl_controllers::rolling_update::controller())
             .controller(platctrl_controllers::disruption_budget::controller())
             .controller(platctrl_controllers::daemon_set::controller())
-            .controller(platctrl_controllers::restarts::controller())
             .controller(Controller::<Pod>::new("agent", run_pod))
             .failsafes(failsafes())
             .reap();

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use platctrl_agent::{Agent, AgentConfig, AgentHandle, HostConfig};
 use platctrl_controllers::{
-    daemon_set, disruption_budget, node_lifecycle, replication_controller, restarts, rolling_update,
+    daemon_set, disruption_budget, node_lifecycle, replication_controller, rolling_update,
 };
 use platctrl_framework::controller::Runtime;
 use platctrl_framework::environment::Environment;
@@ -153,7 +153,6 @@ impl Parts {
             .cached(platctrl_controllers::cached_pods())
             .controller(rolling_update::controller())
             .controller(disruption_budget::controller())
-            .controller(restarts::controller())
             .controller(lifecycle)
             .kind::<Node>()
             .kind::<Failsafe>()
