@@ -96,21 +96,23 @@ fn work(node: &Object<Node>, judged: &Judged) -> Vec<Condition> {
             false => False,
         }
     };
-    let (takes, reason) = match &judged.verdict {
-        _ if node.spec.drain => (False, "Draining"),
-        _ if node.spec.unschedulable => (False, "Cordoned"),
-        Verdict::Alive => (True, "TakesPods"),
-        Verdict::Open => (Unknown, "NotHeardYet"),
-        _ => (Unknown, "Silent"),
+    let takes = match &judged.verdict {
+        _ if node.spec.drain => Some((False, "Draining")),
+        _ if node.spec.unschedulable => Some((False, "Cordoned")),
+        Verdict::Alive => Some((True, "TakesPods")),
+        // As it was said before.
+        Verdict::Open => None,
+        _ => Some((Unknown, "Silent")),
     };
-    let available = Condition::new("Available", takes, reason, "");
+    let available = takes.map(|(takes, reason)| Condition::new("Available", takes, reason, ""));
+    let available = available.into_iter();
     if !node.spec.drain {
-        return vec![
-            available,
+        let settled = [
             Condition::new(DRAINING, False, "NotAsked", ""),
             Condition::new("Progressing", False, "Settled", ""),
             Condition::new("Stalled", False, "Moving", ""),
         ];
+        return available.chain(settled).collect();
     }
     let (done, stuck) = (drain.is_done(), drain.is_stuck());
     let left = match (done, drain.daemons) {
@@ -123,13 +125,13 @@ fn work(node: &Object<Node>, judged: &Judged) -> Vec<Condition> {
         false => format!("its pods are being moved away: {left}"),
     };
     let way_out = "`platctrl node drain --move-static` moves pods of Static controllers, `--delete-bare` deletes those that nothing keeps";
-    vec![
-        available,
+    let draining = [
         Condition::new(DRAINING, True, reason, moving.clone()),
         Condition::new("Progressing", is(!done && !stuck), reason, moving),
         match stuck {
             true => Condition::new("Stalled", True, "PodsStay", format!("{left}; {way_out}")),
             false => Condition::new("Stalled", False, "Moving", ""),
         },
-    ]
+    ];
+    available.chain(draining).collect()
 }

@@ -586,6 +586,35 @@ fn programs_work(place: &Place) {
     rig.cli(&["scale", "rc/hello", "--replicas", "0"]).ok();
     eventually("the pods' end", || rig.pods().is_empty().then_some(()));
     assert!(!is_alive(pod.pid));
+
+    // Given up, the node's agent may do nothing any more, whoever has its credential.
+    let anchor = |who: &(String, PathBuf)| {
+        let flags = place.flags(&who.0, &who.1);
+        let mut all = vec!["store"];
+        all.extend(flags.iter().map(String::as_str));
+        all.extend(["info", &place.url]);
+        rig.cli(&all).code
+    };
+    assert_eq!(anchor(&agent), Some(0));
+    let mut retire = vec![
+        "node",
+        "retire",
+        &node,
+        "--force",
+        "--revoke-in",
+        &place.url,
+    ];
+    retire.extend(flags.iter().map(String::as_str));
+    let said = rig.cli(&retire).ok();
+    assert!(
+        said.contains("removed") && said.contains("retired: incarnation 1 begins"),
+        "{said}"
+    );
+    eventually("the credential is good for nothing", || {
+        anchor(&agent).is_some_and(|code| code != 0).then_some(())
+    });
+    assert_eq!(anchor(&controllers), Some(0), "others have theirs");
+
     let log = fs::read_to_string(rig.path("up.log")).unwrap();
     let secret = fs::read_to_string(&agent.1).unwrap();
     assert!(!log.contains(secret.trim_end()), "a credential is in a log");
