@@ -430,7 +430,7 @@ fn conflict(context: &Context) -> ReconcileError {
 }
 
 /// A change of the owner's own spec ends what was planned for the old one.
-fn require_same_intent(context: &Context, changes: &mut Changes<'_>) {
+pub(crate) fn require_same_intent(context: &Context, changes: &mut Changes<'_>) {
     if let Some(intent) = context.joined().intent {
         let key = context.key().store_key(Tree::Intent);
         changes.require(Compare::Revision(key, intent.modified));

@@ -9,7 +9,7 @@ use platctrl_framework::model::{
 };
 use platctrl_kinds::{Pod, PodTemplate, Span};
 
-use crate::carry_out::{Step, Work};
+use crate::carry_out::{Step, Work, require_same_intent};
 use crate::template::Workload;
 
 /// The reason in the tombstones of pods that end with their owner, of the kind `singular`.
@@ -50,12 +50,6 @@ where
         .list::<Pod>()
         .owned_by(&owner.metadata.uid)
         .to_vec();
-    if pods.is_empty() {
-        let mut changes = context.changes();
-        changes.report_gone()?;
-        changes.commit().await?;
-        return Ok(Action::await_change());
-    }
     let deletion = owner.metadata.deletion.as_ref();
     let cascade = deletion.is_some_and(|it| it.propagation == Propagation::Cascade);
     let now = context.environment().now();
@@ -65,6 +59,14 @@ where
         wait(owner, context, deletion.at, pods.len(), cascade).await?;
         // A moment later, so that it is over by then.
         return Ok(Action::requeue_after(left + Duration::from_millis(10)));
+    }
+    if pods.is_empty() {
+        let mut changes = context.changes();
+        // Its end was not taken back meanwhile.
+        require_same_intent(context, &mut changes);
+        changes.report_gone()?;
+        changes.commit().await?;
+        return Ok(Action::await_change());
     }
     let why = why(K::SINGULAR);
     let steps = pods

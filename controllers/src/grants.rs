@@ -28,9 +28,9 @@ pub(crate) async fn answer(
     if !pods.iter().any(|pod| asks(&pod)) {
         return Ok(None);
     }
-    // One on its way between ledgers is answered when it has arrived.
+    // One on its way between ledgers is answered when it has arrived: that is a change.
     let Ok(mut ledger) = ledger() else {
-        return Ok(Some(Action::requeue_after(Duration::from_secs(1))));
+        return Ok(None);
     };
     let mut changes = context.changes();
     if ledger.is_missing() {
