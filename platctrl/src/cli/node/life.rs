@@ -1,7 +1,10 @@
 //! `node cordon`, `uncordon` and `retire`: what people say about a machine that is there.
 
+use std::time::Duration;
+
 use http::Method;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::NodeVerb;
 use super::drain::{drain, pods};
@@ -10,6 +13,11 @@ use crate::cli::{Setting, find, policy};
 use crate::error::{Code, Failure, Result};
 use crate::output;
 use crate::store::StoreAccess;
+
+/// How long an agent that is heard of may take to stop its pods.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Between two looks at that.
+const AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RetireArgs {
@@ -93,7 +101,6 @@ async fn retire(api: &Api, catalog: &Catalog, args: &RetireArgs, node: &Target) 
             ));
         }
     }
-    revoke(api, args, &node.name).await?;
     let incarnation = object["spec"]["incarnation"].as_u64().unwrap_or_default() + 1;
     let change = json!({
         // The very node that was looked at.
@@ -101,10 +108,37 @@ async fn retire(api: &Api, catalog: &Catalog, args: &RetireArgs, node: &Target) 
         "spec": {"incarnation": incarnation, "unschedulable": true},
     });
     let done = format!("retired: incarnation {incarnation} begins, the pods of earlier ones end");
-    change_node(api, node, &change, &done).await
+    if is_silent {
+        // Before anything of it is replaced.
+        revoke(api, args, &node.name).await?;
+        return change_node(api, node, &change, &done).await;
+    }
+    // An agent that is there has to hear the order first.
+    change_node(api, node, &change, &done).await?;
+    if args.revoke_in.is_some() {
+        await_incarnation(api, node, incarnation).await?;
+    }
+    revoke(api, args, &node.name).await
 }
 
-/// Takes away what the node's agent is known by, before anything of it is replaced.
+/// Waits until the agent has stopped what it started under earlier incarnations.
+async fn await_incarnation(api: &Api, node: &Target, incarnation: u64) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let object = find::exact(api, node, "").await?;
+        if object["status"]["incarnation"].as_u64() >= Some(incarnation) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            let message = format!("the agent of {} does not stop its pods", node.title());
+            return Err(Failure::new(Code::Timeout, message)
+                .hint("its rights in the store are as they were; the order stands"));
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Takes away what the node's agent is known by.
 async fn revoke(api: &Api, args: &RetireArgs, name: &str) -> Result<()> {
     if let Some(url) = &args.revoke_in {
         policy::revoke_agent(url, name, &args.access).await?;
@@ -116,7 +150,7 @@ async fn revoke(api: &Api, args: &RetireArgs, name: &str) -> Result<()> {
     // Only an admin sees tokens; whoever is none takes the node out of service all the same.
     let tokens = match api.get("/auth/tokens").await {
         Ok(answer) => answer,
-        Err(failure) if failure.code == Code::Denied => {
+        Err(failure) if matches!(failure.code, Code::Denied | Code::NotFound) => {
             output::note("hint: a token of the node, if there is one, is deleted by an admin");
             return Ok(());
         }
