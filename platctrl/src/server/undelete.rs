@@ -1,8 +1,8 @@
 //! Taking a delete back, as long as somebody still works on the object's end.
 //!
 //! The object gets its order to end taken away; so do its pods that were to end with it and still
-//! run: those that are not being stopped yet go on as if nothing had been. Pods that lost their owner meanwhile
-//! are taken over again by it.
+//! run: those that are not being stopped yet go on as if nothing had been. Pods that lost their
+//! owner meanwhile are taken over again by it.
 
 use axum::body::Body;
 use axum::response::Response;
@@ -94,10 +94,10 @@ fn has_stopped(pod: &Joined) -> bool {
         return false;
     };
     let status = &own.value.status;
-    let runs = |pids: &Map<String, Value>| !pids.is_empty();
+    let pids = status.detail.get("pids").and_then(Value::as_object);
     match PodPhase::of(&status.phase) {
         Some(PodPhase::Gone) => true,
-        Some(PodPhase::Stopping) => !status.detail["pids"].as_object().is_some_and(runs),
+        Some(PodPhase::Stopping) => pids.is_none_or(Map::is_empty),
         _ => false,
     }
 }
