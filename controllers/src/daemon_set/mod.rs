@@ -22,7 +22,7 @@ pub use plan::{Hold, Observed, Plan, PodFacts, Victim, Wait, floor, plan};
 use crate::carry_out::{Done, Step, Work};
 use crate::grants;
 use crate::ledger::{Ledger, LedgerError};
-use crate::placement::{Accounts, Fleet, FleetNode, NodeState, PodNeeds, Request};
+use crate::placement::{Accounts, Fleet, NodeState, PodNeeds, Request};
 use crate::template::{Workload, adopter, created, is_ready};
 
 type RunResult = Result<Action, ReconcileError>;
@@ -163,26 +163,27 @@ fn chosen(
     set: &Object<DaemonSet>,
     selector: &Selector,
     view: &View,
-    fleet: &Fleet,
 ) -> (Vec<Arc<Object<Pod>>>, u32) {
-    let matching =
-        |node: &FleetNode| node.state != NodeState::Leaving && selector.matches(&node.labels);
-    let desired = fleet.nodes().iter().filter(|node| matching(node)).count();
+    let nodes = view.list::<Node>().into_iter();
+    let matching: HashSet<String> = nodes
+        .filter(|node| NodeState::of(node) != NodeState::Leaving)
+        .filter(|node| selector.matches(&node.metadata.labels))
+        .map(|node| node.metadata.name.clone())
+        .collect();
     let owned = view.list::<Pod>().owned_by(&set.metadata.uid).to_vec();
     let is_here = |pod: &Arc<Object<Pod>>| {
-        let node = fleet.node(pod.spec.node_name.as_deref().unwrap_or_default());
-        node.is_some_and(matching)
+        let node = pod.spec.node_name.as_deref().unwrap_or_default();
+        matching.contains(node)
     };
     let here = owned.into_iter().filter(is_here).collect();
-    (here, u32::try_from(desired).unwrap_or(u32::MAX))
+    (here, u32::try_from(matching.len()).unwrap_or(u32::MAX))
 }
 
 /// The ledger of a set; None if its selector cannot be read.
 pub(crate) fn ledger(view: &View, set: &Object<DaemonSet>) -> Option<Result<Ledger, LedgerError>> {
     let selector: Selector = set.spec.node_selector.parse().ok()?;
     let key = set.key().ok()?;
-    let fleet = Accounts::new().nodes(view);
-    let (here, desired) = chosen(set, &selector, view, &fleet);
+    let (here, desired) = chosen(set, &selector, view);
     let floor = floor(set.spec.minimum_healthy, desired);
     Some(Ledger::open(view, key, &here, desired, Some(floor)))
 }
@@ -249,7 +250,7 @@ fn observe(
             late: waited.is_some_and(|waited| *waited >= timeout),
         });
     }
-    let (here, desired) = chosen(set, &selector, view, &fleet);
+    let (here, desired) = chosen(set, &selector, view);
     let floor = floor(set.spec.minimum_healthy, desired);
     let ledger = Ledger::open(view, context.key().clone(), &here, desired, Some(floor));
     let limit = set.spec.rate_limit;

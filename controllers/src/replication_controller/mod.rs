@@ -209,7 +209,7 @@ async fn reconcile(
     let workload = Workload::of(&*owner, &owner.spec.template);
     if !owner.spec.disabled {
         let view = context.view();
-        let pods = view.list::<Pod>().owned_by(&owner.metadata.uid).to_vec();
+        let pods = memory.pods.owned(view, &owner.metadata.uid);
         let ledger = || Ledger::of_controller(view, &owner);
         if let Some(next) = grants::answer(&context, &pods, ledger, &workload.title()).await? {
             return Ok(next);

@@ -5,20 +5,12 @@ use std::time::Duration;
 
 use platctrl_framework::cache::{Owners, View};
 use platctrl_framework::controller::{Context, Fence};
-<<<<<<< HEAD
 use platctrl_framework::model::{ConditionStatus, Object, Uid};
 use platctrl_kinds::{Pod, PodPhase, ReplicationController, RollingUpdate, condition};
-=======
-use platctrl_framework::model::{ConditionStatus, Object, Selector, Uid};
-use platctrl_kinds::{
-    Node, Pod, PodPhase, ReplicationController, RollingUpdate, Strategy, condition,
-};
->>>>>>> 2b49740 (controllers: bad input by its field, safeguards that bite, docs)
 
 use super::memory::Memory;
 use super::plan::{self, Observed, PodFacts, Side};
 use crate::ledger::{Ledger, replication_controller_key};
-use crate::placement::NodeState;
 
 /// The two controllers of a roll, with their pods.
 #[derive(Debug)]
@@ -109,7 +101,6 @@ fn is_failed(pod: &Object<Pod>) -> bool {
     unhealthy || PodPhase::of(&pod.status.phase) == Some(PodPhase::Failed)
 }
 
-<<<<<<< HEAD
 /// How many pods one commit moves, at most: what the store takes, and not so many that a commit
 /// takes long.
 fn batch(context: &Context, target: &Object<ReplicationController>) -> usize {
@@ -128,15 +119,6 @@ fn batch(context: &Context, target: &Object<ReplicationController>) -> usize {
     let bytes = template.map_or(0, |bytes| bytes.len()) + 2048;
     let bytes = limits.max_transaction_bytes / 2 / bytes;
     operations.min(each).min(bytes).clamp(plan::BATCH, MOST)
-=======
-/// Pods that are moved are not left on the node: it is not given up, nor being emptied.
-fn keeps_pods(node: &Object<Node>, strategy: Strategy) -> bool {
-    match NodeState::of(node) {
-        NodeState::Lost => strategy != Strategy::Dynamic,
-        NodeState::Draining => strategy != Strategy::Dynamic && !node.spec.drain_static,
-        _ => true,
-    }
->>>>>>> 2b49740 (controllers: bad input by its field, safeguards that bite, docs)
 }
 
 impl Roll {
@@ -150,20 +132,13 @@ impl Roll {
         let (spec, view) = (&roll.spec, context.view());
         let now = context.environment().monotonic();
         let epoch = context.fence().map(Fence::epoch);
-<<<<<<< HEAD
         let (_, target_owner) = sides.in_direction(roll);
         let misfits = memory
             .nodes()
             .misfits(view, &target_owner.spec.node_selector);
-=======
-        let (_, target) = sides.in_direction(roll);
-        let selector = target.spec.node_selector.parse::<Selector>().ok();
-        let strategy = target.spec.strategy;
         // What never runs twice is never made beside another.
         let once =
-            target.spec.template.spec.singleton || sides.pods().any(|pod| pod.spec.singleton);
-        let mut fits: HashMap<&str, bool> = HashMap::new();
->>>>>>> 2b49740 (controllers: bad input by its field, safeguards that bite, docs)
+            target_owner.spec.template.spec.singleton || sides.pods().any(|pod| pod.spec.singleton);
         let account = ledger.account();
         let least = spec.min_healthy_time.duration();
         memory.with(&roll.metadata.uid, |track| {
@@ -197,20 +172,8 @@ impl Roll {
             };
             for (facts, pod) in source.pods.iter_mut().zip(source_pods) {
                 let node = pod.spec.node_name.as_deref().unwrap_or_default();
-<<<<<<< HEAD
-                facts.fits = !misfits.contains(node);
-=======
-                facts.fits = *fits.entry(node).or_insert_with(|| {
-                    let node = crate::ledger::node_key(node);
-                    let node = node.and_then(|key| view.get::<Node>(&key));
-                    // A node that nobody knows is no reason to move.
-                    node.zip(selector.as_ref()).is_none_or(|(node, selector)| {
-                        selector.matches(&node.metadata.labels) && keeps_pods(&node, strategy)
-                    })
-                });
-                // Another one is not made before it is gone, and its controller sees to that.
-                facts.fits |= pod.spec.singleton;
->>>>>>> 2b49740 (controllers: bad input by its field, safeguards that bite, docs)
+                // Another one of these is not made before it is gone: its controller sees to that.
+                facts.fits = pod.spec.singleton || !misfits.contains(node);
             }
             let all: Vec<&Uid> = sides.pods().map(|pod| &pod.metadata.uid).collect();
             track.keep(all.into_iter());
@@ -258,12 +221,8 @@ impl Roll {
                     replicas: spec.replicas,
                     limit,
                     goal,
-<<<<<<< HEAD
-                    surge: spec.most_surge(),
-                    batch: batch(context, target_owner),
-=======
                     surge: if once { 0 } else { spec.most_surge() },
->>>>>>> 2b49740 (controllers: bad input by its field, safeguards that bite, docs)
+                    batch: batch(context, target_owner),
                     allowed: ledger.allowed(),
                     tolerated,
                     // Nothing has to be waited for before the first move.

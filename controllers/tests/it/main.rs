@@ -3,11 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-<<<<<<< HEAD
-mod cells;
-=======
 mod bites;
->>>>>>> 2b49740 (controllers: bad input by its field, safeguards that bite, docs)
+mod cells;
 mod daemon_set;
 mod dynamic;
 mod ends;
