@@ -104,6 +104,7 @@ impl Workload {
             drain_delay,
             keep_data,
             placement,
+            singleton,
         } = spec;
         node_name.is_some()
             && app.as_deref() == Some(self.app())
@@ -118,6 +119,7 @@ impl Workload {
             && *drain_delay == wanted.drain_delay
             && *keep_data == wanted.keep_data
             && *placement == wanted.placement
+            && *singleton == wanted.singleton
     }
 
     pub(crate) fn new_pod(&self, node: &str, context: &Context) -> Object<Pod> {
