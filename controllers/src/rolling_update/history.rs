@@ -99,7 +99,7 @@ pub fn surplus(line: &str, versions: &[Version], rolls: &[Roll]) -> Surplus {
         // A claim of a roll that is no more would be no claim.
         .filter(|roll| {
             let claims = |version: &&Version| version.claimed_by.as_ref() == Some(&roll.name);
-            !sorted.iter().any(|version| claims(version))
+            !sorted.iter().any(claims)
         })
         .map(|roll| roll.name.clone())
         .collect();

@@ -474,7 +474,10 @@ async fn as_many_versions_are_kept_as_the_newest_says_and_each_can_be_gone_back_
     first.spec.revision_history_limit = Some(10);
     world.client.update(&first).await.unwrap();
     wait_a_while().await;
-    assert_eq!(names::<ReplicationController>(&world).await.len(), 4);
+    assert_eq!(
+        names::<ReplicationController>(&world).await,
+        ["hello-1", "hello-5", "hello-6"]
+    );
     first = get(&world, "hello-1").await;
     first.spec.revision_history_limit = Some(0);
     world.client.update(&first).await.unwrap();

@@ -126,6 +126,9 @@ fn life(singleton: bool) -> Simulation {
             }
         })
         .history_matters()
+        // What ends with a node's retirement is the agent's to clear away, which is played here
+        // as far as it looks at pods.
+        .orphans_may_stay()
         .without(FaultKind::Restore)
         .without(FaultKind::RestoreAhead)
         .without(FaultKind::NodeDown)

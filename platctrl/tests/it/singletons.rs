@@ -131,5 +131,11 @@ fn a_singleton_is_replaced_only_after_retirement_and_not_started_when_its_machin
     });
     assert_eq!(started(), format!("{first}\n{other}\n"));
     assert!(is_alive(pid));
+
+    // Both machines are this one, and have the app's user in common: it ends before either goes.
+    rig.cli(&["scale", "rc/hello", "--replicas", "0"]).ok();
+    eventually("the pod's end", || {
+        (rig.pods().is_empty() && !is_alive(pid)).then_some(())
+    });
     drop(back);
 }

@@ -45,7 +45,7 @@ fn a_cascading_delete_is_taken_back_within_its_grace_and_no_pod_notices() {
     rig.cli(&["scale", "rc/hello", "--replicas", "3"]).ok();
     rig.ready(3);
     rig.cli(&["undelete", "rc/none"])
-        .fails(5, &["rc/none", "get pods --orphans"]);
+        .fails(5, &["replicationcontroller/none", "get pods --orphans"]);
 }
 
 #[test]
