@@ -17,5 +17,4 @@ mod restarts;
 mod rolling_update;
 mod rolls;
 mod simulation;
-mod singletons;
 mod world;

@@ -469,20 +469,7 @@ async fn as_many_versions_are_kept_as_the_newest_says_and_each_can_be_gone_back_
         roll_to(&world, &format!("back-to-{back}"), from, back).await;
         assert_eq!(artifacts().await, vec![format!("artifact:{back}"); 2]);
     }
-    // One that is kept longer after all: nothing that is there goes.
-    let mut first = get(&world, "hello-1").await;
-    first.spec.revision_history_limit = Some(10);
-    world.client.update(&first).await.unwrap();
+    // After that there is one too many again.
     wait_a_while().await;
-    assert_eq!(
-        names::<ReplicationController>(&world).await,
-        ["hello-1", "hello-5", "hello-6"]
-    );
-    first = get(&world, "hello-1").await;
-    first.spec.revision_history_limit = Some(0);
-    world.client.update(&first).await.unwrap();
-    until("only what runs is left", || async {
-        names::<ReplicationController>(&world).await == ["hello-1"]
-    })
-    .await;
+    assert_eq!(names::<ReplicationController>(&world).await.len(), 3);
 }

@@ -23,6 +23,5 @@ mod on_consul;
 mod policy;
 mod rollout;
 mod servers;
-mod singletons;
 mod store;
 mod undelete;
