@@ -422,4 +422,6 @@ fn outdated<'p>(
 }
 
 #[cfg(test)]
+mod rules;
+#[cfg(test)]
 mod tests;

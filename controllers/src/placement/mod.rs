@@ -19,6 +19,8 @@ mod accounts;
 mod explain;
 mod fleet;
 mod guard;
+#[cfg(test)]
+mod rules;
 mod spread;
 
 pub use accounts::Accounts;

@@ -16,5 +16,6 @@ mod replication_controller;
 mod restarts;
 mod rolling_update;
 mod rolls;
+mod sets;
 mod simulation;
 mod world;

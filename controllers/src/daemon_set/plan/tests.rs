@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::placement::FleetNode;
 
-fn pod(node: &str, ready: bool, current: bool) -> PodFacts {
+pub(super) fn pod(node: &str, ready: bool, current: bool) -> PodFacts {
     PodFacts {
         name: format!("p-{node}"),
         node: node.into(),
@@ -18,14 +18,14 @@ fn pod(node: &str, ready: bool, current: bool) -> PodFacts {
     }
 }
 
-fn node(name: &str, role: &str) -> FleetNode {
+pub(super) fn node(name: &str, role: &str) -> FleetNode {
     FleetNode {
         labels: Arc::new([("role".to_owned(), role.to_owned())].into()),
         ..FleetNode::named(name)
     }
 }
 
-fn observed(nodes: Vec<FleetNode>, pods: Vec<PodFacts>, floor: u32) -> Observed {
+pub(super) fn observed(nodes: Vec<FleetNode>, pods: Vec<PodFacts>, floor: u32) -> Observed {
     let mut request = Request::new("default/d", "role=web".parse().unwrap());
     request.also_cordoned = true;
     for pod in &pods {
@@ -46,7 +46,7 @@ fn observed(nodes: Vec<FleetNode>, pods: Vec<PodFacts>, floor: u32) -> Observed 
     }
 }
 
-fn deleted(plan: &Plan) -> Vec<&str> {
+pub(super) fn deleted(plan: &Plan) -> Vec<&str> {
     plan.delete.iter().map(|pod| pod.name.as_str()).collect()
 }
 
