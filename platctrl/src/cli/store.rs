@@ -94,7 +94,7 @@ pub(crate) async fn run(args: &StoreArgs, setting: &Setting) -> Result<()> {
         StoreVerb::Init { url } => {
             let (url, store) = open(url, true).await?;
             let anchor = identity::initialise(&*store, &environment).await;
-            let anchor = anchor.map_err(identity_failure)?;
+            let anchor = anchor.map_err(|error| identity_failure(&url, error))?;
             output::print(format_args!(
                 "store {} is ready at {url}\n",
                 anchor.store_id
@@ -115,8 +115,9 @@ pub(crate) async fn run(args: &StoreArgs, setting: &Setting) -> Result<()> {
             copy(open(from, false).await?, open(to, true).await?).await
         }
         StoreVerb::Unseal { url } => {
-            let (_, store) = open(url, false).await?;
-            let anchor = root::unseal(&*store).await.map_err(identity_failure)?;
+            let (url, store) = open(url, false).await?;
+            let anchor = root::unseal(&*store).await;
+            let anchor = anchor.map_err(|error| identity_failure(&url, error))?;
             output::print(format_args!(
                 "store {} may be written again\n",
                 anchor.store_id
@@ -124,23 +125,26 @@ pub(crate) async fn run(args: &StoreArgs, setting: &Setting) -> Result<()> {
         }
         StoreVerb::Policy(args) => super::policy::run(args, access).await,
         StoreVerb::Restored { url } => {
-            let (_, store) = open(url, false).await?;
+            let (url, store) = open(url, false).await?;
             let anchor = root::restored(&*store, &environment).await;
-            say_restored(&anchor.map_err(identity_failure)?)
+            say_restored(&anchor.map_err(|error| identity_failure(&url, error))?)
         }
     }
 }
 
-fn identity_failure(error: IdentityError) -> Failure {
-    match error {
-        IdentityError::NotEmpty { .. } => Failure::new(Code::Conflict, error.to_string()),
-        IdentityError::Uninitialised => Failure::new(Code::Unreachable, error.to_string()),
-        error => Failure::failed(error),
-    }
+/// Names the store whose identity is not as it should be.
+fn identity_failure(url: &StoreUrl, error: IdentityError) -> Failure {
+    let code = match error {
+        IdentityError::NotEmpty { .. } => Code::Conflict,
+        IdentityError::Uninitialised => Code::Unreachable,
+        error => return Failure::failed(format!("{url}: {error}")),
+    };
+    Failure::new(code, format!("{url}: {error}"))
 }
 
 async fn info(url: &StoreUrl, store: &dyn Store) -> Result<()> {
-    let (anchor, revision) = identity::open(store).await.map_err(identity_failure)?;
+    let opened = identity::open(store).await;
+    let (anchor, revision) = opened.map_err(|error| identity_failure(url, error))?;
     let state = match anchor.state {
         AnchorState::Active => "active",
         AnchorState::Sealed => "sealed: it was copied elsewhere, and nobody writes to it",
@@ -255,7 +259,7 @@ async fn restore(file: &Path, url: &str, environment: &Environment) -> Result<()
         .await?;
     let anchor = root::restored(&*store, environment).await;
     output::print(format_args!("{url}: {}\n", describe(&report)))?;
-    say_restored(&anchor.map_err(identity_failure)?)
+    say_restored(&anchor.map_err(|error| identity_failure(&url, error))?)
 }
 
 fn say_restored(anchor: &Anchor) -> Result<()> {
@@ -290,9 +294,9 @@ async fn copy((from, source): Opened, (to, target): Opened) -> Result<()> {
     let report = root::copy(&*source, &*target, |progress| bar.show(progress)).await;
     bar.end();
     let report = report.map_err(|error| match error {
-        CopyError::Source(error) => identity_failure(error),
-        CopyError::NotEmpty { .. } => Failure::new(Code::Conflict, error.to_string()),
-        error => Failure::failed(&error).hint(format!(
+        CopyError::Source(error) => identity_failure(&from, error),
+        CopyError::NotEmpty { .. } => Failure::new(Code::Conflict, format!("{to}: {error}")),
+        error => Failure::failed(format!("{from} to {to}: {error}")).hint(format!(
             "copy again to go on where it stopped; `platctrl store unseal {from}` to stay with the source"
         )),
     })?;

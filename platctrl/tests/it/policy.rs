@@ -4,7 +4,6 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use platctrl_framework::store::{
 use platctrl_store_consul::{ConsulStore, Options as ConsulOptions};
 use platctrl_store_etcd::{Credentials, EtcdStore, Options as EtcdOptions};
 
+use crate::fleet::{self, SIGKILL};
 use crate::rig::{Rig, eventually, is_alive};
 use crate::servers::Server;
 
@@ -464,35 +464,18 @@ fn credentials_do_what_their_role_needs_and_nothing_else_on_consul() {
     }
 }
 
-/// One of platctrl's programs with a credential of its own.
-pub(crate) struct Program(Child);
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 impl Place {
+    /// Starts one of platctrl's programs with a credential of its own.
     pub(crate) fn start(
         &self,
         role: &str,
         credential: &(String, PathBuf),
         more: &[&str],
-    ) -> Program {
-        let log = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.rig.path("up.log"))
-            .unwrap();
+    ) -> fleet::Process {
         let flags = self.flags(&credential.0, &credential.1);
-        let mut args = vec![role, "--store", &self.url];
-        args.extend(flags.iter().map(String::as_str));
+        let mut args: Vec<&str> = flags.iter().map(String::as_str).collect();
         args.extend(more);
-        let mut command = self.rig.command(&args);
-        let command = command.stdout(log.try_clone().unwrap()).stderr(log);
-        Program(command.spawn().unwrap())
+        fleet::start(&self.rig, &self.url, role, &args)
     }
 }
 
@@ -512,7 +495,7 @@ fn programs_work(place: &Place) {
     eventually("an answer of the server", || {
         (rig.cli(&["get", "nodes"]).code == Some(0)).then_some(())
     });
-    let mut leader = place.start("controllers", &controllers, &[]);
+    let leader = place.start("controllers", &controllers, &[]);
     let _agent = place.start("agent", &agent, &["--node", &node]);
     let pod = rig.quickstart(1).remove(0);
     pod.answer().unwrap();
@@ -541,8 +524,7 @@ fn programs_work(place: &Place) {
 
     // A leader that is killed leaves its lease behind; the agent may not clear it away, and
     // goes on hearing.
-    leader.0.kill().unwrap();
-    leader.0.wait().unwrap();
+    leader.end(SIGKILL);
     let _next = place.start("controllers", &controllers, &[]);
     rig.cli(&["scale", "rc/hello", "--replicas", "2"]).ok();
     rig.ready(2);

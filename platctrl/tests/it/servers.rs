@@ -1,4 +1,4 @@
-//! Real servers of stores that ask who anybody is: an etcd with users, a Consul with tokens.
+//! Real servers of stores: an etcd and a Consul, each for anybody, or asking who anybody is.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use platctrl_test_support::processes::{address, directory, spawn, tool};
+
 use crate::rig::eventually;
 
 /// The password of etcd's user `root`, and Consul's token that may do everything.
@@ -14,7 +16,9 @@ const HUSH: &str = "5f0d0e06-9c3d-4b8e-8a5e-0123456789ab";
 
 /// A server that ends with its test, and its files.
 pub(crate) struct Server {
-    process: Child,
+    process: Option<Child>,
+    program: PathBuf,
+    arguments: Vec<String>,
     /// Host and port of its clients.
     pub(crate) at: String,
     programs: PathBuf,
@@ -23,8 +27,7 @@ pub(crate) struct Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.kill();
         if std::thread::panicking() {
             let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
             let from = log.len().saturating_sub(4_000);
@@ -36,71 +39,80 @@ impl Drop for Server {
     }
 }
 
-/// The directory of a tool's programs.
-pub(crate) fn tool(name: &str) -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/tools");
-    let output = Command::new(script).arg(name).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "scripts/tools {name}: {said}");
-    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim_end())
-}
-
-/// An address of the loopback network that nobody else uses.
-fn address() -> String {
-    let mut bytes = [0_u8; 3];
-    let mut source = fs::File::open("/dev/urandom").unwrap();
-    source.read_exact(&mut bytes).unwrap();
-    let [a, b, c] = bytes.map(|byte| byte.clamp(1, 254));
-    format!("127.{a}.{b}.{c}")
-}
-
 impl Server {
-    fn start(
+    fn of(
         name: &str,
         program: &str,
         at: String,
         arguments: impl FnOnce(&Path) -> Vec<String>,
     ) -> Self {
         let programs = tool(name);
-        let memory = Path::new("/dev/shm");
-        let area = if memory.is_dir() {
-            memory
-        } else {
-            Path::new("/tmp")
+        let dir = directory("platctrl-server-");
+        let mut server = Self {
+            process: None,
+            program: programs.join(program),
+            arguments: arguments(dir.path()),
+            at,
+            programs,
+            dir,
         };
-        let dir = tempfile::Builder::new()
-            .prefix("platctrl-server-")
-            .tempdir_in(area)
-            .unwrap();
-        let log = fs::File::create(dir.path().join("log")).unwrap();
-        // It ends with this test also when the test is killed.
-        let process = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(programs.join(program))
-            .args(arguments(dir.path()))
+        server.launch();
+        server
+    }
+
+    fn launch(&mut self) {
+        let mut options = fs::OpenOptions::new();
+        let log = options.create(true).append(true);
+        let log = log.open(self.dir.path().join("log")).unwrap();
+        let mut command = Command::new(&self.program);
+        command
+            .args(&self.arguments)
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .unwrap();
-        Self {
-            process,
-            at,
-            programs,
-            dir,
+            .stderr(log);
+        self.process = Some(spawn(command));
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
         }
     }
 
-    /// An etcd of a release whose users are asked who they are.
-    pub(crate) fn etcd(release: &str) -> Self {
+    /// Starts it again with what it kept, and waits until it works.
+    pub(crate) fn start(&mut self) {
+        self.launch();
+        self.answers();
+    }
+
+    /// Somebody listens where it is.
+    pub(crate) fn listens(&self) -> bool {
+        TcpStream::connect(&self.at).is_ok()
+    }
+
+    fn answers(&self) {
+        if self.program.ends_with("etcd") {
+            eventually("an answer of etcd", || self.etcdctl(&["get", "x"]).ok());
+            return;
+        }
+        eventually("a write of Consul", || {
+            let (status, _) = self.ask(HUSH, "PUT", "/v1/kv/ready", "x")?;
+            (status == 200).then_some(())
+        });
+    }
+
+    /// An etcd of a release that asks nobody who he is.
+    pub(crate) fn open_etcd(release: &str) -> Self {
         let address = address();
         let (client, peer) = (
             format!("http://{address}:2379"),
             format!("http://{address}:2380"),
         );
-        let server = Self::start(release, "etcd", format!("{address}:2379"), |dir| {
+        let server = Self::of(release, "etcd", format!("{address}:2379"), |dir| {
             vec![
                 format!("--data-dir={}", dir.join("data").display()),
                 format!("--listen-client-urls={client}"),
@@ -112,7 +124,13 @@ impl Server {
                 "--log-level=warn".to_owned(),
             ]
         });
-        eventually("an answer of etcd", || server.etcdctl(&["get", "x"]).ok());
+        server.answers();
+        server
+    }
+
+    /// An etcd of a release whose users are asked who they are.
+    pub(crate) fn etcd(release: &str) -> Self {
+        let server = Self::open_etcd(release);
         for command in [
             &["user", "add", &format!("root:{HUSH}")][..],
             &["user", "grant-role", "root", "root"],
@@ -123,24 +141,35 @@ impl Server {
         server
     }
 
+    /// A Consul that asks nobody who he is.
+    pub(crate) fn open_consul() -> Self {
+        Self::consul_with(serde_json::Value::Null)
+    }
+
     /// A Consul whose tokens may do nothing unless told.
     pub(crate) fn consul() -> Self {
+        Self::consul_with(serde_json::json!({
+            "enabled": true, "default_policy": "deny",
+            "token_ttl": "0s", "policy_ttl": "0s",
+            "tokens": {"master": HUSH, "agent": HUSH},
+        }))
+    }
+
+    fn consul_with(acl: serde_json::Value) -> Self {
         let address = address();
         let at = format!("{address}:8500");
-        let server = Self::start("consul", "consul", at, |dir| {
-            let config = serde_json::json!({
+        let server = Self::of("consul", "consul", at, |dir| {
+            let mut config = serde_json::json!({
                 "server": true, "bootstrap_expect": 1, "datacenter": "dc1",
                 "node_name": "one", "data_dir": dir.join("data"),
                 "bind_addr": address, "client_addr": address,
                 "disable_update_check": true, "disable_host_node_id": true,
                 "performance": {"raft_multiplier": 1, "leave_drain_time": "0s"},
                 "ports": {"http": 8500, "dns": -1, "grpc": -1, "serf_wan": -1},
-                "acl": {
-                    "enabled": true, "default_policy": "deny",
-                    "token_ttl": "0s", "policy_ttl": "0s",
-                    "tokens": {"master": HUSH, "agent": HUSH},
-                },
             });
+            if !acl.is_null() {
+                config["acl"] = acl;
+            }
             let file = dir.join("config.json");
             fs::write(&file, config.to_string()).unwrap();
             vec![
@@ -148,10 +177,7 @@ impl Server {
                 format!("-config-file={}", file.display()),
             ]
         });
-        eventually("a write of Consul", || {
-            let (status, _) = server.ask(HUSH, "PUT", "/v1/kv/ready", "x")?;
-            (status == 200).then_some(())
-        });
+        server.answers();
         server
     }
 
