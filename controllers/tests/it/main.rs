@@ -18,4 +18,5 @@ mod rolling_update;
 mod rolls;
 mod sets;
 mod simulation;
+mod singletons;
 mod world;

@@ -1,0 +1,148 @@
+//! Pods that never run twice, on nodes that fall silent, are retired and come back.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use platctrl_controllers::node_lifecycle::{self, Limits};
+use platctrl_controllers::{replication_controller, testing};
+use platctrl_framework::model::{ConditionStatus, Object, ObjectKey};
+use platctrl_framework::store::{Key, Transaction};
+use platctrl_framework::testing::{FaultKind, Process, Replica, ScenarioError, Simulation, World};
+use platctrl_kinds::{Node, ReplicationController, Strategy};
+
+use crate::simulation::object;
+use crate::world::controller_key;
+
+type Beating = Arc<Mutex<BTreeSet<String>>>;
+
+/// Agents that beat, but for those that are taken out of the set.
+fn beat(world: &World) -> Beating {
+    let all: BTreeSet<String> = world.nodes().iter().cloned().collect();
+    let beating = Arc::new(Mutex::new(all));
+    let (world, alive) = (world.clone(), beating.clone());
+    tokio::spawn(async move {
+        for count in 0_u64.. {
+            let now: Vec<String> = alive.lock().unwrap().iter().cloned().collect();
+            for node in now {
+                let key = Key::new(format!("x/beat/{node}")).unwrap();
+                let beat = Transaction::new().put(key, format!("{{\"count\":{count}}}"));
+                // Who is cut off beats later.
+                let _ = world.client().store().commit(beat).await;
+            }
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+    });
+    beating
+}
+
+fn node_key(name: &str) -> ObjectKey {
+    ObjectKey::cluster("platctrl.dev", "nodes", name).unwrap()
+}
+
+/// Waits until a condition of a node holds.
+async fn says(world: &World, node: &str, kind: &str) -> Result<(), ScenarioError> {
+    for _ in 0..2_000 {
+        let status = world.get::<Node>(&node_key(node)).await?.status;
+        let condition = status.conditions.get(kind);
+        if condition.is_some_and(|it| it.status == ConditionStatus::True) {
+            return Ok(());
+        }
+        world.sleep(Duration::from_secs(1)).await;
+    }
+    Err(format!("{node} never says {kind}").into())
+}
+
+fn running(world: &World) -> Vec<String> {
+    let there = world.processes().into_iter().filter(Process::exists);
+    there.map(|process| process.node().to_owned()).collect()
+}
+
+/// One pod that never runs twice, whose node is cut off while the pod runs on.
+fn life(singleton: bool) -> Simulation {
+    testing::fleet(3)
+        .controllers(|replica: Replica| {
+            let (store, environment) = (replica.store(), replica.environment());
+            let lifecycle = node_lifecycle::controller(store, environment, Limits::default());
+            replica
+                .runtime()
+                .controller(replication_controller::controller())
+                .controller(lifecycle)
+                .reap()
+                .elect_leader("controllers")
+        })
+        .scenario(move |world| async move {
+            let beating = beat(&world);
+            let mut wanted = object(1);
+            wanted.spec.strategy = Strategy::Dynamic;
+            wanted.spec.template.spec.singleton = singleton;
+            world.create(&wanted).await?;
+            world.settled().await?;
+            let there = running(&world);
+            let node = there.first().cloned().ok_or("there is no pod")?;
+
+            // Cut off from the store: its agent is silent, its pod serves.
+            beating.lock().unwrap().remove(&node);
+            says(&world, &node, "Lost").await?;
+            world.settled().await?;
+            if running(&world) != [node.clone()] {
+                return Err(format!("{:?} run", running(&world)).into());
+            }
+            let controller = world
+                .get::<ReplicationController>(&controller_key())
+                .await?;
+            let stalled = controller.status.conditions.get("Stalled").cloned();
+            if stalled.is_none_or(|it| it.reason != "AwaitsRetirement") {
+                return Err("nobody says what it waits for".into());
+            }
+
+            // A person looks: the machine is dead. It is given up.
+            world.stop_node(&node);
+            let retire = |node: &mut Object<Node>| {
+                (node.spec.incarnation, node.spec.unschedulable) = (1, true);
+            };
+            world.change::<Node>(&node_key(&node), retire).await?;
+            world.settled().await?;
+            let there = running(&world);
+            if there.len() != 1 || there[0] == node {
+                return Err(format!("{there:?} run after {node} was retired").into());
+            }
+
+            // And comes back.
+            world.start_node(&node);
+            beating.lock().unwrap().insert(node.clone());
+            world.settled().await?;
+            let after = running(&world);
+            if after != there {
+                return Err(format!("{after:?} run after {node} came back").into());
+            }
+            Ok(())
+        })
+        .invariant("never twice", |now| {
+            let there = now.processes().filter(|process| process.exists()).count();
+            match there {
+                0 | 1 => Ok(()),
+                _ => Err(format!("{there} run at once")),
+            }
+        })
+        .history_matters()
+        // What ends with a node's retirement is the agent's to clear away, which is played here
+        // as far as it looks at pods.
+        .orphans_may_stay()
+        .without(FaultKind::Restore)
+        .without(FaultKind::RestoreAhead)
+        .without(FaultKind::NodeDown)
+}
+
+#[test]
+fn a_singleton_never_runs_twice_though_its_node_is_lost_retired_and_back() {
+    life(true).run(1).unwrap();
+    life(true).random(0..6).unwrap();
+}
+
+/// The same world finds it out when a pod may be replaced as others are.
+#[test]
+fn a_pod_that_is_no_singleton_runs_twice_in_that_world() {
+    let failure = life(false).run(1).unwrap_err();
+    assert!(failure.to_string().contains("never twice"), "{failure}");
+}
