@@ -25,7 +25,6 @@ mod on_consul;
 mod policy;
 mod rollout;
 mod servers;
-mod singletons;
 mod store;
 mod undelete;
 mod wrong_roots;
