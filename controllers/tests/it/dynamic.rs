@@ -196,7 +196,7 @@ async fn a_pod_that_never_runs_twice_is_moved_by_ending_it_first() {
     })
     .await;
     tokio::time::sleep(Duration::from_secs(1200)).await;
-    assert_eq!(world.nodes_of_pods().await, [away.clone()]);
+    assert_eq!(world.nodes_of_pods().await, std::slice::from_ref(&away));
     // It is heard of again, and drained.
     world.say(&away, node_condition::LOST, false).await;
     world.say(&away, node_condition::DRAINING, true).await;
