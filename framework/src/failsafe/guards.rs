@@ -4,6 +4,10 @@
 //! One [`Safeguards`] is shared by the sources, the mirror, the engines and the contexts of a
 //! runtime. Its decisions are those of the pure modules beside it; here they meet the state.
 
+mod admit;
+mod memory;
+mod reset;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,22 +18,21 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+pub(crate) use self::admit::Ask;
+use self::admit::Episode;
+use self::memory::recall;
 use super::baseline::Baseline;
 use super::budget::{Account, Budget};
 use super::chain::Link;
 use super::control::{EXPECTED_FOR, Expected, Freeze};
-use super::effect::{ends, taken_away};
-use super::episode;
 use super::limits::Limits;
-use super::record::{Failsafe, Guard, Hold, Reset};
+use super::record::{Failsafe, Guard, Hold};
 use super::switch::{Safeguard, Switches};
 use crate::cache::View;
 use crate::controller::EventRecorder;
 use crate::environment::Environment;
-use crate::model::{
-    EventType, GroupPlural, Joined, Kinds, ObjectKey, ObjectReference, Resource as _, Uid,
-};
-use crate::store::{Prefix, Revision, Transaction, Write};
+use crate::model::{EventType, GroupPlural, Kinds, ObjectKey, ObjectReference, Resource as _, Uid};
+use crate::store::{Prefix, Revision};
 
 /// Objects named in a hold.
 pub(super) const NAMED: usize = 20;
@@ -77,14 +80,6 @@ pub(crate) struct Held {
 pub(super) struct Withheld {
     pub(super) was: Bytes,
     pub(super) hold: String,
-}
-
-/// What an owner may do because its own spec changed.
-#[derive(Clone, Copy, Debug)]
-struct Episode {
-    generation: u64,
-    /// When it was seen, or something was last taken away for it.
-    acted: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -151,29 +146,6 @@ impl fmt::Debug for Safeguards {
             .field("setup", &self.setup)
             .finish_non_exhaustive()
     }
-}
-
-/// What was taken from budgets for a commit, to be given back if it does not happen.
-#[derive(Debug, Default)]
-#[must_use]
-pub(crate) struct Ticket {
-    spent: Vec<(Account, u32)>,
-    /// Objects whose ends are paid for with it.
-    ended: Vec<Uid>,
-    /// The generation of the own object that orders what is taken away, to be written beside it.
-    pub(crate) declared: Option<u64>,
-}
-
-/// A commit that a controller wants to make.
-#[derive(Debug)]
-pub(crate) struct Ask<'a> {
-    /// The kinds that the controller declared.
-    pub(crate) declared_kinds: &'a Kinds,
-    pub(crate) view: &'a View,
-    pub(crate) own: &'a Joined,
-    pub(crate) transaction: &'a Transaction,
-    /// Reports pass a freeze.
-    pub(crate) reports_while_frozen: bool,
 }
 
 /// What a runtime holds back at the moment.
@@ -490,446 +462,8 @@ impl Safeguards {
         }
     }
 
-    /// Everything was read once: from here the grace time counts, and what is remembered of
-    /// before is compared.
-    pub(crate) fn synced(&self, view: &View) {
-        let mut state = self.state();
-        if state.began.is_some() {
-            return;
-        }
-        state.began = Some(self.environment.monotonic());
-        let Some(baseline) = state.baseline.clone() else {
-            return;
-        };
-        let found = self.counts(view);
-        for (kind, remembered, found) in baseline.fewer(&found, self.limits()) {
-            let kind = self.kind_named(&kind);
-            let Some(kind) = kind.filter(|_| self.is_on(Safeguard::Fewer)) else {
-                continue;
-            };
-            let lost = usize::try_from(remembered - found).unwrap_or(usize::MAX);
-            if self.is_expected(&mut state, lost) {
-                continue;
-            }
-            let message = format!(
-                "{found} {} are there; there were {remembered} when this program last looked",
-                name_of(&kind)
-            );
-            self.raise(&mut state, Guard::Fewer, Some(&kind), "", &[], message);
-        }
-    }
-
-    /// How many objects of each kind a view has.
-    pub(super) fn counts(&self, view: &View) -> BTreeMap<String, u64> {
-        let kinds = self.kinds();
-        let kinds = kinds.iter().map(|known| known.definition.group_plural());
-        kinds
-            .map(|kind| (name_of(&kind), view.keys_of(&kind).len() as u64))
-            .collect()
-    }
-
     pub(super) fn see(state: &mut State) {
         state.blind = false;
-    }
-
-    fn refuse(state: &mut State, why: String, retry_after: Duration) -> Held {
-        state.refusals += 1;
-        Held { why, retry_after }
-    }
-
-    /// What forbids whatever takes something away, declared or not.
-    fn nothing_goes(&self, state: &mut State) -> Option<Held> {
-        let why = self.stopped(state).or_else(|| {
-            let orders = self.is_on(Safeguard::HistoryOrders);
-            let other = state.other_history.as_ref().filter(|_| orders)?;
-            Some(format!("the store shows another history: {other}"))
-        })?;
-        Some(Self::refuse(state, why, AGAIN))
-    }
-
-    /// What forbids taking something away that nobody declared.
-    fn nothing_undeclared_goes(&self, state: &mut State, kinds: &Kinds) -> Option<Held> {
-        let mut holds = state.holds.values();
-        let about = |hold: &&Hold| {
-            !matches!(hold.guard, Guard::Budget | Guard::History)
-                && self.is_on(Safeguard::KindHeld)
-                && kinds
-                    .iter()
-                    .any(|known| name_of(&known.definition.group_plural()) == hold.kind)
-        };
-        if let Some(hold) = holds.find(about) {
-            let why = format!("held by {}: {}", hold.id, hold.message);
-            return Some(Self::refuse(state, why, AGAIN));
-        }
-        let left = match state.began {
-            Some(began) => {
-                (began + self.limits().grace).saturating_sub(self.environment.monotonic())
-            }
-            None => self.limits().grace,
-        };
-        if left.is_zero() || !self.is_on(Safeguard::ColdStart) {
-            return None;
-        }
-        let why = format!("this program began a moment ago: it takes nothing away for {left:?}");
-        Some(Self::refuse(state, why, left))
-    }
-
-    fn domain(&self, key: &ObjectKey, view: &View) -> Arc<str> {
-        let domain = self.setup.domain.as_ref();
-        domain
-            .filter(|_| self.is_on(Safeguard::Domains))
-            .and_then(|domain| domain(key, view))
-            .unwrap_or_default()
-            .into()
-    }
-
-    /// Takes from budgets, from all or from none.
-    fn spend(
-        &self,
-        state: &mut State,
-        view: &View,
-        victims: &BTreeMap<Account, Vec<ObjectKey>>,
-    ) -> Result<Ticket, Held> {
-        let now = self.environment.monotonic();
-        let window = self.limits().window;
-        let mut ticket = Ticket::default();
-        if !self.is_on(Safeguard::Budget) {
-            return Ok(ticket);
-        }
-        for (account, objects) in victims {
-            let asked = u32::try_from(objects.len()).unwrap_or(u32::MAX);
-            let held = state.holds.values().find(|hold| {
-                hold.guard == Guard::Budget
-                    && hold.kind == name_of(&account.0)
-                    && *hold.domain == *account.1
-            });
-            let held = held.map(|hold| format!("held by {}: {}", hold.id, hold.message));
-            let spent = state.budget.spent(account, now, window);
-            let mut limit = self.limits().budget_least;
-            if spent.saturating_add(asked) > limit {
-                let in_domain = |key: &Arc<ObjectKey>| {
-                    self.setup.domain.is_none() || self.domain(key, view) == account.1
-                };
-                let known = view.keys_of(&account.0);
-                limit = self
-                    .limits()
-                    .budget(known.iter().filter(|key| in_domain(key)).count());
-            }
-            let outcome = match &held {
-                Some(_) => Err(super::budget::Overspent {
-                    spent,
-                    limit,
-                    asked,
-                }),
-                None => state.budget.spend(account, now, window, asked, limit),
-            };
-            let Err(over) = outcome else {
-                ticket.spent.push((account.clone(), asked));
-                continue;
-            };
-            if self.is_expected(state, objects.len()) {
-                continue;
-            }
-            let wanted = state.refused.entry(account.clone()).or_default();
-            *wanted = asked.max(*wanted);
-            let message = format!(
-                "{} more of {} were to be taken away, after {} in the last {:?}; the budget is {}",
-                over.asked,
-                name_of(&account.0),
-                over.spent,
-                window,
-                over.limit
-            );
-            self.raise(
-                state,
-                Guard::Budget,
-                Some(&account.0),
-                &account.1,
-                objects,
-                message.clone(),
-            );
-            for (account, count) in ticket.spent {
-                state.budget.refund(&account, count);
-            }
-            let why = held.unwrap_or(message);
-            return Err(Self::refuse(state, why, AGAIN));
-        }
-        Ok(ticket)
-    }
-
-    /// Decides whether a commit may be made now.
-    pub(crate) fn admit(&self, ask: &Ask<'_>) -> Result<Ticket, Held> {
-        // Parsed without the lock.
-        let effects = taken_away(ask.transaction, ask.view, &self.kinds(), &ask.own.key);
-        let mut state = self.state();
-        let is_report = |write: &Write| {
-            let key = write.key().as_str();
-            key.starts_with("o/reality/") || key.starts_with("o/part/")
-        };
-        let passes = ask.reports_while_frozen
-            && state.is_frozen()
-            && ask.transaction.writes.iter().all(is_report);
-        let stopped = match passes {
-            true => self.unsure(&state),
-            false => self.stopped(&state),
-        };
-        if let Some(why) = stopped {
-            return Err(Self::refuse(&mut state, why, AGAIN));
-        }
-        let declared = self.declares(&mut state, ask.own, !effects.is_empty());
-        if effects.is_empty() {
-            return Ok(Ticket::default());
-        }
-        if let Some(held) = self.nothing_goes(&mut state) {
-            return Err(held);
-        }
-        if declared {
-            let metadata = ask.own.intent.as_ref().map(|own| &own.value.metadata);
-            let declared = metadata.filter(|own| !own.is_deleted());
-            return Ok(Ticket {
-                declared: declared.map(|own| own.generation),
-                ..Ticket::default()
-            });
-        }
-        if let Some(held) = self.nothing_undeclared_goes(&mut state, ask.declared_kinds) {
-            return Err(held);
-        }
-        let mut victims = BTreeMap::<Account, Vec<ObjectKey>>::new();
-        for key in effects {
-            let account = (key.kind().clone(), self.domain(&key, ask.view));
-            victims.entry(account).or_default().push(key);
-        }
-        let mut ticket = self.spend(&mut state, ask.view, &victims)?;
-        // Who carries the end out here does not pay for it again.
-        for uid in ends(ask.transaction) {
-            if Self::remember_end(&mut state, &uid) {
-                ticket.ended.push(uid);
-            }
-        }
-        Ok(ticket)
-    }
-
-    /// False when it was remembered already.
-    fn remember_end(state: &mut State, uid: &Uid) -> bool {
-        if state.ended.len() > MEMORIES {
-            state.ended.clear();
-        }
-        state.ended.insert(uid.clone())
-    }
-
-    /// Only a freeze, or another history, stops this.
-    pub(crate) fn admit_bare(&self) -> Result<(), Held> {
-        self.nothing_goes(&mut self.state()).map_or(Ok(()), Err)
-    }
-
-    /// Gives back what a commit that did not happen had taken.
-    pub(crate) fn give_back(&self, ticket: Ticket) {
-        let mut state = self.state();
-        for (account, count) in ticket.spent {
-            state.budget.refund(&account, count);
-        }
-        for uid in ticket.ended {
-            state.ended.remove(&uid);
-        }
-    }
-
-    /// Decides whether what was made for an object that has a tombstone may be taken away now.
-    pub(crate) fn admit_end(&self, own: &Joined, view: &View) -> Result<(), Held> {
-        let mut state = self.state();
-        if let Some(held) = self.nothing_goes(&mut state) {
-            return Err(held);
-        }
-        let Some(intent) = &own.intent else {
-            return Ok(());
-        };
-        let metadata = &intent.value.metadata;
-        let declared = metadata.deletion.as_ref().is_some_and(|it| it.declared);
-        if declared || state.ended.contains(&metadata.uid) || !self.is_on(Safeguard::Ends) {
-            return Ok(());
-        }
-        let kind = own.key.kind();
-        let mut kinds = Kinds::new();
-        if let Some(known) = self.kinds().get(kind) {
-            kinds.define(known.definition.clone());
-        }
-        if let Some(held) = self.nothing_undeclared_goes(&mut state, &kinds) {
-            return Err(held);
-        }
-        let account = (kind.clone(), self.domain(&own.key, view));
-        let victims = BTreeMap::from([(account, vec![own.key.clone()])]);
-        // What was begun is finished, and not counted twice.
-        let Ticket { .. } = self.spend(&mut state, view, &victims)?;
-        Self::remember_end(&mut state, &metadata.uid);
-        Ok(())
-    }
-
-    /// Whether what is done for an object follows from an order: its own tombstone, or a newer
-    /// generation of its own spec, for as long as the work on that goes on.
-    pub(crate) fn is_declared(&self, own: &Joined) -> bool {
-        self.declares(&mut self.state(), own, false)
-    }
-
-    /// As [`Safeguards::is_declared`]. `acts`: something is taken away now.
-    fn declares(&self, state: &mut State, own: &Joined, acts: bool) -> bool {
-        let Some(intent) = &own.intent else {
-            return false;
-        };
-        let metadata = &intent.value.metadata;
-        if let Some(deletion) = &metadata.deletion
-            && deletion.uid == metadata.uid
-        {
-            return deletion.declared;
-        }
-        let (now, generation) = (self.environment.monotonic(), metadata.generation);
-        let lasts = self.limits().window * 2;
-        let mut acted = now;
-        match state.episodes.get_mut(&metadata.uid) {
-            Some(episode) if episode.generation == generation => {
-                let goes_on = now.saturating_sub(episode.acted) < lasts;
-                if !goes_on {
-                    state.episodes.remove(&metadata.uid);
-                } else if acts {
-                    episode.acted = now;
-                }
-                return goes_on;
-            }
-            Some(episode) if episode.generation > generation => return false,
-            Some(_) => {}
-            None => match own.own_reality() {
-                // Never worked on: all that is done for it follows from its creation.
-                None if !acts => return true,
-                None => {}
-                Some(reality) => {
-                    let seen = reality.value.status.observed_generation;
-                    if seen.is_none_or(|seen| seen >= generation) {
-                        // Another process was at it.
-                        let wall = self.environment.now();
-                        let Some(ago) = episode::recalled(reality, generation, wall, lasts) else {
-                            return false;
-                        };
-                        acted = if acts { now } else { now.saturating_sub(ago) };
-                    }
-                }
-            },
-        }
-        if state.episodes.len() > MEMORIES {
-            let goes_on = |episode: &Episode| now.saturating_sub(episode.acted) < lasts;
-            state.episodes.retain(|_, episode| goes_on(episode));
-        }
-        let episode = Episode { generation, acted };
-        state.episodes.insert(metadata.uid.clone(), episode);
-        true
-    }
-
-    /// Lets go what a person reset. Returns the ids, and whether everything has to be read again.
-    pub(super) fn reset(&self, resets: &[Reset]) -> (Vec<String>, bool) {
-        let mut state = self.state();
-        let (mut done, mut read_again) = (Vec::new(), false);
-        for reset in resets {
-            let Some(hold) = state.holds.get(&reset.id).cloned() else {
-                continue;
-            };
-            let after = hold.since.duration_since(reset.since);
-            let is_it = after.is_negative() || after.unsigned_abs() <= SAME_HOLD;
-            // Once: the next hold of this id is another one.
-            let first = state.resets.insert((reset.id.clone(), reset.since));
-            if self.is_on(Safeguard::ResetOnce) && !(is_it && first) {
-                continue;
-            }
-            match hold.guard {
-                Guard::History => {
-                    let withheld = std::mem::take(&mut state.withheld);
-                    state.accepted.extend(withheld.into_keys());
-                    state.other_history = None;
-                    state.older_than = None;
-                    state.chain_tells = false;
-                    state.turns += 1;
-                    state.link = None;
-                    state.store_id.clear();
-                    state.blind = false;
-                    state.began = Some(self.environment.monotonic());
-                    let about = |hold: &&Hold| {
-                        matches!(
-                            hold.guard,
-                            Guard::Vanished | Guard::Changed | Guard::WentBack
-                        )
-                    };
-                    let others: Vec<String> = state
-                        .holds
-                        .values()
-                        .filter(about)
-                        .map(|hold| hold.id.clone())
-                        .collect();
-                    for id in others {
-                        self.release(&mut state, &id, "the other history was accepted");
-                        done.push(id);
-                    }
-                    read_again = true;
-                }
-                Guard::Vanished | Guard::Changed | Guard::WentBack => {
-                    let mine: Vec<String> = state
-                        .withheld
-                        .iter()
-                        .filter(|(_, withheld)| withheld.hold == hold.id)
-                        .map(|(key, _)| key.clone())
-                        .collect();
-                    for key in mine {
-                        state.withheld.remove(&key);
-                        state.accepted.insert(key);
-                    }
-                    read_again = true;
-                }
-                Guard::Budget => {
-                    let kind = self.kind_named(&hold.kind);
-                    if let Some(kind) = kind {
-                        let account = (kind, Arc::from(hold.domain.as_str()));
-                        let wanted = state.refused.remove(&account).unwrap_or(0);
-                        state.budget.reset(&account, wanted);
-                    }
-                }
-                Guard::RealityLost | Guard::Fewer => {}
-            }
-            self.release(&mut state, &hold.id, "a person reset it");
-            done.push(hold.id);
-        }
-        (done, read_again)
-    }
-
-    /// Remembers an intent that was lost, so that it can be written again.
-    pub(super) fn remember_lost(state: &mut State, key: String, was: Bytes) {
-        if state.lost.len() >= LOST {
-            state.lost.pop_first();
-        }
-        state.lost.insert(key, was);
-    }
-
-    /// What there is to remember over a restart; None while something is held that it would
-    /// contradict.
-    pub(super) fn to_remember(&self, view: &View) -> Option<Baseline> {
-        let counts = self.counts(view);
-        let now = self.environment.monotonic();
-        let mut state = self.state();
-        let unsound = |hold: &Hold| !matches!(hold.guard, Guard::Budget | Guard::RealityLost);
-        if state.began.is_none() || state.holds.values().any(unsound) {
-            return None;
-        }
-        let spent = state.budget.all(now, self.limits().window);
-        let spent = spent.into_iter().map(|((kind, domain), count)| {
-            let mut name = name_of(&kind);
-            if !domain.is_empty() {
-                name = format!("{name}@{domain}");
-            }
-            (name, count)
-        });
-        let baseline = Baseline {
-            store_id: state.store_id.clone(),
-            link: state.link.clone(),
-            revision: view.revision(),
-            kinds: counts,
-            spent: spent.collect(),
-        };
-        state.baseline = Some(baseline.clone());
-        Some(baseline)
     }
 
     /// The store is older than it was.
@@ -953,36 +487,6 @@ impl Safeguards {
         state.other_history = Some(why);
         self.raise(state, Guard::History, None, "", &[], message);
     }
-
-    /// Takes over what the program's own record remembers, where nothing better is known.
-    pub(super) fn recall_stored(&self, baseline: Baseline) {
-        let mut state = self.state();
-        if state.baseline.is_none() && state.began.is_none() {
-            recall(
-                &mut state,
-                baseline,
-                self.environment.monotonic(),
-                &self.setup.switches,
-            );
-        }
-    }
-}
-
-fn recall(state: &mut State, baseline: Baseline, now: Duration, switches: &Switches) {
-    state.link.clone_from(&baseline.link);
-    state.store_id.clone_from(&baseline.store_id);
-    let spent = switches.is_on(Safeguard::BudgetMemory);
-    for (name, &count) in baseline.spent.iter().filter(|_| spent) {
-        let (kind, domain) = name.split_once('@').unwrap_or((name, ""));
-        if let Some((plural, group)) = kind.split_once('.') {
-            let account = (GroupPlural::new(group, plural), Arc::from(domain));
-            // As if it had been just now: later than it was, and so on the safe side.
-            let _ = state
-                .budget
-                .spend(&account, now, Duration::MAX, count, u32::MAX);
-        }
-    }
-    state.baseline = Some(baseline);
 }
 
 /// A kind as people name it: `pods.platctrl.dev`.
