@@ -6,6 +6,7 @@
 //! exit code 1. A missed goal is printed and does not fail the target: whoever reads it judges
 //! whether the machine was quiet.
 
+pub mod etcd;
 pub mod queue;
 
 use std::fmt::Debug;

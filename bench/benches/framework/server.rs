@@ -183,11 +183,14 @@ impl Server {
             String::new()
         };
         let version = world.version;
-        let mut page = format!(
+        let objects = &world.objects[begin.min(end)..end];
+        let head = format!(
             r#"{{"kind":"WidgetList","apiVersion":"bench.dev/v1","metadata":{{"resourceVersion":"{version}","continue":"{more}"}},"items":["#
-        )
-        .into_bytes();
-        for (place, object) in world.objects[begin.min(end)..end].iter().enumerate() {
+        );
+        let length: usize = objects.iter().map(|object| object.json.len() + 2).sum();
+        let mut page = Vec::with_capacity(head.len() + length + 4);
+        page.extend_from_slice(head.as_bytes());
+        for (place, object) in objects.iter().enumerate() {
             page.extend_from_slice(if place == 0 { b"\n" } else { b",\n" });
             page.extend_from_slice(&object.json);
         }

@@ -17,6 +17,7 @@ use platctrl_framework::store::{
     Snapshot, Store, StoreError, Transaction, WatchEvent, WatchStream,
 };
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 
 use crate::api::{Connection, Lines};
 use crate::widget::FIRST_VERSION;
@@ -27,7 +28,48 @@ pub(crate) const PAGE: usize = 500;
 #[derive(Debug)]
 pub(crate) struct ApiStore {
     port: u16,
-    lists: Mutex<Option<Connection>>,
+    lists: Mutex<Lists>,
+}
+
+/// A page that is being read, and the connection that it comes over.
+type Reading = JoinHandle<Result<(Connection, Bytes)>>;
+
+/// The connection that lists are read over.
+#[derive(Debug, Default)]
+struct Lists {
+    connection: Option<Connection>,
+    /// The page after the object of this name, which is read while the one before is decoded.
+    ahead: Option<(String, Reading)>,
+}
+
+impl Lists {
+    /// The page after the object of this name.
+    async fn page(&mut self, port: u16, limit: usize, after: Option<&str>) -> Result<Bytes> {
+        if let Some((name, ahead)) = self.ahead.take()
+            && after == Some(name.as_str())
+        {
+            let (connection, body) = ahead.await??;
+            self.connection = Some(connection);
+            return Ok(body);
+        }
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            none => none.insert(Connection::open(port).await?),
+        };
+        connection.page(limit, after).await
+    }
+
+    /// Begins to read the page after the object of this name.
+    fn read_ahead(&mut self, limit: usize, after: String) {
+        if let Some(mut connection) = self.connection.take() {
+            let name = after.clone();
+            let page = async move {
+                let body = connection.page(limit, Some(&name)).await?;
+                Ok((connection, body))
+            };
+            self.ahead = Some((after, tokio::spawn(page)));
+        }
+    }
 }
 
 fn broken(error: impl std::fmt::Display) -> StoreError {
@@ -56,8 +98,9 @@ fn version(line: &[u8]) -> Option<Revision> {
 }
 
 fn record(all: &Bytes, object: &[u8]) -> Option<Record> {
-    let name = text(object, r#""name":""#)?;
-    let modified = version(object)?;
+    let name = field(object, r#""name":""#)?;
+    let modified = version(object.get(name.end..)?)?;
+    let name = std::str::from_utf8(object.get(name)?).ok()?;
     Some(Record {
         key: Key::new(format!("o/intent/bench.dev/widgets/default/{name}")).ok()?,
         value: all.slice_ref(object),
@@ -111,29 +154,30 @@ impl ApiStore {
             });
         }
         let mut lists = self.lists.lock().await;
-        let connection = match &mut *lists {
-            Some(connection) => connection,
-            none => none.insert(Connection::open(self.port).await?),
-        };
         let after = request.after.as_ref();
         let after = after.and_then(|key| key.as_str().rsplit('/').next());
-        let body = connection.page(PAGE.min(request.limit), after).await?;
-        let mut lines = lines(&body);
-        let head = lines.next().ok_or("an empty page")?;
+        let limit = PAGE.min(request.limit);
+        let body = lists.page(self.port, limit, after).await?;
+        let mut rows = lines(&body);
+        let head = rows.next().ok_or("an empty page")?;
+        let next = text(head, r#""continue":""#).filter(|next| !next.is_empty());
+        if let Some(next) = next {
+            lists.read_ahead(limit, next.to_owned());
+        }
+        drop(lists);
         let revision = version(head).ok_or("a page without a version")?;
         let mut records = Vec::with_capacity(PAGE + 1);
         if after.is_none() {
             records.push(anchor(revision)?);
         }
-        for line in lines.filter(|line| line.starts_with(b"{")) {
+        for line in rows.filter(|line| line.starts_with(b"{")) {
             let object = line.strip_suffix(b",").unwrap_or(line);
             records.push(record(&body, object).ok_or("an object without a name")?);
         }
-        let more = field(head, r#""continue":""#).is_some_and(|more| !more.is_empty());
         Ok(Page {
             records,
             revision,
-            more,
+            more: next.is_some(),
         })
     }
 }

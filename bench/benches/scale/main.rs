@@ -1,95 +1,64 @@
-//! A large fleet in one process: a replication controller from nothing to converged.
+//! Large fleets.
 //!
-//! 10,000 nodes and 100,000 pods whose agents are simulated, on virtual time: what is measured is
-//! the work of the controllers, the cache and the memory store, and nothing that waits.
-//! `PLATCTRL_BENCH_SCALE_NODES` asks for another number of nodes, with ten pods each.
+//! - `place`: one decision, 1,000 pods on 10,000 nodes.
+//! - `converge`: a replication controller of 100,000 pods in the simulator, on the memory store.
+//! - `create`: the same on a real etcd until all intents are written, against the same bytes
+//!   written by a bare loop in large batches.
+//! - `roll`: a rolling update over 100, 1,000 and 10,000 nodes with 100 pods in flight.
+//! - `steady`: 100,000 pods, of which a hundredth is replaced each minute.
+//! - `failover`: the leader is killed, and a standby goes on.
+//!
+//! Except in the first two, etcd and the controllers are processes of their own: what controllers
+//! take is what their process takes. The agents of all nodes are played by this one, which
+//! reports each pod ready as soon as it is told of it. `cargo bench --bench scale -- roll steady`
+//! runs single parts; `PLATCTRL_BENCH_SCALE_NODES` asks for another number of nodes.
 
+mod converge;
+mod create;
+mod failover;
 mod placement;
+mod rig;
+mod roll;
+mod steady;
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
-use platctrl_bench::{Goal, Result, proc_bytes, ratio, raw};
-use platctrl_controllers::{replication_controller, testing};
-use platctrl_framework::model::{Metadata, Object};
-use platctrl_framework::testing::World;
-use platctrl_kinds::ReplicationController;
+use platctrl_bench::Result;
 
-const PODS_PER_NODE: usize = 10;
+/// The nodes of a large fleet: 10,000 unless the environment says otherwise.
+fn nodes() -> usize {
+    let nodes = std::env::var("PLATCTRL_BENCH_SCALE_NODES").ok();
+    nodes.and_then(|nodes| nodes.parse().ok()).unwrap_or(10_000)
+}
 
 fn main() -> ExitCode {
-    platctrl_bench::target("scale", scale)
-}
-
-fn scale() -> Result<()> {
-    placement::measure();
-    let nodes = std::env::var("PLATCTRL_BENCH_SCALE_NODES").ok();
-    let nodes: usize = nodes.and_then(|nodes| nodes.parse().ok()).unwrap_or(10_000);
-    let pods = nodes * PODS_PER_NODE;
-    let begun = Instant::now();
-    testing::fleet(nodes)
-        .without_history()
-        .orphans_may_stay()
-        // What a commit takes on a store that is really there.
-        .latency(Duration::from_millis(5))
-        .controllers(|replica| {
-            let controller = replication_controller::controller();
-            replica
-                .runtime()
-                .controller(controller)
-                .reap()
-                .elect_leader("controllers")
-        })
-        .scenario(move |world| async move {
-            world.create(&wanted(pods)?).await?;
-            world.settled().await?;
-            converged(&world, pods)
-        })
-        .run(1)?;
-    let seconds = begun.elapsed().as_secs_f64();
-    let seconds = raw(
-        &format!("{nodes} nodes, {pods} pods: from nothing to converged"),
-        "s",
-        &[seconds],
-    );
-    let peak = proc_bytes("/proc/self/status", "VmHWM:")? as f64 / f64::from(1 << 20);
-    raw("peak memory, agents and store included", "MiB", &[peak]);
-    ratio(
-        &format!("scale.converge-seconds.{pods}-pods"),
-        seconds,
-        Goal::AtMost(60.0),
-    );
-    Ok(())
-}
-
-fn wanted(pods: usize) -> Result<Object<ReplicationController>> {
-    let spec = serde_json::json!({
-        "replicas": pods,
-        "nodeSelector": "role=web",
-        "maxPerNode": PODS_PER_NODE,
-        "template": { "spec": { "launchables": { "web": { "location": "artifact:one" } } } },
-    });
-    let metadata = Metadata {
-        namespace: Some("default".into()),
-        ..Metadata::named("hello")
-    };
-    Ok(Object::new(metadata, serde_json::from_value(spec)?))
-}
-
-/// That all is as it was wanted, by what runs and by what is reported.
-fn converged(world: &World, pods: usize) -> Result<()> {
-    let healthy = world
-        .processes()
-        .iter()
-        .filter(|process| process.is_healthy())
-        .count();
-    let reported: Vec<u32> = world
-        .objects::<ReplicationController>()
-        .iter()
-        .map(|controller| controller.status.detail.ready_replicas)
-        .collect();
-    if healthy == pods && reported == [u32::try_from(pods)?] {
-        return Ok(());
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    if let ["controllers", endpoint] = words.as_slice() {
+        return match rig::controllers(endpoint) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("controllers: {error}");
+                ExitCode::FAILURE
+            }
+        };
     }
-    Err(format!("{healthy} of {pods} pods run, {reported:?} are reported ready").into())
+    // Cargo adds `--bench` by itself.
+    let only: Vec<&str> = words.into_iter().filter(|w| !w.starts_with('-')).collect();
+    let wanted = |name: &str| only.is_empty() || only.contains(&name);
+    platctrl_bench::target("scale", || measure(wanted))
+}
+
+fn measure(wanted: impl Fn(&str) -> bool) -> Result<()> {
+    type Part = (&'static str, fn() -> Result<()>);
+    let parts: [Part; 6] = [
+        ("place", placement::measure),
+        ("converge", converge::measure),
+        ("create", create::measure),
+        ("roll", roll::measure),
+        ("steady", steady::measure),
+        ("failover", failover::measure),
+    ];
+    let mut parts = parts.into_iter().filter(|(name, _)| wanted(name));
+    parts.try_for_each(|(_, part)| part())
 }

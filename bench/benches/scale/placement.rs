@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use platctrl_bench::{Goal, ratio, raw};
+use platctrl_bench::{Goal, Result, ratio, raw};
 use platctrl_controllers::placement::{
     Amounts, Fleet, FleetNode, Placement, PodNeeds, Request, Room, Spread,
 };
@@ -46,10 +46,9 @@ fn fleet() -> Fleet {
     }))
 }
 
-pub(crate) fn measure() {
+pub(crate) fn measure() -> Result<()> {
     let fleet = fleet();
-    let selector = "role in (web,api),zone!=z9".parse();
-    let Ok(selector) = selector else { return };
+    let selector = "role in (web,api),zone!=z9".parse()?;
     let mut request = Request::new("default/hello", selector);
     request.needs.namespace = "default".into();
     request.needs.app = "hello".into();
@@ -75,4 +74,5 @@ pub(crate) fn measure() {
     raw(&name, "ms", &times);
     let name = "scale.place-ms.1000-pods-10000-nodes";
     ratio(name, times[TIMES / 2], Goal::AtMost(50.0));
+    Ok(())
 }

@@ -1,119 +1,48 @@
 //! The etcd store against a bare loop over HTTP/2 that sends the same transactions to the same
 //! server: one member of etcd 3.5 with its data on disk.
 
-mod wire;
-
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use platctrl_bench::{Goal, Result, full_scale, median, p99, ratio, raw, runs, same};
+use platctrl_bench::etcd::{Bare, Server};
+use platctrl_bench::{Goal, Result, full_scale, median, p99, proc_bytes, ratio, raw, runs, same};
 use platctrl_framework::store::{
     Key, ListRequest, Pipeline, Prefix, Store, Transaction, WatchEvent,
 };
 use platctrl_store_etcd::{EtcdStore, Options};
 use tokio::task::JoinSet;
 
-use super::{executor, key, temporary, value};
-use wire::Bare;
+use super::{executor, key, value};
 
 /// Where the keys of both sides are.
 const ROOT: &str = "bench";
 /// Keys that are written again and again.
 const KEYS: usize = 4_096;
 
-/// A server of its own, which ends with the bench.
-pub(crate) struct Server {
-    process: Child,
-    pub(crate) endpoint: String,
-    programs: PathBuf,
-    _dir: tempfile::TempDir,
+async fn store_of(server: &Server) -> Result<EtcdStore> {
+    let location = format!("etcd://{}/{ROOT}", server.endpoint).parse()?;
+    Ok(EtcdStore::connect(location, Options::default()).await?)
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+async fn bare_of(server: &Server) -> Result<Bare> {
+    Bare::connect(&server.endpoint, ROOT).await
 }
 
-impl Server {
-    pub(crate) fn start() -> Result<Self> {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/tools");
-        let found = Command::new(script).arg("etcd-3.5").output()?;
-        if !found.status.success() {
-            return Err(String::from_utf8_lossy(&found.stderr).into());
-        }
-        let programs = PathBuf::from(String::from_utf8(found.stdout)?.trim_end());
-        let dir = temporary()?;
-        // An address of the loopback network that is free.
-        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-        let number = listener.local_addr()?.port();
-        let address = format!("127.77.{}.{}", number >> 8, (number & 0xff).clamp(1, 254));
-        let log = std::fs::File::create(dir.path().join("log"))?;
-        let process = Command::new(programs.join("etcd"))
-            .arg(format!("--data-dir={}", dir.path().join("data").display()))
-            .arg(format!("--listen-client-urls=http://{address}:2379"))
-            .arg(format!("--advertise-client-urls=http://{address}:2379"))
-            .arg(format!("--listen-peer-urls=http://{address}:2380"))
-            .arg("--quota-backend-bytes=8589934592")
-            .arg("--log-level=error")
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()?;
-        Ok(Self {
-            process,
-            endpoint: format!("{address}:2379"),
-            programs,
-            _dir: dir,
-        })
-    }
-
-    /// Runs etcdctl.
-    pub(crate) fn ctl(&self, arguments: &[&str]) -> Result<()> {
-        let output = Command::new(self.programs.join("etcdctl"))
-            .env("ETCDCTL_API", "3")
-            .arg(format!("--endpoints={}", self.endpoint))
-            .args(arguments)
-            .output()?;
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(String::from_utf8_lossy(&output.stderr).into()),
-        }
-    }
-
-    async fn store(&self) -> Result<EtcdStore> {
-        let location = format!("etcd://{}/{ROOT}", self.endpoint).parse()?;
-        Ok(EtcdStore::connect(location, Options::default()).await?)
-    }
-
-    async fn bare(&self) -> Result<Bare> {
-        Bare::connect(&self.endpoint).await
-    }
-
-    /// The server's resident memory in KiB.
-    fn memory(&self) -> Result<f64> {
-        resident(&self.process.id().to_string())
-    }
-}
-
+/// Resident memory in KiB.
 fn resident(process: &str) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let number = line.and_then(|line| line.split_whitespace().next());
-    Ok(number.ok_or("no VmRSS")?.parse()?)
+    let bytes = proc_bytes(&format!("/proc/{process}/status"), "VmRSS:")?;
+    Ok(bytes as f64 / 1024.0)
 }
 
 pub(crate) fn run() -> Result<()> {
     let server = Server::start()?;
     let executor = executor()?;
     executor.block_on(async {
-        let store = Arc::new(server.store().await?);
-        let bare = server.bare().await?;
+        let store = Arc::new(store_of(&server).await?);
+        let bare = bare_of(&server).await?;
         commits(&store, &bare, 64).await?;
         batches(&store, &bare).await?;
         pipeline(&store, &bare, 64, 1.8).await?;
@@ -303,12 +232,12 @@ async fn put_to_event(store: &Arc<EtcdStore>, server: &Server) -> Result<()> {
             Ok(seen)
         });
         // On a connection of its own, as the store's stream is.
-        let beside = server.bare().await?;
+        let beside = bare_of(&server).await?;
         let start = begin.counter() as i64 + 1;
         let bare_watching = tokio::spawn(async move { beside.watch_events(start, PUTS).await });
         // Both have begun.
         tokio::time::sleep(Duration::from_millis(200)).await;
-        let bare = server.bare().await?;
+        let bare = bare_of(&server).await?;
         let mut begun = Vec::new();
         for n in 0..PUTS {
             begun.push(Instant::now());
@@ -390,7 +319,7 @@ pub(crate) fn watchers() -> Result<()> {
         let server = Server::start()?;
         // Until it answers for the first time it still loads what it needs.
         clients(&server, 1)?;
-        let before = server.memory()?;
+        let before = resident(&server.process().to_string())?;
         let (_, client, after) = clients(&server, FOR_MEMORY)?;
         by_server.push((after - before) / FOR_MEMORY as f64);
         by_client.push(client / FOR_MEMORY as f64);
@@ -421,7 +350,7 @@ fn clients(server: &Server, count: usize) -> Result<(f64, f64, f64)> {
     let mut line = String::new();
     let output = process.stdout.take().ok_or("no output")?;
     BufReader::new(output).read_line(&mut line)?;
-    let memory = server.memory()?;
+    let memory = resident(&server.process().to_string())?;
     // The end of its input is its end.
     drop(process.stdin.take());
     process.wait()?;

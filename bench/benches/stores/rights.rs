@@ -9,13 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use platctrl_bench::etcd::Server;
 use platctrl_bench::{Result, full_scale, median, p99, raw};
 use platctrl_framework::environment::Environment;
 use platctrl_framework::store::{Key, Policy, Prefix, Right, Store, Transaction};
 use platctrl_store_consul::{self as consul_store, ConsulStore};
 use platctrl_store_etcd::{Credentials, EtcdStore, Options};
 
-use super::{consul, etcd, executor, temporary};
+use super::{consul, executor, temporary};
 
 /// Enrolments that are timed around each number.
 const TIMED: usize = 10;
@@ -75,7 +76,7 @@ trait Enrols {
 }
 
 struct OnEtcd {
-    server: etcd::Server,
+    server: Server,
     store: EtcdStore,
 }
 
@@ -217,7 +218,7 @@ pub(crate) fn run() -> Result<()> {
     let numbers: &[usize] = if full_scale() { &[100, 1_000] } else { &[100] };
     executor()?.block_on(async {
         // Users are asked who they are from here on.
-        let server = etcd::Server::start()?;
+        let server = Server::start()?;
         let location = format!("etcd://{}/{ROOT}", server.endpoint);
         let open = EtcdStore::connect(location.parse()?, Options::default()).await?;
         open.access_control().add_user("root", Some(HUSH)).await?;

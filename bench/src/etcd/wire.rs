@@ -10,10 +10,9 @@ use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use platctrl_bench::Result;
 use prost::{Message, Oneof};
 
-use super::ROOT;
+use crate::Result;
 
 #[derive(Clone, PartialEq, Message)]
 struct Put {
@@ -120,10 +119,11 @@ struct WatchAnswer {
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// A connection.
-#[derive(Clone)]
-pub(super) struct Bare {
+#[derive(Clone, Debug)]
+pub struct Bare {
     sender: SendRequest<Body>,
     endpoint: String,
+    root: String,
 }
 
 fn frame(message: &impl Message) -> Bytes {
@@ -132,10 +132,6 @@ fn frame(message: &impl Message) -> Bytes {
     bytes.put_u32(message.encoded_len() as u32);
     message.encode(&mut bytes).expect("the buffer grows");
     bytes.freeze()
-}
-
-fn below(text: &str) -> Bytes {
-    Bytes::from(format!("{ROOT}/{text}"))
 }
 
 /// The next message of an answer.
@@ -156,7 +152,11 @@ async fn next<M: Message + Default>(body: &mut Incoming, buffer: &mut BytesMut) 
 }
 
 impl Bare {
-    pub(super) async fn connect(endpoint: &str) -> Result<Self> {
+    /// Connects to a server; keys are below `root`.
+    ///
+    /// # Errors
+    /// The server cannot be reached; so of all functions here, which also fail with it.
+    pub async fn connect(endpoint: &str, root: &str) -> Result<Self> {
         let stream = tokio::net::TcpStream::connect(endpoint).await?;
         stream.set_nodelay(true)?;
         let (sender, driver) = http2::Builder::new(TokioExecutor::new())
@@ -168,7 +168,12 @@ impl Bare {
         Ok(Self {
             sender,
             endpoint: endpoint.to_owned(),
+            root: root.to_owned(),
         })
+    }
+
+    fn below(&self, text: &str) -> Bytes {
+        Bytes::from(format!("{}/{text}", self.root))
     }
 
     async fn send(&self, method: &str, body: Body) -> Result<Incoming> {
@@ -187,10 +192,13 @@ impl Bare {
     }
 
     /// Puts keys in one transaction.
-    pub(super) async fn put(&self, puts: &[(String, String)]) -> Result<()> {
+    ///
+    /// # Errors
+    /// See [`Bare::connect`].
+    pub async fn put(&self, puts: &[(String, String)]) -> Result<()> {
         let success = puts.iter().map(|(key, value)| Operation {
             request: Some(Request::Put(Put {
-                key: below(key),
+                key: self.below(key),
                 value: Bytes::from(value.clone()),
             })),
         });
@@ -206,11 +214,14 @@ impl Bare {
     }
 
     /// Lists a prefix in pages at one revision; returns how many keys and bytes.
-    pub(super) async fn list(&self, prefix: &str, page: usize) -> Result<(usize, usize)> {
-        let mut end = below(prefix).to_vec();
+    ///
+    /// # Errors
+    /// See [`Bare::connect`].
+    pub async fn list(&self, prefix: &str, page: usize) -> Result<(usize, usize)> {
+        let mut end = self.below(prefix).to_vec();
         *end.last_mut().ok_or("no prefix")? += 1;
         let mut range = Range {
-            key: below(prefix),
+            key: self.below(prefix),
             range_end: end.into(),
             limit: page as i64,
             revision: 0,
@@ -233,11 +244,14 @@ impl Bare {
     }
 
     /// Watches everything from a revision, until so many events have come; returns when.
-    pub(super) async fn watch_events(&self, start: i64, count: usize) -> Result<Vec<Instant>> {
-        let mut end = below("").to_vec();
+    ///
+    /// # Errors
+    /// See [`Bare::connect`].
+    pub async fn watch_events(&self, start: i64, count: usize) -> Result<Vec<Instant>> {
+        let mut end = self.below("").to_vec();
         *end.last_mut().ok_or("no root")? += 1;
         let create = Create {
-            key: below(""),
+            key: self.below(""),
             range_end: end.into(),
             start_revision: start,
         };
