@@ -232,12 +232,12 @@ async fn put_to_event(store: &Arc<EtcdStore>, server: &Server) -> Result<()> {
             Ok(seen)
         });
         // On a connection of its own, as the store's stream is.
-        let beside = bare_of(&server).await?;
+        let beside = bare_of(server).await?;
         let start = begin.counter() as i64 + 1;
         let bare_watching = tokio::spawn(async move { beside.watch_events(start, PUTS).await });
         // Both have begun.
         tokio::time::sleep(Duration::from_millis(200)).await;
-        let bare = bare_of(&server).await?;
+        let bare = bare_of(server).await?;
         let mut begun = Vec::new();
         for n in 0..PUTS {
             begun.push(Instant::now());
