@@ -28,7 +28,6 @@ impl<C> Shared<C> {
     ///
     /// # Panics
     /// A case failed while it had it.
-    #[must_use]
     pub fn lock(&self) -> MutexGuard<'_, C> {
         self.0.lock().unwrap()
     }
