@@ -430,7 +430,7 @@ mod tests {
             };
             let wake = (12, hint([pod(499)].iter()));
             let (_, search) = model.search(Some(wake), &[seeker(&all, 10)]);
-            let mut expected = vec![pod(between), pod(499)];
+            let mut expected = [pod(between), pod(499)];
             expected.sort();
             assert_eq!(read(&search), expected.iter().collect::<Vec<_>>());
         }
