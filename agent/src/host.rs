@@ -8,10 +8,12 @@ use platctrl_kinds::Resources;
 
 use crate::artifacts::Artifacts;
 use crate::auth::{UserPolicy, Users};
+use crate::authority::{AnyDeployment, Authority};
 use crate::cgroup::{self, CgroupError, Cgroups, Group};
 use crate::files::FileError;
 use crate::health::{ProbeFiles, Prober};
 use crate::hoist;
+use crate::hooks::Hooks;
 use crate::launch::{Shims, Supervisor};
 use crate::layout::{Layout, LayoutError};
 use crate::name::PodName;
@@ -42,6 +44,13 @@ pub struct HostConfig {
     pub users: UserPolicy,
     /// What checks over TLS show and believe.
     pub probes: ProbeFiles,
+    /// Where the node's hooks are: by default `hooks` in the data directory.
+    pub hooks: Option<PathBuf>,
+    /// What decides what may run here, beyond the users it may run as: by default everything that
+    /// the store says.
+    pub authority: Arc<dyn Authority>,
+    /// What supervises programs: by default one shim each.
+    pub supervisor: Option<Arc<dyn Supervisor>>,
     /// How the helper processes that fetch and unpack are started: by default this program, which
     /// has to hand [`hoist::child::SUBCOMMAND`] to [`hoist::child::main`].
     pub helper: Option<hoist::ChildCommand>,
@@ -61,6 +70,9 @@ impl HostConfig {
             allow_unverified: false,
             users: UserPolicy::default(),
             probes: ProbeFiles::default(),
+            hooks: None,
+            authority: Arc::new(AnyDeployment),
+            supervisor: None,
             helper: None,
         }
     }
@@ -98,6 +110,10 @@ pub struct Host {
     pub(crate) users: Users,
     pub(crate) cgroups: Cgroups,
     pub(crate) supervisor: Arc<dyn Supervisor>,
+    /// What runs scripts and hooks, which end.
+    pub(crate) errands: Arc<dyn Supervisor>,
+    pub(crate) hooks: Hooks,
+    pub(crate) authority: Arc<dyn Authority>,
     pub(crate) ports: PortBook,
     pub(crate) prober: Prober,
     /// The supervisor's program, which also runs commands beside a pod's programs.
@@ -125,11 +141,18 @@ impl Host {
             return Err(HostError::NoShim { path: shim });
         }
         let shim = layout.install_shim(&shim)?;
+        let shims: Arc<dyn Supervisor> = Arc::new(Shims::new(shim.clone()));
+        let hooks = config
+            .hooks
+            .unwrap_or_else(|| layout.data_dir().join("hooks"));
         Ok(Self {
             users: Users::open(layout.data_dir(), config.users),
             cgroups: Cgroups::detect(&cgroup::tag(layout.data_dir())),
             artifacts: Artifacts::new(store, config.allow_unverified),
-            supervisor: Arc::new(Shims::new(shim.clone())),
+            supervisor: config.supervisor.unwrap_or_else(|| Arc::clone(&shims)),
+            errands: shims,
+            hooks: Hooks::new(hooks),
+            authority: config.authority,
             ports: PortBook::default(),
             prober: Prober::new(config.environment.clone()).with_tls(config.probes),
             shim,

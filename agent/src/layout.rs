@@ -12,7 +12,7 @@
 //!     log/                          written by the shims
 //!     data/                         the app's own: HOME
 //!   state/                          0700: nothing in here is anybody else's
-//!     pods/<namespace>.<pod>/pod.json, shim/<program>/
+//!     pods/<namespace>.<pod>/pod.json, shim/<program>/, once/<script or hook>/, hooks/<hook>.log
 //!     trash/
 //!   installs/, cache/               the artifact store's
 //!   shim/<digest>                   the supervisor, by content: it outlives upgrades
@@ -133,6 +133,11 @@ impl Layout {
         self.state().join("pods")
     }
 
+    /// What is the agent's own for the hooks of the node itself.
+    pub(crate) fn node_hooks(&self) -> PathBuf {
+        self.state().join("node-hooks")
+    }
+
     /// Where what is being removed is moved first.
     #[must_use]
     pub fn trash(&self) -> PathBuf {
@@ -169,6 +174,22 @@ impl Layout {
         pods.sort_unstable();
         pods.dedup();
         Ok(pods)
+    }
+
+    /// The supervisor's program that was installed last; the directory of them where there is none.
+    pub(crate) fn newest_shim(&self) -> Result<PathBuf, FileError> {
+        let shims = self.shims();
+        let entries = match std::fs::read_dir(&shims) {
+            Ok(entries) => entries,
+            // Then none was ever started.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(shims),
+            Err(error) => return Err(FileError::new("read", &shims, error)),
+        };
+        let newest = entries
+            .flatten()
+            .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
+            .max_by_key(|entry| entry.metadata().and_then(|it| it.modified()).ok());
+        Ok(newest.map_or(shims, |entry| entry.path()))
     }
 
     /// Copies the supervisor's program to where it outlives an upgrade of the binary it came
@@ -228,6 +249,12 @@ impl PodPaths {
     #[must_use]
     pub fn shim(&self, program: &str) -> PathBuf {
         self.state.join("shim").join(program.replace('/', ":"))
+    }
+
+    /// Where what runs once has its supervisors: scripts of artifacts, and hooks.
+    #[must_use]
+    pub fn once(&self) -> PathBuf {
+        self.state.join("once")
     }
 
     /// The supervisors' directories that exist, by program.
@@ -299,6 +326,7 @@ impl PodPaths {
     /// Makes the agent's own directories for the pod.
     pub(crate) fn make_state(&self) -> Result<(), FileError> {
         files::make_dir(&self.state, Access::mode(0o700))?;
+        files::make_dir(&self.once(), Access::mode(0o700))?;
         files::make_dir(&self.state.join("shim"), Access::mode(0o700))
     }
 

@@ -21,10 +21,12 @@
 mod agent;
 mod artifacts;
 pub mod auth;
+mod authority;
 pub mod cgroup;
 mod files;
 pub mod health;
 pub mod hoist;
+pub mod hooks;
 mod host;
 mod inspect;
 pub mod launch;
@@ -44,6 +46,7 @@ mod worker;
 
 pub use agent::{Agent, AgentConfig, AgentError, AgentHandle, watched_prefixes};
 pub use artifacts::{ArtifactError, Artifacts};
+pub use authority::{AnyDeployment, Authority, Denied, Deployment};
 pub use files::FileError;
 pub use host::{Host, HostConfig, HostError};
 pub use inspect::{InspectedPod, InspectedProgram, inspect};
@@ -51,10 +54,12 @@ pub use layout::{Layout, LayoutError, PodPaths};
 pub use local::{LocalError, launch_local};
 pub use logs::{LogFiles, logs};
 pub use name::PodName;
-pub use plan::{Hold, Observed, Order, Plan, Step, plan};
+pub use plan::{Hold, HookedEvents, Observed, Order, Plan, Row, Step, UPDATE, plan, update_table};
 pub use report::{Observer, PodEvent, Report};
 pub use situation::{Gate, Granter, Situation};
-pub use state::{DrainStart, Found, KnownHealth, PodRecord, Position};
+pub use state::{
+    DrainStart, Found, KnownHealth, PodRecord, Position, Preparation, Prepared, Quarantined,
+};
 pub use uninstall::{UninstallError, Uninstalled, uninstall};
-pub use version::{Desired, Installed, Program, RunAs, Tombstone, Version};
+pub use version::{Desired, Installed, Program, RunAs, Scripts, Tombstone, Version};
 pub use worker::{AskedRestart, Control, Wish, Worker};

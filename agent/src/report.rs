@@ -8,7 +8,7 @@ use platctrl_kinds::{PodPhase, PodStatus, RestartRequest, condition};
 use crate::launch::{Activity, UnitExit, UnitState};
 use crate::name::PodName;
 use crate::plan::{Hold, Step};
-use crate::state::{PodRecord, Position};
+use crate::state::PodRecord;
 use crate::version::Desired;
 use crate::worker::Wish;
 
@@ -233,14 +233,14 @@ fn phase(facts: &Facts<'_>) -> PodPhase {
     if facts.gone {
         return PodPhase::Gone;
     }
-    if ending(facts) || record.position >= Position::Stopping {
+    if ending(facts) || record.position.is_stopping() {
         return PodPhase::Stopping;
     }
     let Some(current) = &record.current else {
         return match facts.trouble {
             Some(trouble) if trouble.permanent => PodPhase::Failed,
             _ if facts.fetching => PodPhase::Fetching,
-            Some(trouble) if trouble.step == Step::Fetch => PodPhase::Fetching,
+            Some(trouble) if trouble.step.prepares() => PodPhase::Fetching,
             _ if record.next.is_some() => PodPhase::Installing,
             _ => PodPhase::Pending,
         };
@@ -300,10 +300,10 @@ fn ready(facts: &Facts<'_>, phase: PodPhase) -> Condition {
     if facts.gone {
         return no("Gone", "nothing of it is left on the node".into());
     }
-    if ending(facts) || record.position == Position::Draining {
+    if ending(facts) || record.position.is_leaving() {
         return no("Draining", "it is about to be stopped".into());
     }
-    if record.position >= Position::Stopping {
+    if record.position.is_stopping() {
         return no(
             "Updating",
             "the old version is stopped for the new one".into(),
@@ -409,7 +409,7 @@ fn installed(facts: &Facts<'_>) -> Option<Condition> {
         );
     }
     match facts.trouble {
-        Some(trouble) if trouble.step == Step::Fetch => of(
+        Some(trouble) if trouble.step.prepares() => of(
             ConditionStatus::False,
             &trouble.reason,
             trouble.message.clone(),
@@ -455,6 +455,7 @@ mod tests {
                 .iter()
                 .map(|name| ((*name).to_owned(), program.clone()))
                 .collect(),
+            scripts: BTreeMap::new(),
         });
         record
     }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use platctrl_framework::model::Uid;
+use platctrl_framework::model::{Digest, Uid};
 use platctrl_kinds::{Exit, PodPhase};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -21,26 +21,109 @@ use crate::worker::AskedRestart;
 
 /// The form that is written. A reader takes any: fields it does not know are kept.
 const FORMAT: u32 = 1;
-/// No record is larger: an object has at most 384 KiB, and a record holds three specs.
-const MAX_BYTES: u64 = 4 << 20;
+/// No record is larger: an object has at most 384 KiB, and a record holds four specs.
+const MAX_BYTES: u64 = 6 << 20;
 /// How many ends of programs are remembered.
 const EXITS: usize = 5;
 
-/// How far an update, or an end, has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// How far an update, or an end, has come: what was done last, and is not done again.
+///
+/// From [`Flipped`](Self::Flipped) on it is about the version that is current, before that about
+/// the one that takes over next.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[non_exhaustive]
 pub enum Position {
     /// Nothing is under way, or nothing that could not be forgotten.
     #[default]
     Settled,
     /// Not ready any more, so that whoever sends work notices; programs still run.
     Draining,
+    /// Its `bin/disable` was begun; programs still run.
+    Disabling,
     /// Programs are being stopped. From here on there is only forward.
     Stopping,
     /// All are stopped.
     Stopped,
+    /// The hooks before the launch were called.
+    Readied,
+    /// `current` names the new version.
+    Flipped,
+    /// Its `bin/post-activate` has run.
+    Activated,
+    /// Its programs were started, and its `bin/enable` begun.
+    Started,
+    /// Its `bin/enable` has run.
+    Enabled,
+    /// It was seen to do its work.
+    Healthy,
 }
 
-/// When draining began, in time that a set clock does not move.
+impl Position {
+    /// The version that is current is about to be stopped, and still runs.
+    #[must_use]
+    pub const fn is_leaving(self) -> bool {
+        matches!(self, Self::Draining | Self::Disabling)
+    }
+
+    /// The version that is current is stopped, or being stopped.
+    #[must_use]
+    pub const fn is_stopping(self) -> bool {
+        matches!(self, Self::Stopping | Self::Stopped | Self::Readied)
+    }
+
+    /// The version that is current was not seen to do its work yet, or not told the hooks.
+    #[must_use]
+    pub const fn is_launching(self) -> bool {
+        matches!(
+            self,
+            Self::Flipped | Self::Activated | Self::Started | Self::Enabled | Self::Healthy
+        )
+    }
+}
+
+/// How far getting a version ready has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Preparation {
+    /// It was ordered.
+    #[default]
+    Begun,
+    /// It may run here.
+    Authorised,
+    /// The hooks before the installation were called.
+    Hooked,
+    /// It is on the node.
+    Fetched,
+    /// The hooks after the installation were called: it may take over.
+    Ready,
+}
+
+/// Which version is got ready, and how far that has come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Prepared {
+    /// The digest of its spec.
+    pub digest: Digest,
+    /// How far.
+    pub preparation: Preparation,
+}
+
+/// A version that failed to start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Quarantined {
+    /// The digest of its spec.
+    pub digest: Digest,
+    /// Its generation.
+    pub generation: u64,
+    /// What it failed of, for people.
+    #[serde(default)]
+    pub why: String,
+}
+
+/// When something began (a drain, a launch), in time that a set clock does not move.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DrainStart {
@@ -121,6 +204,25 @@ pub struct PodRecord {
     /// When draining began.
     #[serde(default)]
     pub draining: Option<DrainStart>,
+    /// Which version is being got ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prepared: Option<Prepared>,
+    /// The version that did its work before `current` took over; from its start on it is what can
+    /// be gone back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Version>,
+    /// `current` was not seen to do its work yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unproven: bool,
+    /// `next` is the version that ran before, which is gone back to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub reverting: bool,
+    /// When `current` was first to be started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub launched: Option<DrainStart>,
+    /// A version that failed to start, and is not tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantined: Option<Quarantined>,
     /// What was known of its health last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<KnownHealth>,
@@ -178,6 +280,12 @@ impl PodRecord {
             next: None,
             position: Position::Settled,
             draining: None,
+            prepared: None,
+            previous: None,
+            unproven: false,
+            reverting: false,
+            launched: None,
+            quarantined: None,
             health: None,
             liveness: None,
             restart: None,

@@ -13,7 +13,7 @@ use crate::auth::{UserPolicy, Users};
 use crate::cgroup::{self, Cgroups};
 use crate::files::{self, FileError};
 use crate::hoist;
-use crate::launch::{Shims, SuperviseError, Supervisor as _, Unit, UnitEvent};
+use crate::launch::{Shims, SuperviseError, Supervisor as _, Unit, UnitEvent, once};
 use crate::layout::{Layout, LayoutError};
 use crate::name::PodName;
 
@@ -81,6 +81,13 @@ pub async fn uninstall(data_dir: &Path, grace: Duration) -> Result<Uninstalled, 
     for end in ends {
         failures.extend(end.err());
     }
+    let hooks = layout.node_hooks().join("once");
+    let ended = once::end_all(&Shims::new(layout.newest_shim()?), &hooks, "").await;
+    failures.extend(
+        ended
+            .err()
+            .map(|error| UninstallError::Machine(error.to_string())),
+    );
     if failures.is_empty() {
         let cgroups = Cgroups::detect(&cgroup::tag(layout.data_dir()));
         let removed = cgroups.remove_all().map_err(|error| error.to_string());
@@ -101,7 +108,7 @@ pub async fn uninstall(data_dir: &Path, grace: Duration) -> Result<Uninstalled, 
 
 async fn end_pod(layout: &Layout, pod: &PodName, grace: Duration) -> Result<(), UninstallError> {
     let paths = layout.pod(pod);
-    let shims = Shims::new(any_shim(layout)?);
+    let shims = Shims::new(layout.newest_shim()?);
     let units = paths.programs()?.into_iter().map(|program| {
         let dir = paths.shim(&program);
         Unit { program, dir }
@@ -112,10 +119,17 @@ async fn end_pod(layout: &Layout, pod: &PodName, grace: Duration) -> Result<(), 
             source,
         })?;
     }
+    end_once(&shims, pod, &paths.once()).await?;
     files::make_dir(&layout.trash(), files::Access::mode(0o700))?;
     files::remove_tree(paths.home(), &layout.trash())?;
     files::remove_tree(paths.state(), &layout.trash())?;
     Ok(())
+}
+
+/// Ends scripts and hooks that still run.
+async fn end_once(shims: &Shims, pod: &PodName, dir: &Path) -> Result<(), UninstallError> {
+    let ended = once::end_all(shims, dir, "").await;
+    ended.map_err(|error| UninstallError::Machine(format!("pod {pod}: {error}")))
 }
 
 async fn end_unit(shims: &Shims, unit: Unit, grace: Duration) -> Result<(), SuperviseError> {
@@ -141,22 +155,6 @@ async fn end_unit(shims: &Shims, unit: Unit, grace: Duration) -> Result<(), Supe
         });
     }
     shims.forget(&unit).await
-}
-
-/// A supervisor of this data directory, for what a killed one left behind.
-fn any_shim(layout: &Layout) -> Result<PathBuf, FileError> {
-    let shims = layout.shims();
-    let entries = match std::fs::read_dir(&shims) {
-        Ok(entries) => entries,
-        // Then none was ever started.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(shims),
-        Err(error) => return Err(FileError::new("read", &shims, error)),
-    };
-    let newest = entries
-        .flatten()
-        .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
-        .max_by_key(|entry| entry.metadata().and_then(|it| it.modified()).ok());
-    Ok(newest.map_or(shims, |entry| entry.path()))
 }
 
 fn remove_directories(layout: &Layout) -> Result<(), FileError> {

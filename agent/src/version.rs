@@ -116,16 +116,68 @@ pub struct Version {
     pub installs: BTreeMap<String, Installed>,
     /// Its programs: `web`, or `web/a` and `web/b` for a launchable with a directory of them.
     pub programs: BTreeMap<String, Program>,
+    /// The scripts of its artifacts, by launchable.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub scripts: BTreeMap<String, Scripts>,
+}
+
+/// Which scripts an artifact has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Scripts {
+    /// `bin/disable`: run before its programs are stopped.
+    pub disable: bool,
+    /// `bin/post-activate`: run when the version was made the current one.
+    pub post_activate: bool,
+    /// `bin/enable`: run when its programs were started.
+    pub enable: bool,
 }
 
 /// How long a program may take to end when the manifest does not say.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a version may take to do its work when the manifest does not say.
+const START_TIMEOUT: Duration = Duration::from_secs(300);
 /// How long an orderly end of a pod may take when the manifest does not say.
 const TERMINATION_GRACE: Duration = Duration::from_secs(30);
 
 impl Version {
     /// How long a program of an unknown version may take to end.
     pub(crate) const LONGEST_STOP: Duration = TERMINATION_GRACE;
+
+    /// Which scripts any of its artifacts has.
+    #[must_use]
+    pub fn scripts(&self) -> Scripts {
+        self.scripts
+            .values()
+            .fold(Scripts::default(), |all, one| Scripts {
+                disable: all.disable || one.disable,
+                post_activate: all.post_activate || one.post_activate,
+                enable: all.enable || one.enable,
+            })
+    }
+
+    /// Whether an update to this version leaves a process of the program alone.
+    #[must_use]
+    pub fn leaves_alone(&self, program: &str) -> bool {
+        self.launchable(program)
+            .is_some_and(|launchable| launchable.no_halt_on_update)
+    }
+
+    /// How long it may take from its start until it does its work.
+    #[must_use]
+    pub fn start_timeout(&self) -> Duration {
+        self.spec
+            .start_timeout
+            .map_or(START_TIMEOUT, Span::duration)
+    }
+
+    /// How long its `bin/disable` may take.
+    #[must_use]
+    pub fn disable_timeout(&self) -> Duration {
+        self.spec
+            .termination_grace_period
+            .map_or(TERMINATION_GRACE, Span::duration)
+    }
 
     /// The launchable that a program belongs to.
     #[must_use]

@@ -18,6 +18,7 @@ mod pod;
 mod quantity;
 mod replication_controller;
 mod rolling_update;
+mod start;
 mod template;
 
 pub use amount::{Amount, InvalidAmount};
@@ -41,6 +42,7 @@ pub use replication_controller::{
 pub use rolling_update::{
     Gate, OnFailure, RollPhase, RollingUpdate, RollingUpdateSpec, RollingUpdateStatus, Step, line,
 };
+pub use start::{LogLimits, OnFailedStart};
 pub use template::{PodTemplate, TemplateMetadata};
 
 /// The API group of these kinds.

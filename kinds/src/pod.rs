@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Bytes, Cpu, Health, LivenessOffline, PodPlacement, Span};
+use crate::{Bytes, Cpu, Health, LivenessOffline, LogLimits, OnFailedStart, PodPlacement, Span};
 
 /// Programs that run together on one node.
 ///
@@ -69,6 +69,13 @@ pub struct PodSpec {
     /// it work notices. Default 0s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drain_delay: Option<Span>,
+    /// What an update does when the new version fails to start. Default Revert.
+    #[serde(default, skip_serializing_if = "OnFailedStart::is_default")]
+    pub on_failed_start: OnFailedStart,
+    /// How long a new version may take from its start until it does its work before it counts as
+    /// failed. Default 5m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_timeout: Option<Span>,
     /// Keep the pod's `data/` directory when it is removed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_data: bool,
@@ -108,6 +115,17 @@ pub struct Launchable {
     /// How long it may take to end after SIGTERM before it is killed. Default 10s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_timeout: Option<Span>,
+    /// What of the artifact is started: files, or directories of files, relative to it. Default
+    /// `bin/launch`. One file is the program `web` of a launchable `web`; of several files, or of
+    /// a directory, each is a program `web/<file>`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entry_points: Vec<String>,
+    /// An update leaves its process alone: the new version is used from its next start on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_halt_on_update: bool,
+    /// How much of its output is kept.
+    #[serde(default, skip_serializing_if = "LogLimits::is_empty")]
+    pub logs: LogLimits,
 }
 
 /// How a launchable is packed.
@@ -378,6 +396,7 @@ impl PodSpec {
                     "is empty: say where the artifact is".into(),
                 );
             }
+            launchable.validate_start(name, &mut wrong);
             for (variable, value) in &launchable.env {
                 let field = format!("launchables.{name}.env.{variable}");
                 if !is_variable(variable) {

@@ -142,6 +142,8 @@ pub struct LogSpec {
     pub max_bytes: u64,
     /// How many files are kept, the open one included.
     pub max_files: u32,
+    /// A file is closed when it is older than this and something is written; `None` never.
+    pub max_age: Option<Duration>,
 }
 
 /// When a launchable that ended is started again.
@@ -209,6 +211,7 @@ impl LogSpec {
             name: name.into(),
             max_bytes: 10 << 20,
             max_files: 5,
+            max_age: None,
         }
     }
 }

@@ -256,6 +256,11 @@ impl Agent {
         let handle = runtime.handle();
         let runtime = runtime.shutdown_on(async move { stopped.cancelled().await });
         let work = async {
+            // Pods run on meanwhile, under their workers.
+            tokio::select! {
+                () = crate::hooks::begin(&host) => {}
+                () = shutdown.cancelled() => return Ok(()),
+            }
             // Orders are believed only from the store that this node belongs to, under its name.
             let begun = tokio::select! {
                 begun = keeper.begin() => begun,

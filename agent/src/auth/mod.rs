@@ -217,6 +217,19 @@ impl Users {
         }
     }
 
+    /// Whether a pod may run as the user it names. One that is not there yet may still be made, by
+    /// a hook say, and is looked at again by [`Users::resolve`].
+    ///
+    /// # Errors
+    /// [`AuthError`] names the user and the way out.
+    pub fn check(&self, run_as: Option<&str>) -> Result<(), AuthError> {
+        let Some(name) = run_as else { return Ok(()) };
+        match self.resolve(Some(name), "") {
+            Ok(_) | Err(AuthError::NoSuchUser { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     fn existing(&self, name: &str) -> Result<Identity, AuthError> {
         if !accounts::is_name(name) {
             return Err(AuthError::InvalidName {

@@ -4,6 +4,7 @@
 //! thread; the artifact is never in memory as a whole. The writer owns the temporary file, so
 //! whatever ends the transfer (an error, a full disk, a caller that gave up) removes it.
 
+use platctrl_framework::failpoint;
 use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::Duration;
@@ -310,6 +311,7 @@ fn write(
         }
     }
     let actual = hasher.digest();
+    failpoint!("agent.verify");
     if actual != *expected {
         let expected = *expected;
         return Err(Error::DigestMismatch {
@@ -319,6 +321,7 @@ fn write(
         });
     }
     file.as_file().sync_all().map_err(io)?;
+    failpoint!("agent.verify.done");
     file.persist(to).map_err(|e| io(e.error))?;
     let parent = to.parent().unwrap_or(Path::new("/"));
     std::fs::File::open(parent)

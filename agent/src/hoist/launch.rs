@@ -62,9 +62,14 @@ impl Launch {
 
 /// Judges what was found. `host` is the architecture it has to run on, if that matters.
 pub(super) fn judge(found: Found, host: Option<&str>) -> Result<Launch, Error> {
+    judge_at("bin/launch", found, host)
+}
+
+/// Judges what was found at a path of the artifact.
+pub(super) fn judge_at(path: &str, found: Found, host: Option<&str>) -> Result<Launch, Error> {
     let invalid = |problem: String| {
         Err(Error::LaunchInvalid {
-            problem: format!("bin/launch{problem}"),
+            problem: format!("{path}{problem}"),
         })
     };
     match found {
@@ -115,7 +120,12 @@ fn is_plain(name: &str) -> bool {
             .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
 }
 
-fn look_at(root: &OwnedFd, path: &str, flags: OFlags, deep: bool) -> Result<Found, Error> {
+pub(super) fn look_at(
+    root: &OwnedFd,
+    path: &str,
+    flags: OFlags,
+    deep: bool,
+) -> Result<Found, Error> {
     let io = |e: Errno| Error::io("look at", path, e);
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     // With O_PATH | O_NOFOLLOW even NO_SYMLINKS opens a link at the end: as itself.

@@ -12,6 +12,7 @@ mod archive;
 mod build;
 pub mod child;
 mod digest;
+mod entries;
 mod error;
 mod fetch;
 mod gzip;
@@ -32,6 +33,7 @@ mod unpack;
 
 pub use build::{Built, build};
 pub use child::{ChildCommand, ChildUser};
+pub(crate) use entries::{entry_point, has_script};
 pub use error::{Error, Refusal, Rule};
 pub use inspect::{EntryKind, EntrySummary, Summary, Verified, inspect, verify};
 pub use install::Install;

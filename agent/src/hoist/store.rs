@@ -4,6 +4,7 @@
 //! However many pods ask for a digest at once, it is fetched once and unpacked once; a pod that
 //! gives up waiting takes nothing from the others.
 
+use platctrl_framework::failpoint;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -324,6 +325,7 @@ impl Inner {
         let inner = Arc::clone(&self);
         let (directory, target) = blocking(move || inner.make_unfinished()).await?;
         let limits = &self.config.limits;
+        failpoint!("agent.unpack");
         let unpacked = self.helpers.unpack(artifact, target, &digest, limits).await;
         let inner = Arc::clone(&self);
         blocking(move || {
@@ -339,6 +341,7 @@ impl Inner {
             let (user, limits) = (inner.config.user, &inner.config.limits);
             let install = install::complete(directory.path(), &to, user, told, limits)?;
             let _ = directory.keep();
+            failpoint!("agent.unpack.done");
             Ok(install)
         })
         .await

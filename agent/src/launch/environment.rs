@@ -9,7 +9,7 @@ use crate::name::PodName;
 use crate::version::Version;
 
 /// Where programs are looked up.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(crate) const FIXED_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a program is told about where it runs.
 #[derive(Clone, Copy, Debug)]
@@ -33,24 +33,57 @@ pub fn environment(
     program: &str,
     surroundings: Surroundings<'_>,
 ) -> Vec<(String, String)> {
+    let Some(known) = version.programs.get(program) else {
+        return Vec::new();
+    };
+    let stop_timeout = version.stop_timeout(program, None);
+    started(
+        version,
+        &known.launchable,
+        &known.entry,
+        stop_timeout,
+        surroundings,
+    )
+}
+
+/// The whole environment of a script of a launchable, `bin/enable` say: that of its programs.
+#[must_use]
+pub fn script_environment(
+    version: &Version,
+    launchable: &str,
+    script: &str,
+    surroundings: Surroundings<'_>,
+) -> Vec<(String, String)> {
+    let mut programs = version.programs.iter();
+    let first = programs.find(|(_, program)| program.launchable == launchable);
+    let stop_timeout = first.map_or(Version::LONGEST_STOP, |(name, _)| {
+        version.stop_timeout(name, None)
+    });
+    started(version, launchable, script, stop_timeout, surroundings)
+}
+
+fn started(
+    version: &Version,
+    launchable: &str,
+    entry: &str,
+    stop_timeout: std::time::Duration,
+    surroundings: Surroundings<'_>,
+) -> Vec<(String, String)> {
     let Surroundings {
         node,
         pod,
         uid,
         paths,
     } = surroundings;
-    let Some(known) = version.programs.get(program) else {
-        return Vec::new();
-    };
     let config = paths.config(version.generation);
     let text = |path: &Path| path.display().to_string();
-    let installed = version.installs.get(&known.launchable);
+    let installed = version.installs.get(launchable);
     let root = installed
         .map(|installed| paths.install(&install_name(installed)))
         .unwrap_or_default();
     let app = version.spec.app.as_deref().unwrap_or(pod.name());
     let mut env: Vec<(String, String)> = vec![
-        ("PATH".into(), PATH.into()),
+        ("PATH".into(), FIXED_PATH.into()),
         ("HOME".into(), text(&paths.data())),
         ("USER".into(), version.run_as.name.clone()),
         ("CONFIG_PATH".into(), text(&config.join("config.yaml"))),
@@ -69,21 +102,16 @@ pub fn environment(
         ("POD_NAMESPACE".into(), pod.namespace().to_owned()),
         ("POD_LABELS_PATH".into(), text(&paths.labels())),
         ("NODE_NAME".into(), node.to_owned()),
-        ("LAUNCHABLE_ID".into(), known.launchable.clone()),
+        ("LAUNCHABLE_ID".into(), launchable.to_owned()),
         ("LAUNCHABLE_ROOT".into(), text(&root)),
-        ("ENTRY_POINT".into(), known.entry.clone()),
-        (
-            "RESTART_TIMEOUT".into(),
-            version.stop_timeout(program, None).as_secs().to_string(),
-        ),
+        ("ENTRY_POINT".into(), entry.to_owned()),
+        ("RESTART_TIMEOUT".into(), stop_timeout.as_secs().to_string()),
     ];
     for (name, number) in &version.ports {
         env.push((port_variable(name), number.to_string()));
     }
-    let own = version
-        .launchable(program)
-        .map(|launchable| &launchable.env);
-    for (name, value) in own.into_iter().flatten() {
+    let own = version.spec.launchables.get(launchable);
+    for (name, value) in own.into_iter().flat_map(|launchable| &launchable.env) {
         match env.iter_mut().find(|(known, _)| known == name) {
             Some(known) => known.1.clone_from(value),
             None => env.push((name.clone(), value.clone())),
@@ -159,6 +187,7 @@ pub(crate) mod tests {
                     entry: "bin/launch/a".into(),
                 },
             )]),
+            scripts: BTreeMap::new(),
         }
     }
 
@@ -206,5 +235,13 @@ pub(crate) mod tests {
         assert_eq!(env["ENTRY_POINT"], "bin/launch/a");
         assert_eq!(env["USER"], "other", "the manifest has the last word");
         assert!(environment(&version(), "nobody", surroundings).is_empty());
+        let script = script_environment(&version(), "web", "bin/enable", surroundings);
+        let script: BTreeMap<_, _> = script.into_iter().collect();
+        assert_eq!(script["ENTRY_POINT"], "bin/enable");
+        assert_eq!(script["GREETING"], "hi");
+        assert_eq!(
+            script.keys().collect::<Vec<_>>(),
+            env.keys().collect::<Vec<_>>()
+        );
     }
 }

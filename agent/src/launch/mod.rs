@@ -6,6 +6,8 @@
 
 mod configuration;
 mod environment;
+pub(crate) mod once;
+mod runit;
 mod shim;
 
 use std::fmt;
@@ -18,8 +20,9 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 pub use configuration::{Configuration, configuration};
-pub(crate) use environment::install_name;
-pub use environment::{Surroundings, environment};
+pub(crate) use environment::{FIXED_PATH, install_name};
+pub use environment::{Surroundings, environment, script_environment};
+pub use runit::Runit;
 pub use shim::Shims;
 
 /// A program under a supervisor.
@@ -54,10 +57,38 @@ pub struct UnitSpec {
     pub log_dir: PathBuf,
     /// The log file's name without `.log`.
     pub log_name: String,
+    /// How much of its output is kept.
+    pub logs: platctrl_kinds::LogLimits,
+    /// It may get more rights than it is started with: only the node's own hooks may.
+    pub may_gain_rights: bool,
     /// When it is started again.
     pub restart: platctrl_kinds::RestartPolicy,
     /// How long it may take to end.
     pub stop_timeout: Duration,
+}
+
+impl UnitSpec {
+    /// A program that runs once, in the root directory, as whoever runs the agent, with an empty
+    /// environment and without groups.
+    #[must_use]
+    pub fn new(program: impl Into<PathBuf>, log_dir: PathBuf, log_name: String) -> Self {
+        Self {
+            generation: 1,
+            program: program.into(),
+            env: Vec::new(),
+            cwd: PathBuf::from("/"),
+            user: None,
+            tracking: None,
+            cgroups: Vec::new(),
+            supervisor_cgroups: Vec::new(),
+            log_dir,
+            log_name,
+            logs: platctrl_kinds::LogLimits::default(),
+            may_gain_rights: false,
+            restart: platctrl_kinds::RestartPolicy::Never,
+            stop_timeout: Duration::from_secs(5),
+        }
+    }
 }
 
 /// What a unit does.
@@ -154,6 +185,14 @@ pub trait Supervisor: fmt::Debug + Send + Sync + 'static {
         unit: &'a Unit,
         spec: &'a UnitSpec,
     ) -> BoxFuture<'a, Result<(), SuperviseError>>;
+
+    /// Gives a unit that runs under a live supervisor another spec, which is used from its next
+    /// start on. False: there is no supervisor.
+    fn hand<'a>(
+        &'a self,
+        unit: &'a Unit,
+        spec: &'a UnitSpec,
+    ) -> BoxFuture<'a, Result<bool, SuperviseError>>;
 
     /// Tells the ends above `after_exit`, the state, and all that follow, on a channel that ends
     /// after [`UnitEvent::Lost`].

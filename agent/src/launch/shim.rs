@@ -49,6 +49,23 @@ impl Supervisor for Shims {
         }))
     }
 
+    fn hand<'a>(
+        &'a self,
+        unit: &'a Unit,
+        spec: &'a UnitSpec,
+    ) -> BoxFuture<'a, Result<bool, SuperviseError>> {
+        let (dir, spec) = (unit.dir.clone(), to_shim(spec));
+        Box::pin(blocking("give a new version to", unit, move || {
+            let mut client = match Client::connect(&dir) {
+                Ok(client) => client,
+                Err(error) if is_absent(&error) => return Ok(false),
+                Err(error) => return Err(error),
+            };
+            write_spec(&dir, &spec)?;
+            client.request(Request::Respec).map(|()| true)
+        }))
+    }
+
     fn watch(&self, unit: &Unit, after_exit: u64) -> mpsc::Receiver<UnitEvent> {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let dir = unit.dir.clone();
@@ -96,7 +113,7 @@ impl Supervisor for Shims {
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     doing: &'static str,
     unit: &Unit,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -219,7 +236,7 @@ async fn follow(dir: &Path, after_exit: u64, to: &mpsc::Sender<UnitEvent>) -> io
     }
 }
 
-fn to_shim(unit: &UnitSpec) -> Spec {
+pub(super) fn to_shim(unit: &UnitSpec) -> Spec {
     let argv = [unit.program.clone().into_os_string()];
     let mut spec = Spec::new(argv, &unit.cwd, &unit.log_dir, &unit.log_name);
     spec.generation = unit.generation;
@@ -242,10 +259,18 @@ fn to_shim(unit: &UnitSpec) -> Spec {
         platctrl_kinds::RestartPolicy::Never => RestartPolicy::Never,
     };
     spec.stop_timeout = unit.stop_timeout;
+    spec.no_new_privs = !unit.may_gain_rights;
+    if let Some(size) = unit.logs.max_size {
+        spec.log.max_bytes = size.get();
+    }
+    if let Some(files) = unit.logs.max_files {
+        spec.log.max_files = files;
+    }
+    spec.log.max_age = unit.logs.max_age.map(platctrl_kinds::Span::duration);
     spec
 }
 
-fn from_state(state: &State) -> UnitState {
+pub(super) fn from_state(state: &State) -> UnitState {
     UnitState {
         activity: match state.phase {
             Phase::Stopped => Activity::Stopped,
@@ -265,7 +290,7 @@ fn from_state(state: &State) -> UnitState {
     }
 }
 
-fn from_exit(exit: &ExitRecord) -> UnitExit {
+pub(super) fn from_exit(exit: &ExitRecord) -> UnitExit {
     let (code, signal, message) = match &exit.status {
         ExitStatus::Code(code) => (Some(*code), None, String::new()),
         ExitStatus::Signal { signal, core } => {

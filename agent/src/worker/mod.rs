@@ -1,10 +1,15 @@
 //! One task for each pod: it looks, [plans](crate::plan), does, and tells.
 //!
 //! A worker is driven by plain data (an [`Order`]) and tells an [`Observer`] what is so; it knows
-//! no store. Everything slow happens beside it: downloads in a task that may be given up, stops
-//! by the supervisors. So one stuck pod holds up nobody, and a newer order is seen at once.
+//! no store. Everything slow happens beside it: downloads, hooks and scripts in errands that may be
+//! given up, stops by the supervisors. So one stuck pod holds up nobody, and a newer order is seen
+//! at once.
 
 mod control;
+mod errands;
+mod lane;
+mod launching;
+mod news;
 mod prepare;
 mod restart;
 mod steps;
@@ -21,24 +26,24 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::files::FileError;
+use crate::hooks::HookEvent;
 use crate::host::Host;
+use crate::launch::once;
 use crate::layout::PodPaths;
 use crate::name::PodName;
-use crate::plan::{Hold, Observed, Order, Step, plan};
+use crate::plan::{Hold, HookedEvents, Observed, Order, Step, plan};
 use crate::report::{Facts, Observer, PodEvent, Report, Trouble, compose};
 use crate::situation::Situation;
-use crate::state::{Found, KnownHealth, PodRecord, Position};
+use crate::state::{Found, KnownHealth, PodRecord, Preparation};
 use crate::version::{Desired, Version};
 pub use control::Control;
 use control::Controls;
+use errands::Sender;
+use lane::{Errand, Finding, Lane, RETRY, Which};
 pub use restart::{AskedRestart, Wish};
 use restart::{Restarting, Turn};
 use units::Units;
 
-/// Waits between attempts at a step that fails: doubled each time, from the first to the second.
-const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// The wait when trying again cannot help unless somebody changes something on the machine.
-const RETRY_PERMANENT: Duration = Duration::from_secs(300);
 /// Plans carried out in a row before others get their turn.
 const ROUNDS: usize = 16;
 
@@ -133,17 +138,15 @@ enum Progress {
     Underway,
 }
 
-/// A version that is being fetched.
-#[derive(Debug)]
-struct Fetching {
-    digest: Digest,
-    task: JoinHandle<Result<Version, Trouble>>,
-}
-
-impl Drop for Fetching {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+/// What going through a lane's steps came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Walk {
+    /// There were none.
+    Idle,
+    /// One has to be waited for.
+    Blocked,
+    /// All were done, and more may follow.
+    Through,
 }
 
 struct Pod {
@@ -155,13 +158,18 @@ struct Pod {
     /// Only the directories of the pod are known.
     unidentified: bool,
     units: Units,
-    fetching: Option<Fetching>,
+    prepare: Lane,
+    main: Lane,
+    /// The hooks were told that this version may not run here.
+    refused: Option<Digest>,
+    /// Since when these processes have run.
+    steady: Option<(ByProgram<u32>, Instant)>,
     /// The version whose files were written by this process.
     configured: Option<u64>,
     /// Files of older generations may be there.
     stale: bool,
-    trouble: Option<Trouble>,
-    attempts: u32,
+    /// It was told why programs are stopped.
+    stop_told: bool,
     /// When to look again even if nothing happens.
     wake: Option<Instant>,
     hold: Option<Hold>,
@@ -200,11 +208,13 @@ impl Pod {
             name,
             paths,
             unidentified: false,
-            fetching: None,
+            prepare: Lane::default(),
+            main: Lane::default(),
+            refused: None,
+            steady: None,
             configured: None,
             stale: true,
-            trouble: None,
-            attempts: 0,
+            stop_told: false,
             wake: None,
             hold: None,
             told: None,
@@ -234,22 +244,26 @@ impl Pod {
             if flow == Flow::Gone {
                 return;
             }
-            let (wake, look) = (self.wake, self.look);
+            let wakes = [self.wake, self.prepare.wake, self.main.wake];
+            let (wake, look) = (wakes.into_iter().flatten().min(), self.look);
             tokio::select! {
                 changed = orders.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    // Somebody changed something: what failed is tried again at once.
-                    self.attempts = 0;
+                    self.prepare.retry_now();
+                    self.main.retry_now();
                     self.wake = None;
                 }
                 event = self.units.next() => self.heard(event),
-                result = fetched(&mut self.fetching) => self.take_fetched(result).await,
+                (step, result) = self.prepare.finished() => {
+                    self.take(Which::Prepare, step, result).await;
+                }
+                (step, result) = self.main.finished() => self.take(Which::Main, step, result).await,
                 () = self.controls.heard() => {}
                 // The sender is the host's, which this pod keeps.
                 _ = self.situation.changed() => {}
-                () = sleep_until(wake) => self.wake = None,
+                () = sleep_until(wake) => self.wake_up(),
                 () = sleep_until(look) => self.look = None,
             }
             // What came together is dealt with together.
@@ -315,61 +329,150 @@ impl Pod {
         Ok(())
     }
 
+    fn wake_up(&mut self) {
+        let now = Instant::now();
+        if self.wake.is_some_and(|wake| wake <= now) {
+            self.wake = None;
+        }
+        self.prepare.wake_up(now);
+        self.main.wake_up(now);
+    }
+
     /// Plans and does until something has to be waited for.
     async fn pass(&mut self, order: &Order) -> Flow {
-        self.give_up_unwanted_fetch(order);
         for _ in 0..ROUNDS {
             match self.restart(order).await {
                 Ok(Restarting::No) => {}
                 Ok(Restarting::Underway) => return Flow::Wait,
                 Err(trouble) => {
-                    self.failed(trouble);
+                    self.failed(Which::Main, trouble).await;
                     return Flow::Wait;
                 }
             }
             let plan = plan(order, &self.observe(order));
             self.note_hold(plan.hold);
-            if plan.steps.is_empty() {
-                self.settle(order).await;
-                return Flow::Wait;
+            self.note_order(order).await;
+            let prepared = self.walk(Which::Prepare, &plan.prepare, order).await;
+            let went = self.walk(Which::Main, &plan.steps, order).await;
+            if self.gone {
+                return Flow::Gone;
             }
-            for step in plan.steps {
-                let waits = self.wake.is_some()
-                    && self
-                        .trouble
-                        .as_ref()
-                        .is_some_and(|trouble| trouble.step == step);
-                if waits {
-                    return Flow::Wait;
-                }
-                failpoint!(&format!("agent.{}", step.name()));
-                match self.step(step, order).await {
-                    Ok(Progress::Done) => {}
-                    Ok(Progress::Underway) => return Flow::Wait,
-                    Err(trouble) => {
-                        self.failed(trouble);
-                        return Flow::Wait;
-                    }
-                }
-                failpoint!(&format!("agent.{}.done", step.name()));
-                if self
-                    .trouble
-                    .as_ref()
-                    .is_some_and(|trouble| trouble.step == step)
-                {
-                    self.trouble = None;
-                    self.attempts = 0;
-                }
-                if self.gone {
-                    return Flow::Gone;
-                }
-                // What is slow to do is worth telling in between.
-                self.tell(order);
+            if prepared != Walk::Through && went != Walk::Through {
+                return Flow::Wait;
             }
         }
         // Something changes as fast as it is done: others first.
         self.wake = Some(Instant::now() + RETRY.0);
         Flow::Wait
+    }
+
+    /// Goes through the steps of one lane.
+    async fn walk(&mut self, which: Which, steps: &[Step], order: &Order) -> Walk {
+        if steps.is_empty() {
+            // A version that is being got ready goes on while nobody says otherwise.
+            let goes_on = which == Which::Prepare && !matches!(order, Order::Want(_));
+            if !goes_on {
+                self.give_up_errand(which).await;
+                self.lane(which).clear();
+            }
+            return Walk::Idle;
+        }
+        for step in steps.iter().copied() {
+            if self.lane(which).waits() {
+                return Walk::Blocked;
+            }
+            let digest = self.subject_of(step, order);
+            if let Some(errand) = &self.lane(which).errand {
+                if errand.step == step && errand.digest == digest {
+                    return Walk::Blocked;
+                }
+                self.give_up_errand(which).await;
+            }
+            failpoint!(&format!("agent.{}", step.name()));
+            match self.step(step, order).await {
+                Ok(Progress::Done) => {}
+                Ok(Progress::Underway) => return Walk::Blocked,
+                Err(trouble) => {
+                    self.failed(which, trouble).await;
+                    return Walk::Blocked;
+                }
+            }
+            failpoint!(&format!("agent.{}.done", step.name()));
+            self.lane(which).done(step);
+            if self.gone {
+                return Walk::Through;
+            }
+            // What is slow to do is worth telling in between.
+            self.tell(order);
+        }
+        Walk::Through
+    }
+
+    fn lane(&mut self, which: Which) -> &mut Lane {
+        match which {
+            Which::Prepare => &mut self.prepare,
+            Which::Main => &mut self.main,
+        }
+    }
+
+    /// The version that a step is about.
+    fn subject_of(&self, step: Step, order: &Order) -> Option<Digest> {
+        let version = match step {
+            step if step.prepares() => {
+                return match order {
+                    Order::Want(desired) => Some(desired.digest),
+                    Order::Missing | Order::Unknown => None,
+                };
+            }
+            Step::BeforeLaunch => self.record.next.as_ref(),
+            _ => self.record.current.as_ref(),
+        };
+        version.map(|version| version.digest)
+    }
+
+    /// Lets a step go on beside the worker.
+    fn send(
+        &mut self,
+        which: Which,
+        step: Step,
+        order: &Order,
+        errand: impl Future<Output = Result<Finding, Trouble>> + Send + 'static,
+    ) -> Progress {
+        let digest = self.subject_of(step, order);
+        self.lane(which).errand = Some(Errand {
+            step,
+            digest,
+            task: tokio::spawn(errand),
+        });
+        Progress::Underway
+    }
+
+    fn sender(&self) -> Sender {
+        Sender {
+            host: Arc::clone(&self.host),
+            observer: Arc::clone(&self.observer),
+            name: self.name.clone(),
+            uid: self.record.uid.clone(),
+            paths: self.paths.clone(),
+        }
+    }
+
+    /// What is under way is not wanted any more: it ends, with all that it started.
+    async fn give_up_errand(&mut self, which: Which) {
+        if let Some(errand) = self.lane(which).errand.take() {
+            let step = errand.step;
+            drop(errand);
+            self.end_runs(step).await;
+        }
+    }
+
+    /// Ends and forgets the supervised runs of a step.
+    async fn end_runs(&self, step: Step) {
+        let Some(prefix) = step.runs() else { return };
+        let ended = once::end_all(&*self.host.errands, &self.paths.once(), prefix).await;
+        if let Err(error) = ended {
+            tracing::warn!(pod = %self.name, step = step.name(), %error, "what a step started does not end");
+        }
     }
 
     /// Remembers what was heard, so that ends are told once and health outlives the agent.
@@ -384,15 +487,23 @@ impl Pod {
     fn observe(&self, order: &Order) -> Observed {
         let record = &self.record;
         let seen = record.last.as_ref().filter(|last| last.uid == record.uid);
+        let scripts =
+            |version: &Option<Version>| version.as_ref().map(Version::scripts).unwrap_or_default();
         Observed {
             uid: record.uid.clone(),
             unidentified: self.unidentified,
             seen: seen.map(|last| (last.generation, last.digest)),
             current: record.current.as_ref().map(|version| version.digest),
             next: record.next.as_ref().map(|version| version.digest),
+            preparation: record
+                .prepared
+                .as_ref()
+                .map(|prepared| (prepared.digest, prepared.preparation)),
             position: record.position,
             drained: self.drain_left(order).is_zero(),
-            at_rest: self.units.at_rest(),
+            at_rest: self
+                .units
+                .at_rest(|program| !self.is_left_alone(program, order)),
             missing: self.may_begin()
                 && record.current.as_ref().is_some_and(|current| {
                     let generation = current.generation;
@@ -404,12 +515,49 @@ impl Pod {
             stale: self.stale && record.current.is_some(),
             singleton: (record.current.iter().chain(&record.next))
                 .any(|version| version.spec.singleton),
+            failed: self.main.trouble.is_some(),
+            quarantined: record
+                .quarantined
+                .as_ref()
+                .map(|it| (it.digest, it.why.clone())),
+            reverting: record.reverting,
+            current_scripts: scripts(&record.current),
+            next_scripts: scripts(&record.next),
+            hooked: self.hooked(),
         }
     }
 
     /// Whether programs that do not run may be started.
     fn may_begin(&self) -> bool {
         !self.is_held_down() && self.situation.borrow().gate.refuses(&self.name).is_none()
+    }
+
+    /// For which events there are hooks. What cannot be told is assumed, and told by the step.
+    fn hooked(&self) -> HookedEvents {
+        let Ok(hooks) = self.host.hooks.all() else {
+            return HookedEvents {
+                before_install: true,
+                after_install: true,
+                before_launch: true,
+                after_launch: true,
+                before_uninstall: true,
+            };
+        };
+        let any = |event| hooks.iter().any(|hook| hook.events.contains(&event));
+        HookedEvents {
+            before_install: any(HookEvent::BeforeInstall),
+            after_install: any(HookEvent::AfterInstall),
+            before_launch: any(HookEvent::BeforeLaunch),
+            after_launch: any(HookEvent::AfterLaunch),
+            before_uninstall: any(HookEvent::BeforeUninstall),
+        }
+    }
+
+    /// The version that takes over leaves this program's process alone.
+    fn is_left_alone(&self, program: &str, order: &Order) -> bool {
+        let ends = matches!(order, Order::Want(desired) if desired.tombstone.is_some());
+        let next = self.record.next.as_ref().filter(|_| !ends);
+        next.is_some_and(|next| next.leaves_alone(program)) && self.units.is_active(program)
     }
 
     /// How much of the drain delay is left.
@@ -438,83 +586,89 @@ impl Pod {
         }
     }
 
-    /// All is as it should be: remember the order and show the newest labels.
-    async fn settle(&mut self, order: &Order) {
-        if self.trouble.take().is_some() {
-            self.attempts = 0;
-            self.wake = None;
-        }
+    /// The version that runs is the one that is wanted: remember the order and show the newest
+    /// labels.
+    async fn note_order(&mut self, order: &Order) {
         let Some(desired) = self.accepted(order).cloned() else {
             return;
         };
+        let Some(current) = &self.record.current else {
+            return;
+        };
+        if current.digest != desired.digest || desired.tombstone.is_some() {
+            return;
+        }
         if self.record.last.as_ref() == Some(&desired) {
             return;
         }
         let labels = self.record.last.as_ref().map(|last| &last.labels) != Some(&desired.labels);
         if labels
-            && let Some(current) = &self.record.current
             && let Err(error) = prepare::write_labels(&self.paths, &desired.labels, &current.run_as)
         {
-            self.failed(Trouble::file(Step::Configure, &error));
+            self.failed(Which::Main, Trouble::file(Step::Configure, &error))
+                .await;
             return;
         }
         self.record.last = Some(desired);
         if let Err(trouble) = self.save(Step::Configure).await {
-            self.failed(trouble);
+            self.failed(Which::Main, trouble).await;
         }
     }
 
-    fn give_up_unwanted_fetch(&mut self, order: &Order) {
-        let wanted = match order {
-            Order::Want(desired) if desired.tombstone.is_none() => Some(desired.digest),
-            // Nobody says otherwise: it may go on.
-            Order::Missing | Order::Unknown => return,
-            Order::Want(_) => None,
-        };
-        if self
-            .fetching
-            .as_ref()
-            .is_some_and(|fetching| Some(fetching.digest) != wanted)
-        {
-            self.fetching = None;
-        }
-    }
-
-    async fn take_fetched(&mut self, result: Result<Version, Trouble>) {
-        self.fetching = None;
+    /// A step that went on beside the worker has ended.
+    async fn take(&mut self, which: Which, step: Step, result: Result<Finding, Trouble>) {
         let outcome = match result {
-            Ok(version) => {
-                self.host.ports.set(&self.name, self.all_ports(&version));
-                let message = format!(
-                    "generation {}: {} of {} fetched, verified and unpacked",
-                    version.generation,
-                    if version.installs.len() == 1 {
-                        "the artifact"
-                    } else {
-                        "the artifacts"
-                    },
-                    version
-                        .installs
-                        .keys()
-                        .cloned()
-                        .collect::<Vec<_>>()
-                        .join(", "),
-                );
-                self.record.next = Some(version);
-                self.event(EventType::Normal, "Installed", message);
-                self.save(Step::Fetch).await
-            }
+            Ok(finding) => self.finish(step, finding).await,
             Err(trouble) => Err(trouble),
         };
-        failpoint!("agent.fetch.done");
         match outcome {
             Ok(()) => {
-                self.trouble = None;
-                self.attempts = 0;
-                self.wake = None;
+                failpoint!(&format!("agent.{}.done", step.name()));
+                self.lane(which).done(step);
             }
-            Err(trouble) => self.failed(trouble),
+            Err(trouble) => self.failed(which, trouble).await,
         }
+    }
+
+    /// Notes what a step came to that went on beside the worker.
+    async fn finish(&mut self, step: Step, finding: Finding) -> Result<(), Trouble> {
+        match (step, finding) {
+            (Step::Authorise, _) => self.set_preparation(Preparation::Authorised),
+            (Step::BeforeInstall, _) => self.set_preparation(Preparation::Hooked),
+            (Step::AfterInstall, _) => self.set_preparation(Preparation::Ready),
+            (_, Finding::Version(version)) => self.fetched(*version),
+            (step, Finding::Nothing) => self.launched_further(step),
+        }
+        // What is noted is noted: authorising alone changed nothing yet.
+        if step != Step::Authorise {
+            self.save(step).await?;
+        }
+        self.end_runs(step).await;
+        Ok(())
+    }
+
+    fn set_preparation(&mut self, preparation: Preparation) {
+        if let Some(prepared) = &mut self.record.prepared {
+            prepared.preparation = preparation;
+        }
+    }
+
+    fn fetched(&mut self, version: Version) {
+        self.host.ports.set(&self.name, self.all_ports(&version));
+        let names: Vec<_> = version.installs.keys().cloned().collect();
+        let message = format!(
+            "generation {}: {} of {} fetched, verified and unpacked",
+            version.generation,
+            if names.len() == 1 {
+                "the artifact"
+            } else {
+                "the artifacts"
+            },
+            names.join(", "),
+        );
+        self.record.next = Some(version);
+        self.set_preparation(Preparation::Fetched);
+        self.event(EventType::Normal, "Installed", message);
     }
 
     /// The ports of the version that runs and of the one that follows.
@@ -527,29 +681,16 @@ impl Pod {
         current.chain(next.ports.values()).copied().collect()
     }
 
-    /// A step failed: it is tried again after a while.
-    fn failed(&mut self, trouble: Trouble) {
-        let wait = if trouble.permanent {
-            RETRY_PERMANENT
-        } else {
-            let doubled = 2_u32.saturating_pow(self.attempts.min(16));
-            self.host
-                .environment
-                .jitter(RETRY.0.saturating_mul(doubled).min(RETRY.1))
+    /// A step failed: it is tried again after a while, or the version before is gone back to.
+    async fn failed(&mut self, which: Which, trouble: Trouble) {
+        let Some(trouble) = self.go_back(trouble).await else {
+            return;
         };
-        self.attempts = self.attempts.saturating_add(1);
-        self.wake = Some(Instant::now() + wait);
-        if self.trouble.as_ref() != Some(&trouble) {
-            let reason = match trouble.step {
-                Step::Fetch => "FetchFailed",
-                Step::Start => "StartFailed",
-                Step::Stop => "StopFailed",
-                Step::Remove => "RemoveFailed",
-                _ => "StepFailed",
-            };
-            self.event(EventType::Warning, reason, trouble.message.clone());
+        let environment = self.host.environment.clone();
+        let (reason, message) = (trouble.step.failure(), trouble.message.clone());
+        if self.lane(which).fail(trouble, &environment) {
+            self.event(EventType::Warning, reason, message);
         }
-        self.trouble = Some(trouble);
     }
 
     fn note_hold(&mut self, hold: Option<Hold>) {
@@ -583,8 +724,8 @@ impl Pod {
             desired,
             units: self.units.facts(),
             fitness: &self.units.fitness(),
-            fetching: self.fetching.is_some(),
-            trouble: self.trouble.as_ref(),
+            fetching: self.prepare.errand.is_some(),
+            trouble: self.main.trouble.as_ref().or(self.prepare.trouble.as_ref()),
             hold: self.hold.as_ref(),
             gone: self.gone,
             node: &self.host.node,
@@ -607,21 +748,7 @@ impl Pod {
 
     /// Programs are being stopped, or about to be.
     fn is_stopping(&self) -> bool {
-        self.record.position >= Position::Stopping
-    }
-}
-
-async fn fetched(fetching: &mut Option<Fetching>) -> Result<Version, Trouble> {
-    match fetching {
-        Some(fetching) => (&mut fetching.task).await.unwrap_or_else(|panic| {
-            Err(Trouble {
-                step: Step::Fetch,
-                reason: "AgentError".into(),
-                message: format!("fetching was cut off: {panic}"),
-                permanent: false,
-            })
-        }),
-        None => std::future::pending().await,
+        self.record.position.is_stopping()
     }
 }
 

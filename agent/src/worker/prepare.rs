@@ -10,14 +10,14 @@ use platctrl_framework::model::Uid;
 
 use crate::artifacts::ArtifactError;
 use crate::files::{self, Access, FileError};
-use crate::hoist::Launch;
+use crate::hoist::{self, Launch};
 use crate::host::Host;
 use crate::launch::{self, Surroundings};
 use crate::layout::PodPaths;
 use crate::name::PodName;
 use crate::plan::Step;
 use crate::report::Trouble;
-use crate::version::{Desired, Installed, Program, RunAs, Version};
+use crate::version::{Desired, Installed, Program, RunAs, Scripts, Version};
 
 impl Trouble {
     pub(super) fn file(step: Step, error: &FileError) -> Self {
@@ -44,7 +44,14 @@ impl Trouble {
 
     fn artifact(launchable: &str, error: &ArtifactError) -> Self {
         Self {
-            step: Step::Fetch,
+            step: match error {
+                ArtifactError::Hoist(error) => match **error {
+                    hoist::Error::DigestMismatch { .. } => Step::Verify,
+                    hoist::Error::Refused(_) | hoist::Error::LaunchInvalid { .. } => Step::Unpack,
+                    _ => Step::Fetch,
+                },
+                _ => Step::Fetch,
+            },
             reason: error.reason().into(),
             message: format!("launchable `{launchable}`: {error}"),
             permanent: error.is_permanent(),
@@ -79,8 +86,20 @@ pub(super) async fn resolve(
     ))
     .await?;
     let mut installs = BTreeMap::new();
-    let mut programs = BTreeMap::new();
+    let (mut programs, mut scripts) = (BTreeMap::new(), BTreeMap::new());
     for (launchable, install) in fetched {
+        let entries = desired
+            .spec
+            .launchables
+            .get(launchable)
+            .map(|wanted| wanted.entry_points.clone())
+            .unwrap_or_default();
+        let (name, path, launch) = (launchable.clone(), install.path.clone(), install.launch);
+        let found = blocking(move || {
+            look(&name, &path, launch, &entries)
+                .map_err(|error| Trouble::artifact(&name, &ArtifactError::Hoist(Arc::new(error))))
+        });
+        let found = found.await?;
         installs.insert(
             launchable.clone(),
             Installed {
@@ -88,20 +107,9 @@ pub(super) async fn resolve(
                 path: install.path,
             },
         );
-        let program = |entry: String| Program {
-            launchable: launchable.clone(),
-            entry,
-        };
-        match install.launch {
-            Launch::File(_) => {
-                programs.insert(launchable.clone(), program("bin/launch".into()));
-            }
-            Launch::Directory(entries) => {
-                for entry in entries.into_keys() {
-                    let program = program(format!("bin/launch/{entry}"));
-                    programs.insert(format!("{launchable}/{entry}"), program);
-                }
-            }
+        programs.extend(found.programs);
+        if found.scripts != Scripts::default() {
+            scripts.insert(launchable.clone(), found.scripts);
         }
     }
     Ok(Version {
@@ -112,7 +120,69 @@ pub(super) async fn resolve(
         ports,
         installs,
         programs,
+        scripts,
     })
+}
+
+/// What an install offers.
+struct Offer {
+    programs: BTreeMap<String, Program>,
+    scripts: Scripts,
+}
+
+/// The programs at the entry points of an install, by default at `bin/launch`, and its scripts.
+fn look(
+    launchable: &str,
+    install: &Path,
+    launch: Launch,
+    entries: &[String],
+) -> Result<Offer, hoist::Error> {
+    let mut programs: BTreeMap<String, Program> = BTreeMap::new();
+    let mut twice = None;
+    let mut add = |name: String, entry: String| {
+        let launchable = launchable.to_owned();
+        if let Some(other) = programs.insert(
+            name,
+            Program {
+                launchable,
+                entry: entry.clone(),
+            },
+        ) {
+            twice = Some((other.entry, entry));
+        }
+    };
+    let mut add_all = |entry: &str, launch: Launch, alone: bool| match launch {
+        Launch::File(_) if alone => add(launchable.to_owned(), entry.to_owned()),
+        Launch::File(_) => {
+            let name = entry.rsplit('/').next().unwrap_or(entry);
+            add(format!("{launchable}/{name}"), entry.to_owned());
+        }
+        Launch::Directory(files) => {
+            for name in files.into_keys() {
+                add(format!("{launchable}/{name}"), format!("{entry}/{name}"));
+            }
+        }
+    };
+    match entries {
+        [] => add_all("bin/launch", launch, true),
+        [entry] => add_all(entry, hoist::entry_point(install, entry)?, true),
+        entries => {
+            for entry in entries {
+                add_all(entry, hoist::entry_point(install, entry)?, false);
+            }
+        }
+    }
+    if let Some((one, other)) = twice {
+        return Err(hoist::Error::LaunchInvalid {
+            problem: format!("{one} and {other} would be programs of one name"),
+        });
+    }
+    let scripts = Scripts {
+        disable: hoist::has_script(install, "bin/disable")?,
+        post_activate: hoist::has_script(install, "bin/post-activate")?,
+        enable: hoist::has_script(install, "bin/enable")?,
+    };
+    Ok(Offer { programs, scripts })
 }
 
 fn resolve_user(host: &Host, name: &PodName, desired: &Desired) -> Result<RunAs, Trouble> {
@@ -132,7 +202,7 @@ fn resolve_user(host: &Host, name: &PodName, desired: &Desired) -> Result<RunAs,
     })
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
 ) -> Result<T, Trouble> {
     match tokio::task::spawn_blocking(work).await {
@@ -256,10 +326,20 @@ pub(super) fn write_labels(
     )
 }
 
-/// Removes the files of generations other than `keep`, and links to installs that none of `keep`
-/// uses.
-pub(super) fn prune(paths: &PodPaths, trash: &Path, keep: &[&Version]) -> Result<(), FileError> {
-    let generations: BTreeSet<_> = keep.iter().map(|it| it.generation.to_string()).collect();
+/// Removes the files of generations other than those of `keep` and `running`, and links to
+/// installs that none of them uses.
+pub(super) fn prune(
+    paths: &PodPaths,
+    trash: &Path,
+    keep: &[&Version],
+    running: &BTreeSet<u64>,
+) -> Result<(), FileError> {
+    let generations: BTreeSet<_> = keep
+        .iter()
+        .map(|version| version.generation)
+        .chain(running.iter().copied())
+        .map(|generation| generation.to_string())
+        .collect();
     for parent in ["env", "config", "generations"] {
         let parent = paths.home().join(parent);
         for name in files::subdirectories(&parent)? {
@@ -268,18 +348,22 @@ pub(super) fn prune(paths: &PodPaths, trash: &Path, keep: &[&Version]) -> Result
             }
         }
     }
-    let installs: BTreeSet<_> = keep
+    let mut installs: BTreeSet<_> = keep
         .iter()
         .flat_map(|it| it.installs.values())
         .map(launch::install_name)
         .collect();
+    // What a process runs that no update stopped.
+    for generation in running {
+        let links = paths.generation(*generation);
+        for link in entries(&links)? {
+            let target = std::fs::read_link(link.path()).unwrap_or_default();
+            let name = target.file_name().and_then(|name| name.to_str());
+            installs.extend(name.map(str::to_owned));
+        }
+    }
     let parent = paths.home().join("installs");
-    let entries = match std::fs::read_dir(&parent) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(FileError::new("read", &parent, error)),
-    };
-    for entry in entries.flatten() {
+    for entry in entries(&parent)? {
         if entry
             .file_name()
             .to_str()
@@ -289,4 +373,13 @@ pub(super) fn prune(paths: &PodPaths, trash: &Path, keep: &[&Version]) -> Result
         }
     }
     Ok(())
+}
+
+/// What is in a directory; nothing when there is none.
+fn entries(path: &Path) -> Result<Vec<std::fs::DirEntry>, FileError> {
+    match std::fs::read_dir(path) {
+        Ok(entries) => Ok(entries.flatten().collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(FileError::new("read", path, error)),
+    }
 }

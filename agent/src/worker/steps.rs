@@ -3,22 +3,21 @@
 use std::io;
 
 use platctrl_framework::model::EventType;
-use platctrl_kinds::Exit;
 
+use super::lane::{Finding, Which};
 use super::prepare::{self, Configure};
-use super::units::Heard;
-use super::{Fetching, Pod, Progress};
+use super::{Pod, Progress};
 use crate::files::{self, FileError};
-use crate::health::{HealthState, Verdict};
-use crate::launch::{Activity, Surroundings, Unit, UnitEvent, UnitExit, UnitSpec, UnitState};
+use crate::hooks::HookEvent;
+use crate::launch::{Surroundings, Unit, UnitSpec};
 use crate::layout::PodPaths;
 use crate::name::PodName;
 use crate::plan::{Order, Step};
-use crate::report::{Trouble, ended};
-use crate::state::{DrainStart, Found, KnownHealth, PodRecord, Position};
-use crate::version::Version;
+use crate::report::Trouble;
+use crate::state::{DrainStart, Found, PodRecord, Position, Preparation, Prepared};
+use crate::version::{Desired, Version};
 
-type Outcome = Result<Progress, Trouble>;
+pub(super) type Outcome = Result<Progress, Trouble>;
 
 /// The record of a pod; when it is damaged, what the copy made at the last flip tells.
 pub(super) fn read_record(
@@ -41,16 +40,70 @@ pub(super) fn read_record(
 impl Pod {
     pub(super) async fn step(&mut self, step: Step, order: &Order) -> Outcome {
         match step {
-            Step::Fetch => self.fetch(order).await,
+            Step::Authorise => self.authorise(order).await,
+            Step::BeforeInstall => self.call(step, HookEvent::BeforeInstall, order),
+            // Verified and unpacked in one go with it.
+            Step::Fetch | Step::Verify | Step::Unpack => self.fetch(order),
+            Step::AfterInstall => self.call(step, HookEvent::AfterInstall, order),
             Step::Configure => self.configure(),
             Step::Drain => self.drain(order).await,
+            Step::Disable => self.disable(order).await,
             Step::Stop => self.stop(order).await,
+            Step::BeforeLaunch => self.call(step, HookEvent::BeforeLaunch, order),
             Step::Flip => self.flip().await,
+            Step::PostActivate => self.run_scripts(step, order),
             Step::Start => self.start().await,
+            Step::Enable => self.enable(order).await,
+            Step::Healthy => self.healthy().await,
+            Step::AfterLaunch => self.call(step, HookEvent::AfterLaunch, order),
             Step::Prune => self.prune(),
+            Step::Abandon => self.abandon().await,
+            Step::Revert => Ok(Progress::Done),
             Step::Discard => self.discard().await,
+            Step::BeforeUninstall => self.call(step, HookEvent::BeforeUninstall, order),
             Step::Remove => self.remove().await,
         }
+    }
+
+    /// Calls hooks beside the worker: for the version that a step is about.
+    fn call(&mut self, step: Step, event: HookEvent, order: &Order) -> Outcome {
+        let Some(desired) = self.hooked_for(step, order) else {
+            return Ok(Progress::Done);
+        };
+        let which = if step.prepares() {
+            Which::Prepare
+        } else {
+            Which::Main
+        };
+        let errand = self.sender().hooks(step, event, desired);
+        Ok(self.send(which, step, order, errand))
+    }
+
+    /// The version that hooks are told of.
+    fn hooked_for(&self, step: Step, order: &Order) -> Option<Desired> {
+        let wanted = match order {
+            Order::Want(desired) => Some((**desired).clone()),
+            Order::Missing | Order::Unknown => self.record.last.clone(),
+        };
+        let version = match step {
+            Step::BeforeLaunch => self.record.next.as_ref(),
+            Step::AfterLaunch | Step::BeforeUninstall => self.record.current.as_ref(),
+            _ => return wanted,
+        };
+        let (version, mut desired) = (version?, wanted?);
+        desired.generation = version.generation;
+        desired.digest = version.digest;
+        desired.spec = version.spec.clone();
+        Some(desired)
+    }
+
+    /// Runs scripts of the version that runs, beside the worker.
+    pub(super) fn run_scripts(&mut self, step: Step, order: &Order) -> Outcome {
+        let Some(current) = self.record.current.clone() else {
+            return Ok(Progress::Done);
+        };
+        let errand = self.sender().scripts(step, current);
+        Ok(self.send(Which::Main, step, order, errand))
     }
 
     /// Writes the record; after this its effects may begin.
@@ -73,16 +126,14 @@ impl Pod {
         }
     }
 
-    async fn fetch(&mut self, order: &Order) -> Outcome {
+    /// Notes what is ordered, and asks whether it may run here.
+    async fn authorise(&mut self, order: &Order) -> Outcome {
         let Order::Want(desired) = order else {
             return Ok(Progress::Done);
         };
-        if self.fetching.is_some() {
-            return Ok(Progress::Underway);
-        }
         // From here on there is something of this uid on the node.
         let paths = self.paths.clone();
-        self.blocking(Step::Fetch, move || paths.make_state())
+        self.blocking(Step::Authorise, move || paths.make_state())
             .await?;
         if self.foreign(&desired.uid) {
             self.record = PodRecord::new(self.name.clone());
@@ -90,18 +141,32 @@ impl Pod {
         self.record.uid = desired.uid.clone();
         self.record.last = Some((**desired).clone());
         self.record.next = None;
-        self.save(Step::Fetch).await?;
+        self.record.quarantined = None;
+        self.record.prepared = Some(Prepared {
+            digest: desired.digest,
+            preparation: Preparation::Begun,
+        });
+        self.save(Step::Authorise).await?;
+        let news = self.refused.replace(desired.digest) != Some(desired.digest);
+        let errand = self.sender().authorise((**desired).clone(), news);
+        Ok(self.send(Which::Prepare, Step::Authorise, order, errand))
+    }
+
+    fn fetch(&mut self, order: &Order) -> Outcome {
+        let Order::Want(desired) = order else {
+            return Ok(Progress::Done);
+        };
         let current = self.record.current.as_ref();
         let previous = current
             .map(|current| current.ports.clone())
             .unwrap_or_default();
         let (host, name) = (std::sync::Arc::clone(&self.host), self.name.clone());
-        let resolve = prepare::resolve(host, name, (**desired).clone(), previous);
-        self.fetching = Some(Fetching {
-            digest: desired.digest,
-            task: tokio::spawn(resolve),
-        });
-        Ok(Progress::Underway)
+        let desired = (**desired).clone();
+        let errand = async move {
+            let version = prepare::resolve(host, name, desired, previous).await?;
+            Ok(Finding::Version(Box::new(version)))
+        };
+        Ok(self.send(Which::Prepare, Step::Fetch, order, errand))
     }
 
     fn configure_of(&self, version: &Version) -> Configure {
@@ -141,31 +206,29 @@ impl Pod {
             let message = format!("not ready any more; stopped in {delay:?}");
             self.event(EventType::Normal, "Draining", message);
         }
-        self.wake = Some(tokio::time::Instant::now() + self.drain_left(order));
+        self.main.wake = Some(tokio::time::Instant::now() + self.drain_left(order));
         Ok(Progress::Underway)
     }
 
+    async fn disable(&mut self, order: &Order) -> Outcome {
+        if self.record.position != Position::Disabling {
+            self.record.position = Position::Disabling;
+            self.save(Step::Disable).await?;
+        }
+        self.run_scripts(Step::Disable, order)
+    }
+
     async fn stop(&mut self, order: &Order) -> Outcome {
-        if self.record.position < Position::Stopping {
+        if !self.record.position.is_stopping() {
             self.record.position = Position::Stopping;
             let paths = self.paths.clone();
             self.blocking(Step::Stop, move || paths.make_state())
                 .await?;
             self.save(Step::Stop).await?;
-            let why = match (order, &self.record.next) {
-                (Order::Want(desired), _) if desired.tombstone.is_some() => {
-                    let tombstone = desired.tombstone.as_ref();
-                    let by = tombstone.map(|it| it.by.as_str()).unwrap_or_default();
-                    let reason = tombstone.and_then(|it| it.reason.as_deref());
-                    let reason = reason
-                        .map(|reason| format!(": {reason}"))
-                        .unwrap_or_default();
-                    format!("its end was ordered by {by}{reason}")
-                }
-                (_, Some(next)) => format!("generation {} takes over", next.generation),
-                _ => "it is not wanted any more".to_owned(),
-            };
-            self.event(EventType::Normal, "Stopping", why);
+        }
+        if !self.stop_told {
+            self.stop_told = true;
+            self.tell_why_it_stops(order);
         }
         self.units.check_health(None, None);
         let grace = match order {
@@ -174,7 +237,7 @@ impl Pod {
         };
         let mut trouble = None;
         for program in self.units.programs() {
-            let rests = self.units.is_at_rest(&program);
+            let rests = self.units.is_at_rest(&program) || self.is_left_alone(&program, order);
             if rests || self.units.is_stopping(&program) {
                 continue;
             }
@@ -206,12 +269,33 @@ impl Pod {
                 permanent: false,
             });
         }
-        if !self.units.at_rest() {
+        if !self
+            .units
+            .at_rest(|program| !self.is_left_alone(program, order))
+        {
             return Ok(Progress::Underway);
         }
         self.record.position = Position::Stopped;
         self.save(Step::Stop).await?;
+        self.stop_told = false;
         Ok(Progress::Done)
+    }
+
+    fn tell_why_it_stops(&self, order: &Order) {
+        let why = match (order, &self.record.next) {
+            (Order::Want(desired), _) if desired.tombstone.is_some() => {
+                let tombstone = desired.tombstone.as_ref();
+                let by = tombstone.map(|it| it.by.as_str()).unwrap_or_default();
+                let reason = tombstone.and_then(|it| it.reason.as_deref());
+                let reason = reason
+                    .map(|reason| format!(": {reason}"))
+                    .unwrap_or_default();
+                format!("its end was ordered by {by}{reason}")
+            }
+            (_, Some(next)) => format!("generation {} takes over", next.generation),
+            _ => "it is not wanted any more".to_owned(),
+        };
+        self.event(EventType::Normal, "Stopping", why);
     }
 
     async fn flip(&mut self) -> Outcome {
@@ -231,12 +315,7 @@ impl Pod {
             .current
             .as_ref()
             .map(|current| current.generation);
-        self.record.current = Some(next);
-        self.record.next = None;
-        // What was asked of the old version is void.
-        self.record.restart = None;
-        self.record.position = Position::Settled;
-        self.record.draining = None;
+        self.take_over(next);
         let record = self.record.clone();
         self.blocking(Step::Flip, move || {
             files::link(&paths.current(), &target)?;
@@ -263,15 +342,22 @@ impl Pod {
             self.configured = Some(current.generation);
         }
         let mut failure = None;
+        let mut started = false;
         for program in current.programs.keys() {
-            if !self.units.needs_start(program, current.generation) {
+            if !self.units.needs_start(program, current.generation) || !self.may_begin() {
                 continue;
             }
-            if let Err(message) = self.start_program(&current, program).await {
-                failure = Some(message);
-            }
+            let result = if current.leaves_alone(program) && self.units.is_active(program) {
+                self.hand_over(&current, program).await
+            } else {
+                started = true;
+                self.start_program(&current, program).await
+            };
+            failure = result.err().or(failure);
         }
-        self.units.check_health(Some(&current), None);
+        if started || !self.units.is_checked() {
+            self.units.check_health(Some(&current), None);
+        }
         match failure {
             None => Ok(Progress::Done),
             Some(message) => Err(Trouble {
@@ -298,6 +384,28 @@ impl Pod {
         self.units.watch(program, unit.dir, seen);
         let message = format!("{program} of generation {} started", current.generation);
         self.event(EventType::Normal, "Started", message);
+        Ok(())
+    }
+
+    /// A process that the update left alone runs on, and the new version is used from its next
+    /// start on.
+    async fn hand_over(&mut self, current: &Version, program: &str) -> Result<(), String> {
+        let unit = Unit {
+            program: program.to_owned(),
+            dir: self.paths.shim(program),
+        };
+        let spec = self.unit_spec(current, program)?;
+        let supervisor = std::sync::Arc::clone(&self.host.supervisor);
+        let there = supervisor.hand(&unit, &spec).await;
+        if !there.map_err(|error| error.to_string())? {
+            return self.start_program(current, program).await;
+        }
+        self.units.mark_handed(program, current.generation);
+        let message = format!(
+            "{program} runs on; generation {} is used from its next start on",
+            current.generation
+        );
+        self.event(EventType::Normal, "LeftRunning", message);
         Ok(())
     }
 
@@ -344,6 +452,8 @@ impl Pod {
             supervisor_cgroups,
             log_dir: self.paths.log(),
             log_name: PodPaths::log_name(program),
+            logs: launchable.logs.clone(),
+            may_gain_rights: false,
             restart: launchable.restart.policy,
             stop_timeout: current.stop_timeout(program, None),
         })
@@ -355,8 +465,10 @@ impl Pod {
             .current
             .iter()
             .chain(&self.record.next)
+            .chain(self.record.previous.iter().filter(|_| self.record.unproven))
             .collect();
-        if let Err(error) = prepare::prune(&self.paths, &self.host.layout.trash(), &keep) {
+        let (trash, running) = (self.host.layout.trash(), self.units.generations());
+        if let Err(error) = prepare::prune(&self.paths, &trash, &keep, &running) {
             // Nothing needs it gone: the next change tries again.
             tracing::warn!(pod = %self.name, %error, "cannot remove an older generation");
         }
@@ -365,22 +477,22 @@ impl Pod {
     }
 
     async fn discard(&mut self) -> Outcome {
-        self.fetching = None;
-        self.record.next = None;
-        self.record.position = Position::Settled;
-        self.record.draining = None;
-        if let Some(current) = &self.record.current {
-            self.host
-                .ports
-                .set(&self.name, current.ports.values().copied());
-        }
+        self.forget_next();
         self.stale = true;
         self.save(Step::Discard).await?;
         Ok(Progress::Done)
     }
 
     async fn remove(&mut self) -> Outcome {
-        self.fetching = None;
+        self.give_up_errand(Which::Prepare).await;
+        let once = self.paths.once();
+        let ended = crate::launch::once::end_all(&*self.host.errands, &once, "").await;
+        ended.map_err(|error| Trouble {
+            step: Step::Remove,
+            reason: "StillAlive".into(),
+            message: error.to_string(),
+            permanent: false,
+        })?;
         self.units.check_health(None, None);
         for program in self.units.programs() {
             self.forget(&program, Step::Remove).await?;
@@ -437,120 +549,6 @@ impl Pod {
         self.units.forget(program);
         self.record.seen_exits.remove(program);
         Ok(())
-    }
-
-    /// Takes in what was heard.
-    pub(super) fn heard(&mut self, heard: Heard) {
-        match heard {
-            Heard::Health(state) => self.heard_health(state),
-            Heard::Liveness(state) => {
-                self.heard_liveness(&state);
-                let pids = self.units.pids();
-                self.record.liveness = Some(KnownHealth { pids, state });
-                self.unsaved = true;
-            }
-            Heard::Unit(program, number, event) => {
-                if !self.units.is_current(&program, number) {
-                    return;
-                }
-                match event {
-                    UnitEvent::State(state) => self.heard_state(&program, state),
-                    UnitEvent::Exit(exit) => self.heard_exit(&program, exit),
-                    UnitEvent::Lost => self.heard_lost(&program),
-                }
-            }
-        }
-    }
-
-    fn heard_health(&mut self, state: HealthState) {
-        let before = self
-            .record
-            .health
-            .as_ref()
-            .map(|known| &known.state.verdict);
-        match (&state.verdict, before) {
-            (Verdict::Healthy, Some(Verdict::Healthy)) | (Verdict::Unknown, _) => {}
-            (Verdict::Unhealthy { .. }, Some(Verdict::Unhealthy { .. })) => {}
-            (Verdict::Healthy, _) => {
-                self.event(
-                    EventType::Normal,
-                    "Healthy",
-                    "its health check passes".into(),
-                );
-            }
-            (Verdict::Unhealthy { reason }, _) => {
-                self.event(EventType::Warning, "Unhealthy", reason.clone());
-            }
-        }
-        self.record.health = Some(KnownHealth {
-            pids: self.units.pids(),
-            state,
-        });
-        self.unsaved = true;
-    }
-
-    fn heard_state(&mut self, program: &str, state: UnitState) {
-        let Some(facts) = self.units.facts_of(program) else {
-            return;
-        };
-        let restarted = facts.state.as_ref().is_some_and(|old| {
-            state.activity == Activity::Running && old.pid.is_some() && old.pid != state.pid
-        });
-        facts.state = Some(state);
-        if restarted && !self.is_stopping() {
-            // What the check said was about a process that is gone.
-            let current = self.record.current.clone();
-            self.units.check_health(current.as_ref(), None);
-            self.withdraw("its program was started anew");
-        }
-    }
-
-    fn heard_exit(&mut self, program: &str, mut exit: UnitExit) {
-        if exit.signal == Some(9) && !exit.requested {
-            let kills = self.host.oom_kills(&self.name, program);
-            if self
-                .oom_kills
-                .insert(program.to_owned(), kills)
-                .unwrap_or(0)
-                < kills
-            {
-                exit.message = "out of memory: raise resources.memory, or make it need less".into();
-            }
-        }
-        let noted = Exit {
-            launchable: program.to_owned(),
-            at: exit.at,
-            code: exit.code,
-            signal: exit.signal,
-            message: exit.message.clone(),
-        };
-        let news = self.record.note_exit(program, exit.number, noted);
-        if news {
-            self.unsaved = true;
-            let (event_type, reason) = match (exit.requested, exit.code) {
-                (true, _) => (EventType::Normal, "Stopped"),
-                (false, Some(0)) => (EventType::Normal, "Exited"),
-                (false, _) => (EventType::Warning, "Exited"),
-            };
-            self.event(event_type, reason, format!("{program} {}", ended(&exit)));
-        }
-        if let Some(facts) = self.units.facts_of(program) {
-            facts.last_exit = Some(exit);
-        }
-    }
-
-    fn heard_lost(&mut self, program: &str) {
-        if self.units.is_supervised(program)
-            && self
-                .units
-                .facts()
-                .get(program)
-                .is_some_and(|facts| facts.state.is_some())
-        {
-            let message = format!("the supervisor of {program} is gone; another one takes over");
-            self.event(EventType::Warning, "SupervisorLost", message);
-        }
-        self.units.lost(program);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The units of a pod: who watches over them, what was heard of them, and whether they are fit.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -64,6 +64,8 @@ pub(super) struct Units {
     paths: PodPaths,
     health: Option<Check>,
     liveness: Option<Check>,
+    /// Programs that run on and use this generation from their next start on.
+    handed: ByProgram<u64>,
 }
 
 /// A check that is made, and what it tells.
@@ -86,6 +88,7 @@ impl Units {
             paths,
             health: None,
             liveness: None,
+            handed: BTreeMap::new(),
         }
     }
 
@@ -124,8 +127,7 @@ impl Units {
 
     /// The first word of each unit. A unit whose supervisor is gone says so at once.
     pub(super) async fn introductions(&mut self) -> Vec<Heard> {
-        let mut waiting: std::collections::BTreeSet<String> =
-            self.watched.keys().cloned().collect();
+        let mut waiting: BTreeSet<String> = self.watched.keys().cloned().collect();
         let mut heard = Vec::new();
         let deadline = tokio::time::Instant::now() + INTRODUCTION;
         while !waiting.is_empty() {
@@ -191,10 +193,39 @@ impl Units {
             .facts
             .get(program)
             .and_then(|facts| facts.state.as_ref());
+        let waits_for_it = self.handed.get(program) == Some(&generation) && self.is_active(program);
         let idle = state.is_some_and(|state| {
-            state.generation != generation || state.activity == Activity::Stopped
+            (state.generation != generation && !waits_for_it) || state.activity == Activity::Stopped
         });
         idle || !self.is_supervised(program)
+    }
+
+    /// A process of it runs, or will without being asked.
+    pub(super) fn is_active(&self, program: &str) -> bool {
+        let facts = self.facts.get(program);
+        self.is_supervised(program)
+            && facts
+                .and_then(|facts| facts.state.as_ref())
+                .is_some_and(|state| !state.activity.at_rest())
+    }
+
+    /// It was given this generation for its next start.
+    pub(super) fn mark_handed(&mut self, program: &str, generation: u64) {
+        self.handed.insert(program.to_owned(), generation);
+    }
+
+    /// The generations that processes run of.
+    pub(super) fn generations(&self) -> BTreeSet<u64> {
+        let states = self.facts.values().filter_map(|facts| facts.state.as_ref());
+        states
+            .filter(|state| !state.activity.at_rest())
+            .map(|state| state.generation)
+            .collect()
+    }
+
+    /// Its health is being checked.
+    pub(super) fn is_checked(&self) -> bool {
+        self.health.is_some() || self.liveness.is_some()
     }
 
     pub(super) fn lost(&mut self, program: &str) {
@@ -228,14 +259,16 @@ impl Units {
             .is_some_and(|state| state.activity.at_rest())
     }
 
-    /// Nothing of the pod runs.
-    pub(super) fn at_rest(&self) -> bool {
-        self.watched.keys().all(|program| self.is_at_rest(program))
+    /// Nothing runs of the programs that matter.
+    pub(super) fn at_rest(&self, matters: impl Fn(&str) -> bool) -> bool {
+        let mut programs = self.watched.keys().filter(|program| matters(program));
+        programs.all(|program| self.is_at_rest(program))
     }
 
     pub(super) fn forget(&mut self, program: &str) {
         self.watched.remove(program);
         self.facts.remove(program);
+        self.handed.remove(program);
     }
 
     pub(super) fn fitness(&self) -> Fitness {

@@ -2,7 +2,8 @@
 //!
 //! `/env` answers with its environment, `/who` with its user, `/version` with what is in the file
 //! `version` of its artifact, `/crash` ends it with code 7, and `/_status` with 200, or with 503
-//! while there is a file `unhealthy` in its home. With IGNORE_TERM it only ends by SIGKILL.
+//! while there is a file `unhealthy` in its home. With IGNORE_TERM it only ends by SIGKILL. When
+//! there is the file that LOG_LINES_WHEN names in its home, it writes 200,000 numbered lines.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,6 +19,9 @@ fn main() {
     let env = |name: &str| std::env::var(name).unwrap_or_default();
     if let Ok(code) = env("EXIT_WITH").parse() {
         std::process::exit(code);
+    }
+    if !env("LOG_LINES_WHEN").is_empty() {
+        std::thread::spawn(log_lines);
     }
     let Ok(port) = env("PORT_HTTP").parse::<u16>() else {
         loop {
@@ -60,4 +64,18 @@ fn main() {
         );
         let _ = stream.write_all(answer.as_bytes());
     }
+}
+
+fn log_lines() {
+    let home = PathBuf::from(std::env::var("HOME").unwrap());
+    let go = home.join(std::env::var("LOG_LINES_WHEN").unwrap());
+    while !go.exists() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let mut out = std::io::stdout().lock();
+    for number in 0..200_000 {
+        writeln!(out, "line {number}").unwrap();
+    }
+    out.flush().unwrap();
+    std::fs::write(home.join("written"), "").unwrap();
 }

@@ -10,13 +10,13 @@ use serde_json::Value;
 use crate::rig::{Rig, agent_under_test, get, is_alive, name, tombstone, want};
 
 /// An agent in a process of its own.
-struct Subject {
+pub(crate) struct Subject {
     child: Child,
     lines: std::io::Lines<BufReader<ChildStdout>>,
 }
 
 impl Subject {
-    fn start(rig: &Rig, order: &Order, failpoint: Option<&str>) -> Self {
+    pub(crate) fn start(rig: &Rig, order: &Order, failpoint: Option<&str>) -> Self {
         let Order::Want(desired) = order else {
             unreachable!("tests order something")
         };
@@ -42,7 +42,7 @@ impl Subject {
     }
 
     /// The next report that is as wanted.
-    fn wait(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn wait(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         loop {
             let line = self
                 .lines
@@ -55,14 +55,18 @@ impl Subject {
         }
     }
 
-    fn ready(&mut self, generation: u64) -> Value {
+    pub(crate) fn ready(&mut self, generation: u64) -> Value {
         self.wait("a ready pod", |it| {
             it["ready"] == true && it["generation"] == generation
         })
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Dies by the failpoint.
-    fn dies(mut self, point: &str) {
+    pub(crate) fn dies(mut self, point: &str) {
         let status = self.child.wait().unwrap();
         assert_eq!(
             status.signal(),
@@ -79,11 +83,11 @@ impl Drop for Subject {
     }
 }
 
-fn pid(report: &Value) -> u32 {
+pub(crate) fn pid(report: &Value) -> u32 {
     u32::try_from(report["status"]["pids"]["web"].as_u64().unwrap()).unwrap()
 }
 
-fn port(report: &Value) -> u16 {
+pub(crate) fn port(report: &Value) -> u16 {
     u16::try_from(report["status"]["ports"]["http"].as_u64().unwrap()).unwrap()
 }
 

@@ -6,8 +6,12 @@
 )]
 
 mod crash;
+mod faults;
 mod grants;
+mod hooks;
+mod launchables;
 mod machine;
 mod pods;
 mod rig;
 mod store;
+mod updates;

@@ -16,6 +16,7 @@ pub(crate) mod failsafe;
 mod find;
 mod get;
 mod hoist;
+mod hooks;
 mod local;
 mod logs;
 mod node;
@@ -159,6 +160,8 @@ enum Verb {
     Hoist(hoist::HoistVerb),
     /// Run one pod of a manifest without a server, until interrupted
     Launch(local::LaunchArgs),
+    /// Call a node's hooks for one of its pods by hand
+    RunHooks(hooks::RunHooksArgs),
     /// Stop and remove everything of a data directory
     Uninstall(uninstall::UninstallArgs),
     /// Show where settings come from; keep several fleets apart
@@ -467,6 +470,7 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Store(args) => client(store::run(&args, setting)),
         Verb::Hoist(verb) => hoist::run(&verb),
         Verb::Launch(args) => local::run(&args, setting),
+        Verb::RunHooks(args) => client(hooks::run(&args, setting)),
         Verb::Uninstall(args) => client(uninstall::run(&args, setting)),
         Verb::Doctor(args) => client(doctor::run(&args, setting)),
         Verb::Config(verb) => config::run(&verb, setting),

@@ -44,6 +44,9 @@ pub(crate) struct AgentArgs {
     /// A directory that `file:` locations may lie under; may be repeated
     #[arg(long, value_name = "DIR")]
     file_dir: Vec<PathBuf>,
+    /// The directory of this node's hooks [default: hooks in the data directory]
+    #[arg(long, value_name = "DIR")]
+    hooks: Option<PathBuf>,
 }
 
 /// Opens a store that is in use elsewhere too, and checks that it is one.
@@ -140,6 +143,7 @@ pub(crate) async fn agent(args: &AgentArgs, setting: &Setting) -> Result<()> {
     let data_dir = data_dir(setting)?;
     let store = agent_store(&args.store, &environment, &data_dir).await?;
     let mut host = HostConfig::new(&data_dir, node);
+    host.hooks.clone_from(&args.hooks);
     host.environment = environment;
     host.host_ip.clone_from(&args.address);
     host.file_dirs.clone_from(&args.file_dir);

@@ -45,6 +45,9 @@ pub(crate) struct UpArgs {
     /// Say when everything is ready (with --filename: everything in it), and where it answers
     #[arg(long)]
     wait: bool,
+    /// The directory of this node's hooks [default: hooks in the data directory]
+    #[arg(long, value_name = "DIR")]
+    hooks: Option<PathBuf>,
     #[command(flatten)]
     listen: ListenFlags,
 }
@@ -131,6 +134,7 @@ async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
     // The agent first: it says what is wrong with the machine before anything listens.
     let mut host = HostConfig::new(data_dir, &node);
     host.environment = environment.clone();
+    host.hooks.clone_from(&args.hooks);
     host.server = Some(hoist::Server::Unix(place::socket(data_dir)));
     let agent = parts.agent(host, Arc::clone(&store)).await?;
     let mut config = ServerConfig::new(Arc::clone(&store), kinds, data_dir);

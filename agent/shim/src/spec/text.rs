@@ -71,6 +71,9 @@ impl Spec {
         out.text("log-name", self.log.name.as_bytes());
         out.number("log-max-bytes", self.log.max_bytes);
         out.number("log-max-files", self.log.max_files);
+        if let Some(age) = self.log.max_age {
+            out.number("log-max-age-ms", millis(age));
+        }
         out.text("restart", self.restart.policy.name().as_bytes());
         out.number("backoff-initial-ms", millis(self.restart.initial));
         out.number("backoff-max-ms", millis(self.restart.max));
@@ -153,6 +156,7 @@ impl Spec {
                 }
                 "log-max-bytes" => spec.log.max_bytes = number(key, &value)?,
                 "log-max-files" => spec.log.max_files = number(key, &value)?,
+                "log-max-age-ms" => spec.log.max_age = Some(duration(key, &value)?),
                 "restart" => {
                     spec.restart.policy = std::str::from_utf8(&value)
                         .ok()

@@ -25,7 +25,7 @@ use crate::state::{ExitStatus, ProcessId};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     errno: i32,
-    message: String,
+    pub(super) message: String,
 }
 
 impl Failure {
@@ -197,8 +197,25 @@ fn child(spec: &Spec, mut go: File, mut tell: File) -> ! {
     sys::leave(127)
 }
 
+/// Executes the program in this process, whose output goes where it went. Returns why not.
+pub(super) fn become_in_place(spec: &Spec) -> Failure {
+    let Failed(step, index, error) = match shed(spec, Output::AsItIs) {
+        Ok((argv, env)) => Failed(Step::Exec, 0, sys::exec(&argv, &env)),
+        Err(failed) => failed,
+    };
+    explain(&Failed(step, index, error).encode(), spec)
+}
+
+/// Where the output of the program goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Output {
+    /// The FIFO in the current directory.
+    Fifo,
+    AsItIs,
+}
+
 fn become_the_launchable(spec: &Spec) -> Failed {
-    match shed(spec) {
+    match shed(spec, Output::Fifo) {
         Ok((argv, env)) => Failed(Step::Exec, 0, sys::exec(&argv, &env)),
         Err(failed) => failed,
     }
@@ -207,9 +224,13 @@ fn become_the_launchable(spec: &Spec) -> Failed {
 type Strings = Vec<CString>;
 
 /// Everything before the exec itself.
-fn shed(spec: &Spec) -> Result<(Strings, Strings), Failed> {
+fn shed(spec: &Spec, to: Output) -> Result<(Strings, Strings), Failed> {
     // Still as the shim's user.
-    rustix::process::setsid().at(Step::Session, 0)?;
+    match rustix::process::setsid() {
+        // It leads one already.
+        Err(rustix::io::Errno::PERM) if to == Output::AsItIs => {}
+        result => drop(result.at(Step::Session, 0)?),
+    }
     for (index, group) in groups(spec).enumerate() {
         cgroup::join(group).at(Step::Cgroup, index)?;
     }
@@ -219,15 +240,17 @@ fn shed(spec: &Spec) -> Result<(Strings, Strings), Failed> {
     }
     rustix::process::umask(Mode::from_raw_mode(spec.umask));
     let input = File::open("/dev/null").at(Step::Output, 0)?;
-    let output = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(log::FIFO)
-        .at(Step::Output, 0)?;
     rustix::stdio::dup2_stdin(&input).at(Step::Output, 0)?;
-    rustix::stdio::dup2_stdout(&output).at(Step::Output, 0)?;
-    rustix::stdio::dup2_stderr(&output).at(Step::Output, 0)?;
+    if to == Output::Fifo {
+        let output = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(log::FIFO)
+            .at(Step::Output, 0)?;
+        rustix::stdio::dup2_stdout(&output).at(Step::Output, 0)?;
+        rustix::stdio::dup2_stderr(&output).at(Step::Output, 0)?;
+    }
 
     // From here on as the launchable's.
     if let Some(user) = &spec.user {

@@ -63,7 +63,7 @@ impl Ending {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -469,7 +469,7 @@ impl Supervisor {
 }
 
 /// A number in 0..1 that differs between shims and moments.
-fn jitter() -> f64 {
+pub(super) fn jitter() -> f64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let seed = (now.tv_nsec as u64) ^ (u64::from(std::process::id()) << 32);
     // The finaliser of splitmix64.

@@ -9,6 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, Mode, OFlags, fchown, openat, renameat, unlinkat};
 use rustix::process::Uid;
@@ -134,6 +135,20 @@ impl Output {
     }
 }
 
+/// Copies standard input to a log until it ends. What runsv calls as its logger.
+pub(super) fn pump_stdin(log: LogSpec) -> io::Result<()> {
+    let mut sink = Sink::new(log);
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match rustix::io::read(rustix::stdio::stdin(), &mut buffer[..]) {
+            Ok(0) => return Ok(()),
+            Ok(n) => sink.write(&buffer[..n]),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 impl AsFd for Output {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fifo.as_fd()
@@ -163,6 +178,8 @@ struct Open {
     file: File,
     size: u64,
     at_line_start: bool,
+    /// When the file was made, as far as the file system says.
+    begun: SystemTime,
 }
 
 impl Sink {
@@ -184,6 +201,10 @@ impl Sink {
         {
             self.open = None;
         }
+        if self.is_old() {
+            // Should it fail, the next write finds the same; nothing is lost by a file that is old.
+            let _ = self.rotate();
+        }
         while !data.is_empty() {
             let written = if self.missing.is_some() && !self.admit() {
                 Err((0, io::ErrorKind::StorageFull.into()))
@@ -198,6 +219,18 @@ impl Sink {
                 }
             }
         }
+    }
+
+    /// Whether the file is to be closed for its age: at a line's end, and not while it is empty.
+    fn is_old(&mut self) -> bool {
+        let Some(most) = self.log.max_age else {
+            return false;
+        };
+        let Ok(open) = self.opened() else {
+            return false;
+        };
+        let age = SystemTime::now().duration_since(open.begun);
+        open.at_line_start && open.size > 0 && age.is_ok_and(|age| age >= most)
     }
 
     /// Writes what goes into one file, at least one byte; closes a file that is full. An error
@@ -265,6 +298,8 @@ impl Sink {
             fresh.file.set_len(0)?;
             fresh.size = 0;
             fresh.at_line_start = true;
+            // It is the same file, begun anew.
+            fresh.begun = SystemTime::now();
         }
         self.open = Some(fresh);
         Ok(())
@@ -346,6 +381,10 @@ impl Open {
             file,
             size,
             at_line_start: last == *b"\n",
+            begun: metadata
+                .created()
+                .or_else(|_| metadata.modified())
+                .unwrap_or_else(|_| SystemTime::now()),
         })
     }
 
@@ -426,6 +465,42 @@ mod tests {
         for entry in fs::read_dir(dir.path()).unwrap() {
             assert!(entry.unwrap().metadata().unwrap().len() <= 10);
         }
+    }
+
+    #[test]
+    fn a_file_that_is_old_is_closed_at_the_end_of_a_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut sink = sink(dir.path(), 1000, 3);
+        sink.log.max_age = Some(std::time::Duration::from_secs(3600));
+        sink.write(b"a\n");
+        sink.write(b"b");
+        let age = |sink: &mut Sink| {
+            let open = sink.open.as_mut().unwrap();
+            open.begun = SystemTime::now() - std::time::Duration::from_secs(3601);
+        };
+        age(&mut sink);
+        sink.write(b"c\n");
+        assert_eq!(text(dir.path(), "web.log"), "a\nbc\n", "a line stays whole");
+        sink.write(b"d\n");
+        assert_eq!(text(dir.path(), "web.log.1"), "a\nbc\n");
+        assert_eq!(text(dir.path(), "web.log"), "d\n");
+        sink.write(b"e\n");
+        assert_eq!(
+            text(dir.path(), "web.log"),
+            "d\ne\n",
+            "the new one is young"
+        );
+        // A shim that takes over goes on with the file's own age.
+        let mut next = self::sink(dir.path(), 1000, 3);
+        next.log.max_age = Some(std::time::Duration::from_secs(3600));
+        next.write(b"f\n");
+        assert_eq!(text(dir.path(), "web.log"), "d\ne\nf\n");
+        // Nothing is closed for being old that holds nothing, and nothing when no age is set.
+        let mut ageless = self::sink(dir.path(), 1000, 3);
+        ageless.write(b"g\n");
+        age(&mut ageless);
+        ageless.write(b"h\n");
+        assert!(text(dir.path(), "web.log").ends_with("g\nh\n"));
     }
 
     #[test]

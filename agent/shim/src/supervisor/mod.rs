@@ -11,6 +11,7 @@ mod launch;
 mod lifecycle;
 mod log;
 mod policy;
+mod runit;
 mod slots;
 mod start;
 mod sys;

@@ -27,7 +27,7 @@ const READY: Timespec = Timespec {
 
 /// Why a shim does not begin.
 #[derive(Debug)]
-enum Refusal {
+pub(super) enum Refusal {
     /// Another one serves the directory.
     Running,
     Failed(String),
@@ -39,15 +39,26 @@ impl Refusal {
     }
 }
 
-/// The program `platctrl-shim`: `platctrl-shim <dir>`, or a command [beside] a launchable. Returns
-/// its exit code.
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Running => f.write_str("another one serves the directory"),
+            Self::Failed(why) => f.write_str(why),
+        }
+    }
+}
+
+/// The program `platctrl-shim`: `platctrl-shim <dir>`, a command [beside] a launchable, or
+/// `platctrl-shim runit <verb> <dir>` where runit supervises instead. Returns its exit code.
 pub fn main() -> i32 {
-    let mut args = std::env::args_os().skip(1);
-    let first = args.next();
-    if first.as_deref().is_some_and(|first| first == beside::WORD) {
+    let mut args = std::env::args_os().skip(1).peekable();
+    if args.next_if(|word| word == "runit").is_some() {
+        return super::runit::main(args);
+    }
+    if args.next_if(|word| word == beside::WORD).is_some() {
         return beside::main(args);
     }
-    let (Some(dir), None) = (first, args.next()) else {
+    let (Some(dir), None) = (args.next(), args.next()) else {
         let _ = writeln!(io::stderr(), "usage: platctrl-shim DIRECTORY");
         return 2;
     };
@@ -149,7 +160,7 @@ fn begin(dir: &Path) -> Result<Supervisor, Refusal> {
 }
 
 /// Makes the directory the current one, if it is this user's alone.
-fn enter(dir: &Path) -> Result<(), Refusal> {
+pub(super) fn enter(dir: &Path) -> Result<(), Refusal> {
     if !dir.is_absolute() {
         return Err(Refusal::Failed(
             "the directory must be an absolute path".to_owned(),

@@ -8,3 +8,4 @@ mod recovery;
 mod restart;
 mod rig;
 mod stop;
+mod versions;

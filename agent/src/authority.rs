@@ -1,0 +1,62 @@
+//! Whether something may run on this node: asked before anything of it is fetched.
+//!
+//! The API checks who may deploy what; an agent asks again what will really run, by its own means.
+
+use std::fmt;
+
+use platctrl_framework::model::Digest;
+
+use crate::name::PodName;
+use crate::version::Desired;
+
+/// What is about to run, in the terms of deploy rights.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Deployment<'a> {
+    /// Which pod.
+    pub pod: &'a PodName,
+    /// The app.
+    pub app: &'a str,
+    /// The user it names, if it names one.
+    pub run_as: Option<&'a str>,
+    /// Its artifacts: where from, and what they have to be.
+    pub artifacts: Vec<(&'a str, Option<Digest>)>,
+}
+
+impl<'a> Deployment<'a> {
+    pub(crate) fn of(pod: &'a PodName, desired: &'a Desired) -> Self {
+        let launchables = desired.spec.launchables.values();
+        Self {
+            pod,
+            app: desired.app(pod.name()),
+            run_as: desired.spec.run_as.as_deref(),
+            artifacts: launchables
+                .map(|launchable| (launchable.location.as_str(), launchable.digest))
+                .collect(),
+        }
+    }
+}
+
+/// Something may not run here.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Denied(pub String);
+
+/// Decides what may run on a node.
+pub trait Authority: fmt::Debug + Send + Sync + 'static {
+    /// Whether this may. May block for as long as it takes to read a small file.
+    ///
+    /// # Errors
+    /// [`Denied`] says why not, for people.
+    fn check(&self, deployment: &Deployment<'_>) -> Result<(), Denied>;
+}
+
+/// Everything may that the store says; which users it may run as is the node's own policy.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AnyDeployment;
+
+impl Authority for AnyDeployment {
+    fn check(&self, _: &Deployment<'_>) -> Result<(), Denied> {
+        Ok(())
+    }
+}
