@@ -48,6 +48,8 @@ pub enum Position {
     Stopped,
     /// The hooks before the launch were called.
     Readied,
+    /// The hooks before the removal were called.
+    Released,
     /// `current` names the new version.
     Flipped,
     /// Its `bin/post-activate` has run.
@@ -70,7 +72,10 @@ impl Position {
     /// The version that is current is stopped, or being stopped.
     #[must_use]
     pub const fn is_stopping(self) -> bool {
-        matches!(self, Self::Stopping | Self::Stopped | Self::Readied)
+        matches!(
+            self,
+            Self::Stopping | Self::Stopped | Self::Readied | Self::Released
+        )
     }
 
     /// The version that is current was not seen to do its work yet, or not told the hooks.

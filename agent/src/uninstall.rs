@@ -13,7 +13,7 @@ use crate::auth::{UserPolicy, Users};
 use crate::cgroup::{self, Cgroups};
 use crate::files::{self, FileError};
 use crate::hoist;
-use crate::launch::{Shims, SuperviseError, Supervisor as _, Unit, UnitEvent, once};
+use crate::launch::{Runit, Shims, SuperviseError, Supervisor, Unit, UnitEvent, is_runit, once};
 use crate::layout::{Layout, LayoutError};
 use crate::name::PodName;
 
@@ -108,12 +108,22 @@ pub async fn uninstall(data_dir: &Path, grace: Duration) -> Result<Uninstalled, 
 
 async fn end_pod(layout: &Layout, pod: &PodName, grace: Duration) -> Result<(), UninstallError> {
     let paths = layout.pod(pod);
-    let shims = Shims::new(layout.newest_shim()?);
+    let shim = layout.newest_shim()?;
+    let shims = Shims::new(&shim);
+    // Nothing is started, so it does not matter which.
+    let runit = Runit::new("runsv", &shim);
     let units = paths.programs()?.into_iter().map(|program| {
         let dir = paths.shim(&program);
         Unit { program, dir }
     });
-    for end in join_all(units.map(|unit| end_unit(&shims, unit, grace))).await {
+    let ends = units.map(|unit| {
+        let supervisor: &dyn Supervisor = match is_runit(&unit.dir) {
+            true => &runit,
+            false => &shims,
+        };
+        end_unit(supervisor, unit, grace)
+    });
+    for end in join_all(ends).await {
         end.map_err(|source| UninstallError::Program {
             pod: pod.clone(),
             source,
@@ -132,7 +142,11 @@ async fn end_once(shims: &Shims, pod: &PodName, dir: &Path) -> Result<(), Uninst
     ended.map_err(|error| UninstallError::Machine(format!("pod {pod}: {error}")))
 }
 
-async fn end_unit(shims: &Shims, unit: Unit, grace: Duration) -> Result<(), SuperviseError> {
+async fn end_unit(
+    shims: &dyn Supervisor,
+    unit: Unit,
+    grace: Duration,
+) -> Result<(), SuperviseError> {
     if !shims.stop(&unit, grace).await? {
         return shims.forget(&unit).await;
     }

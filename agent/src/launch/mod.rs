@@ -23,6 +23,7 @@ pub use configuration::{Configuration, configuration};
 pub(crate) use environment::{FIXED_PATH, install_name};
 pub use environment::{Surroundings, environment, script_environment};
 pub use runit::Runit;
+pub(crate) use runit::is_runit;
 pub use shim::Shims;
 
 /// A program under a supervisor.

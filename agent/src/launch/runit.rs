@@ -239,11 +239,22 @@ fn quit(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Its process is there, as far as its number tells.
+fn lives(state: &State) -> bool {
+    let child = state.child.filter(|_| state.phase == Phase::Running);
+    child.is_some_and(|child| Path::new("/proc").join(child.pid.to_string()).exists())
+}
+
+/// Whether a unit's directory is one of `runsv`.
+pub(crate) fn is_runit(dir: &Path) -> bool {
+    dir.join("service").exists()
+}
+
 /// The state as a shim would tell it.
 fn look(dir: &Path) -> io::Result<State> {
     let mut state = read_state(dir)?.unwrap_or_default();
     let spec_generation = current(dir)?.unwrap_or(state.generation);
-    if state.generation != spec_generation && !rests(dir) {
+    if state.generation != spec_generation && !rests(dir) && !lives(&state) {
         // Not executed yet.
         state.phase = Phase::Starting;
         state.generation = spec_generation;

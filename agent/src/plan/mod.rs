@@ -317,7 +317,8 @@ fn end(observed: &Observed) -> Plan {
     if !observed.at_rest {
         steps.push(Step::Stop);
     }
-    if observed.hooked.before_uninstall && observed.current.is_some() {
+    let told = observed.position == Position::Released;
+    if observed.hooked.before_uninstall && observed.current.is_some() && !told {
         steps.push(Step::BeforeUninstall);
     }
     steps.push(Step::Remove);

@@ -199,6 +199,12 @@ fn with_hooks_and_scripts_an_update_is_the_table_and_goes_on_from_each_position(
         steps(&gone, &before),
         [Drain, Disable, Stop, BeforeUninstall, Remove]
     );
+    let told = Observed {
+        position: Position::Released,
+        at_rest: true,
+        ..before.clone()
+    };
+    assert_eq!(steps(&gone, &told), [Remove]);
     assert_eq!(prepare, [Authorise, BeforeInstall, Fetch, AfterInstall]);
 }
 
@@ -409,6 +415,7 @@ fn positions() -> impl Strategy<Value = Position> {
         Just(Position::Stopping),
         Just(Position::Stopped),
         Just(Position::Readied),
+        Just(Position::Released),
         Just(Position::Flipped),
         Just(Position::Activated),
         Just(Position::Started),

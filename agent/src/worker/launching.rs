@@ -57,6 +57,7 @@ impl Pod {
         let position = match step {
             Step::Disable => Position::Stopping,
             Step::BeforeLaunch => Position::Readied,
+            Step::BeforeUninstall => Position::Released,
             Step::PostActivate => Position::Activated,
             Step::Enable => Position::Enabled,
             Step::AfterLaunch => Position::Settled,

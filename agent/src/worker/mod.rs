@@ -610,6 +610,8 @@ impl Pod {
             return;
         }
         self.record.last = Some(desired);
+        // Should what failed be wanted again after this, it is another try.
+        self.record.quarantined = None;
         if let Err(trouble) = self.save(Step::Configure).await {
             self.failed(Which::Main, trouble).await;
         }

@@ -13,5 +13,6 @@ mod launchables;
 mod machine;
 mod pods;
 mod rig;
+mod runit;
 mod store;
 mod updates;

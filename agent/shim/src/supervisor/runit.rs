@@ -83,6 +83,10 @@ fn exec() -> io::Result<()> {
     state.phase = Phase::Running;
     state.wanted = true;
     state.child = identify(std::process::id());
+    // Who watches over it, for whoever asks.
+    let parent =
+        rustix::process::getppid().and_then(|pid| u32::try_from(pid.as_raw_nonzero().get()).ok());
+    state.shim = parent.and_then(identify);
     state.next_start_boot_ms = None;
     state.message.clear();
     (state.started_unix_ms, state.started_boot_ms) = (unix_ms(), boot_clock_ms());
