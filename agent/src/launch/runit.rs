@@ -156,10 +156,12 @@ impl Runit {
                     }
                     std::thread::sleep(LOOK / 4);
                 }
-                // Whoever cannot be reached is found by the next attempt.
-                let _ = control(&dir, b"k");
-                if let Some(group) = tracking {
-                    let _ = std::fs::write(group.join("cgroup.kill"), "1");
+                // One or the other: a `k` that comes when the program is dead already makes runsv
+                // forget to call `finish`. Whoever cannot be reached is found by the next attempt.
+                let killed = tracking
+                    .is_some_and(|group| std::fs::write(group.join("cgroup.kill"), "1").is_ok());
+                if !killed {
+                    let _ = control(&dir, b"k");
                 }
             })?;
         Ok(true)
@@ -254,7 +256,8 @@ pub(crate) fn is_runit(dir: &Path) -> bool {
 fn look(dir: &Path) -> io::Result<State> {
     let mut state = read_state(dir)?.unwrap_or_default();
     let spec_generation = current(dir)?.unwrap_or(state.generation);
-    if state.generation != spec_generation && !rests(dir) && !lives(&state) {
+    let wanted = !dir.join(STOPPED).exists();
+    if state.generation != spec_generation && wanted && !lives(&state) {
         // Not executed yet.
         state.phase = Phase::Starting;
         state.generation = spec_generation;

@@ -127,16 +127,17 @@ pub fn plan(order: &Order, observed: &Observed) -> Plan {
         if observed.failed && !takes_over_next && !observed.reverting {
             return Plan::of(vec![Step::Abandon]);
         }
-        return take_over(observed);
+        return Plan {
+            hold: quarantined(desired, observed),
+            ..take_over(observed)
+        };
     }
     if let Some(field) = &desired.unsupported {
         let field = field.clone();
         return keep(observed, Some(Hold::Unsupported { field }));
     }
-    if let Some((digest, why)) = &observed.quarantined
-        && *digest == desired.digest
-    {
-        return keep(observed, Some(Hold::Reverted { why: why.clone() }));
+    if let Some(hold) = quarantined(desired, observed) {
+        return keep(observed, Some(hold));
     }
     if observed.current == Some(desired.digest) {
         let changing = observed.position.is_leaving() || observed.position.is_stopping();
@@ -155,10 +156,12 @@ pub fn plan(order: &Order, observed: &Observed) -> Plan {
     if let Some(problem) = desired.problem() {
         return keep(observed, Some(Hold::Invalid { problem }));
     }
+    // Until the new one is ready, the old one is looked after; what is old already can wait.
+    let mut steps = launch(observed);
+    steps.retain(|step| *step != Step::Prune);
     Plan {
         prepare: prepare(desired.digest, observed),
-        // Until the new one is ready, the old one is looked after.
-        steps: launch(observed),
+        steps,
         hold: None,
     }
 }
@@ -186,6 +189,13 @@ fn suspicious(desired: &Desired, observed: &Observed) -> Option<Hold> {
         .then_some(Hold::Rewritten { generation: seen })
 }
 
+/// The version has failed to start.
+fn quarantined(desired: &Desired, observed: &Observed) -> Option<Hold> {
+    let failed = observed.quarantined.as_ref();
+    let (_, why) = failed.filter(|(digest, _)| *digest == desired.digest)?;
+    Some(Hold::Reverted { why: why.clone() })
+}
+
 /// Whatever runs keeps running; what was begun with it, or stopped half way, goes on.
 fn keep(observed: &Observed, hold: Option<Hold>) -> Plan {
     let committed = observed.position.is_stopping() || observed.reverting;
@@ -208,7 +218,7 @@ fn launch(observed: &Observed) -> Vec<Step> {
     if position == Position::Flipped && observed.current_scripts.post_activate {
         steps.push(Step::PostActivate);
     }
-    if position.is_launching() || observed.missing {
+    if observed.missing {
         steps.push(Step::Start);
     }
     if position.is_launching() {

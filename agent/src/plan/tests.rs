@@ -180,6 +180,7 @@ fn with_hooks_and_scripts_an_update_is_the_table_and_goes_on_from_each_position(
             next: None,
             preparation: None,
             position,
+            missing: position != Position::Settled,
             ..ready.clone()
         };
         steps(&newer, &observed)
@@ -218,7 +219,7 @@ fn a_version_that_is_still_being_started_is_looked_after_while_a_newer_one_is_go
     };
     let plan = plan(&order(want("u1", 2, "b")), &flipped);
     assert_eq!(plan.prepare, [Authorise, Fetch]);
-    assert_eq!(plan.steps, [PostActivate, Start, Enable, Healthy, Prune]);
+    assert_eq!(plan.steps, [PostActivate, Start, Enable, Healthy]);
 }
 
 #[test]

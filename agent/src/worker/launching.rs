@@ -227,7 +227,7 @@ impl Pod {
             _ => return Some(trouble),
         }
         let message = format!("the version before is started again: {}", trouble.message);
-        self.event(EventType::Warning, "Reverted", message);
+        self.event(EventType::Warning, "StartFailed", message);
         self.main.clear();
         // Forgotten by a crash, it is decided again.
         let saved = self.save(Step::Revert).await;

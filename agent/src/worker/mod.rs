@@ -31,7 +31,7 @@ use crate::host::Host;
 use crate::launch::once;
 use crate::layout::PodPaths;
 use crate::name::PodName;
-use crate::plan::{Hold, HookedEvents, Observed, Order, Step, plan};
+use crate::plan::{Hold, HookedEvents, Observed, Order, Step, UPDATE, plan};
 use crate::report::{Facts, Observer, PodEvent, Report, Trouble, compose};
 use crate::situation::Situation;
 use crate::state::{Found, KnownHealth, PodRecord, Preparation};
@@ -170,6 +170,8 @@ struct Pod {
     stale: bool,
     /// It was told why programs are stopped.
     stop_told: bool,
+    /// Nothing that ran once is left of an earlier agent.
+    tidy: bool,
     /// When to look again even if nothing happens.
     wake: Option<Instant>,
     hold: Option<Hold>,
@@ -215,6 +217,7 @@ impl Pod {
             configured: None,
             stale: true,
             stop_told: false,
+            tidy: false,
             wake: None,
             hold: None,
             told: None,
@@ -357,6 +360,11 @@ impl Pod {
             if self.gone {
                 return Flow::Gone;
             }
+            if (prepared, went) == (Walk::Idle, Walk::Idle) && !self.tidy {
+                // What an agent that died did not get to forget.
+                self.end_all_runs().await;
+                self.tidy = true;
+            }
             if prepared != Walk::Through && went != Walk::Through {
                 return Flow::Wait;
             }
@@ -468,10 +476,22 @@ impl Pod {
 
     /// Ends and forgets the supervised runs of a step.
     async fn end_runs(&self, step: Step) {
-        let Some(prefix) = step.runs() else { return };
+        if let Some(prefix) = step.runs() {
+            self.end_runs_of(step.name(), prefix).await;
+        }
+    }
+
+    /// Ends and forgets all supervised runs, but those that somebody made by hand.
+    async fn end_all_runs(&self) {
+        for row in UPDATE {
+            self.end_runs(row.step).await;
+        }
+    }
+
+    async fn end_runs_of(&self, step: &str, prefix: &str) {
         let ended = once::end_all(&*self.host.errands, &self.paths.once(), prefix).await;
         if let Err(error) = ended {
-            tracing::warn!(pod = %self.name, step = step.name(), %error, "what a step started does not end");
+            tracing::warn!(pod = %self.name, step, %error, "what a step started does not end");
         }
     }
 

@@ -14,7 +14,7 @@ fn a_hook_finds_the_documented_environment_and_nothing_else() {
     let rig = Rig::new();
     let seen = rig.artifacts().join("seen");
     let script = format!(
-        "env > {0}.$HOOK_EVENT; cp \"$HOOKED_POD_MANIFEST\" {0}.manifest",
+        "cp \"$HOOKED_POD_MANIFEST\" {0}.manifest; env > {0}.new; mv {0}.new {0}.$HOOK_EVENT",
         seen.display()
     );
     hook(&rig, "look", &script);
@@ -154,8 +154,11 @@ fn a_hook_that_takes_too_long_is_killed_with_all_that_it_started() {
     assert!(message.contains("took longer than 1s"), "{message}");
     // It may have been called again since.
     let started: Vec<u32> = eventually("three processes", || {
-        let started = lines(&pids).iter().map(|pid| pid.parse().unwrap());
-        Some(started.collect::<Vec<u32>>()).filter(|started| started.len() >= 3)
+        let started: Vec<u32> = lines(&pids)
+            .iter()
+            .map(|pid| pid.parse().unwrap())
+            .collect();
+        (started.len() >= 3).then_some(started)
     });
     for pid in &started[..3] {
         eventually("its processes to be gone", || {

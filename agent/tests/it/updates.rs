@@ -111,11 +111,11 @@ fn walk(points: &[&str], together: bool) {
         assert_eq!(get(port(&after), "/version"), new, "{point}");
         assert_eq!(port(&before), port(&after), "{point}");
         assert!(!is_alive(pid(&before)), "{point}");
+        let once = rig.layout().pod(&name()).once();
+        eventually("no script or hook to be left", || {
+            (std::fs::read_dir(&once).unwrap().count() == 0).then_some(())
+        });
         drop(again);
-
-        let paths = rig.layout().pod(&name());
-        let once = std::fs::read_dir(paths.once()).unwrap().count();
-        assert_eq!(once, 0, "no script or hook is left: {point}");
         // Each script ran, the old version's with the old environment; and none more often than
         // a crash explains.
         let ran = counted(&lines(&trace));
