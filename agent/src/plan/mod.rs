@@ -81,6 +81,8 @@ pub struct Observed {
     pub next_scripts: Scripts,
     /// The hooks of this node.
     pub hooked: HookedEvents,
+    /// The pod never runs twice at once: it may run elsewhere by now, unless it is wanted here.
+    pub singleton: bool,
 }
 
 /// What to do. In each of the two lists, when a step has to wait, those behind it wait with it.
@@ -106,6 +108,16 @@ impl Plan {
 /// Decides what to do.
 #[must_use]
 pub fn plan(order: &Order, observed: &Observed) -> Plan {
+    let mut plan = decide(order, observed);
+    if observed.singleton && !matches!(order, Order::Want(_)) {
+        // What runs is left alone; what does not may have been replaced while nobody could say so.
+        let start = plan.steps.iter().position(|step| *step == Step::Start);
+        plan.steps.truncate(start.unwrap_or(plan.steps.len()));
+    }
+    plan
+}
+
+fn decide(order: &Order, observed: &Observed) -> Plan {
     let desired = match order {
         Order::Want(desired) => desired,
         // Nothing was ever done here: there is nothing to hold either.

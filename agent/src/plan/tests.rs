@@ -315,6 +315,25 @@ fn what_is_wanted_and_runs_is_left_alone_and_started_again_when_its_supervisor_i
 }
 
 #[test]
+fn a_pod_that_never_runs_twice_is_started_only_while_it_is_known_to_be_wanted() {
+    let stopped = Observed {
+        missing: true,
+        singleton: true,
+        ..running("a")
+    };
+    for order in [Order::Unknown, Order::Missing] {
+        assert_eq!(plan(&order, &stopped).steps, []);
+        let other = Observed {
+            singleton: false,
+            ..stopped.clone()
+        };
+        assert_eq!(plan(&order, &other).steps, [Start], "others are");
+    }
+    let wanted = Order::Want(Box::new(want("u1", 1, "a")));
+    assert_eq!(plan(&wanted, &stopped).steps, [Start]);
+}
+
+#[test]
 fn only_a_tombstone_ends_a_pod() {
     let gone = tombstoned(want("u1", 1, "a"));
     assert_eq!(steps(&gone, &running("a")), [Drain, Stop, Remove]);
@@ -430,7 +449,7 @@ prop_compose! {
         uid in 0..3, seen in proptest::option::of((1..4u64, 0..3)),
         current in proptest::option::of(0..3), next in proptest::option::of(0..3),
         position in positions(),
-        flags in any::<[bool; 5]>(), more in any::<[bool; 4]>(),
+        flags in any::<[bool; 5]>(), more in any::<[bool; 5]>(),
     ) -> Observed {
         let version = |n: i32| digest(&n.to_string());
         let uid = if uid == 0 { Uid::default() } else { format!("u{uid}").as_str().into() };
@@ -446,6 +465,7 @@ prop_compose! {
             hooked: if more[2] { EVERY_HOOK } else { HookedEvents::default() },
             current_scripts: if more[3] { EVERY_SCRIPT } else { Scripts::default() },
             next_scripts: if more[3] { EVERY_SCRIPT } else { Scripts::default() },
+            singleton: more[4],
             quarantined: None,
             preparation: None,
         }
