@@ -102,6 +102,8 @@ impl Workload {
             liveness_offline,
             termination_grace_period,
             drain_delay,
+            on_failed_start,
+            start_timeout,
             keep_data,
             placement,
             singleton,
@@ -117,6 +119,8 @@ impl Workload {
             && *liveness_offline == wanted.liveness_offline
             && *termination_grace_period == wanted.termination_grace_period
             && *drain_delay == wanted.drain_delay
+            && *on_failed_start == wanted.on_failed_start
+            && *start_timeout == wanted.start_timeout
             && *keep_data == wanted.keep_data
             && *placement == wanted.placement
             && *singleton == wanted.singleton
