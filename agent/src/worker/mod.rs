@@ -9,6 +9,7 @@ mod control;
 mod errands;
 mod lane;
 mod launching;
+mod look;
 mod news;
 mod prepare;
 mod restart;
@@ -17,7 +18,6 @@ mod units;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use platctrl_framework::failpoint;
 use platctrl_framework::model::{Digest, EventType, Uid};
@@ -26,16 +26,15 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::files::FileError;
-use crate::hooks::HookEvent;
 use crate::host::Host;
 use crate::launch::once;
 use crate::layout::PodPaths;
 use crate::name::PodName;
-use crate::plan::{Hold, HookedEvents, Observed, Order, Step, UPDATE, plan};
+use crate::plan::{Hold, Order, Step, UPDATE, plan};
 use crate::report::{Facts, Observer, PodEvent, Report, Trouble, compose};
 use crate::situation::Situation;
 use crate::state::{Found, KnownHealth, PodRecord, Preparation};
-use crate::version::{Desired, Version};
+use crate::version::Version;
 pub use control::Control;
 use control::Controls;
 use errands::Sender;
@@ -501,108 +500,6 @@ impl Pod {
             && let Err(trouble) = self.save(Step::Start).await
         {
             tracing::warn!(pod = %self.name, message = trouble.message, "cannot remember what was heard");
-        }
-    }
-
-    fn observe(&self, order: &Order) -> Observed {
-        let record = &self.record;
-        let seen = record.last.as_ref().filter(|last| last.uid == record.uid);
-        let scripts =
-            |version: &Option<Version>| version.as_ref().map(Version::scripts).unwrap_or_default();
-        Observed {
-            uid: record.uid.clone(),
-            unidentified: self.unidentified,
-            seen: seen.map(|last| (last.generation, last.digest)),
-            current: record.current.as_ref().map(|version| version.digest),
-            next: record.next.as_ref().map(|version| version.digest),
-            preparation: record
-                .prepared
-                .as_ref()
-                .map(|prepared| (prepared.digest, prepared.preparation)),
-            position: record.position,
-            drained: self.drain_left(order).is_zero(),
-            at_rest: self
-                .units
-                .at_rest(|program| !self.is_left_alone(program, order)),
-            missing: self.may_begin()
-                && record.current.as_ref().is_some_and(|current| {
-                    let generation = current.generation;
-                    current
-                        .programs
-                        .keys()
-                        .any(|it| self.units.needs_start(it, generation))
-                }),
-            stale: self.stale && record.current.is_some(),
-            singleton: (record.current.iter().chain(&record.next))
-                .any(|version| version.spec.singleton),
-            failed: self.main.trouble.is_some(),
-            quarantined: record
-                .quarantined
-                .as_ref()
-                .map(|it| (it.digest, it.why.clone())),
-            reverting: record.reverting,
-            current_scripts: scripts(&record.current),
-            next_scripts: scripts(&record.next),
-            hooked: self.hooked(),
-        }
-    }
-
-    /// Whether programs that do not run may be started.
-    fn may_begin(&self) -> bool {
-        !self.is_held_down() && self.situation.borrow().gate.refuses(&self.name).is_none()
-    }
-
-    /// For which events there are hooks. What cannot be told is assumed, and told by the step.
-    fn hooked(&self) -> HookedEvents {
-        let Ok(hooks) = self.host.hooks.all() else {
-            return HookedEvents {
-                before_install: true,
-                after_install: true,
-                before_launch: true,
-                after_launch: true,
-                before_uninstall: true,
-            };
-        };
-        let any = |event| hooks.iter().any(|hook| hook.events.contains(&event));
-        HookedEvents {
-            before_install: any(HookEvent::BeforeInstall),
-            after_install: any(HookEvent::AfterInstall),
-            before_launch: any(HookEvent::BeforeLaunch),
-            after_launch: any(HookEvent::AfterLaunch),
-            before_uninstall: any(HookEvent::BeforeUninstall),
-        }
-    }
-
-    /// The version that takes over leaves this program's process alone.
-    fn is_left_alone(&self, program: &str, order: &Order) -> bool {
-        let ends = matches!(order, Order::Want(desired) if desired.tombstone.is_some());
-        let next = self.record.next.as_ref().filter(|_| !ends);
-        next.is_some_and(|next| next.leaves_alone(program)) && self.units.is_active(program)
-    }
-
-    /// How much of the drain delay is left.
-    fn drain_left(&self, _order: &Order) -> Duration {
-        let Some(current) = &self.record.current else {
-            return Duration::ZERO;
-        };
-        let delay = current.drain_delay();
-        match self
-            .record
-            .draining
-            .as_ref()
-            .map(crate::state::DrainStart::elapsed)
-        {
-            Some(Some(elapsed)) => delay.saturating_sub(elapsed),
-            Some(None) => Duration::ZERO,
-            None => delay,
-        }
-    }
-
-    /// The order, if it is one that the record may follow.
-    fn accepted<'a>(&self, order: &'a Order) -> Option<&'a Desired> {
-        match order {
-            Order::Want(desired) if self.hold.is_none() => Some(desired),
-            _ => None,
         }
     }
 
