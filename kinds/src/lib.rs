@@ -17,6 +17,7 @@ mod placement;
 mod pod;
 mod quantity;
 mod replication_controller;
+mod role;
 mod rolling_update;
 mod start;
 mod template;
@@ -39,6 +40,7 @@ pub use replication_controller::{
     Progress, ReplicationController, ReplicationControllerSpec, ReplicationControllerStatus,
     Strategy,
 };
+pub use role::{Grants, Role, RoleBinding, RoleBindingSpec, RoleSpec, fits_any, fits_pattern};
 pub use rolling_update::{
     Gate, OnFailure, RollPhase, RollingUpdate, RollingUpdateSpec, RollingUpdateStatus, Step, line,
 };

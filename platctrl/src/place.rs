@@ -52,6 +52,11 @@ pub(crate) fn socket(data_dir: &Path) -> PathBuf {
     data_dir.join("platctrl.sock")
 }
 
+/// The socket on which a process of controllers tells of itself.
+pub(crate) fn controllers_socket(data_dir: &Path) -> PathBuf {
+    data_dir.join("controllers.sock")
+}
+
 /// Where the authority is, in a data directory.
 pub(crate) const TLS: &str = "tls";
 

@@ -353,6 +353,27 @@ impl Batch {
         self.write_reality(joined, &Reality { status, ..reality })
     }
 
+    /// As [`Batch::report`], with a note in the record's metadata that later reports keep; `Null`
+    /// removes it.
+    ///
+    /// # Errors
+    /// See [`Batch::report`].
+    pub fn report_with_note(
+        &mut self,
+        joined: &Joined,
+        status: Status<Map<String, Value>>,
+        name: &str,
+        note: Value,
+    ) -> Result<Outcome> {
+        let mut reality = self.next_reality(joined)?;
+        let notes = &mut reality.metadata.other;
+        match note {
+            Value::Null => drop(notes.remove(name)),
+            note => drop(notes.insert(name.to_owned(), note)),
+        }
+        self.write_reality(joined, &Reality { status, ..reality })
+    }
+
     /// As [`Batch::report`], for an object of a known kind; what its types do not know stays as
     /// stored.
     ///

@@ -34,7 +34,7 @@ pub use watch::{ObjectEvent, ObjectStream};
 
 use crate::environment::Environment;
 use crate::model::{Joined, KindChecks, Object, ObjectKey, RawObject, Resource};
-use crate::store::{Revision, Store, StoreError};
+use crate::store::{Revision, Store, StoreError, Transaction};
 
 /// How often a change that met one by somebody else begins again.
 const ATTEMPTS: usize = 5;
@@ -96,9 +96,25 @@ impl Client {
     /// `AlreadyExists` (also while the object of that name is being deleted), `Invalid`, the
     /// store's.
     pub async fn create_raw(&self, key: &ObjectKey, object: RawObject) -> Result<RawObject> {
+        self.create_raw_beside(key, object, |_, transaction| transaction)
+            .await
+    }
+
+    /// As [`Client::create_raw`], with what the caller adds to the transaction.
+    ///
+    /// # Errors
+    /// See [`Client::create_raw`].
+    pub async fn create_raw_beside(
+        &self,
+        key: &ObjectKey,
+        object: RawObject,
+        beside: impl FnOnce(&RawObject, Transaction) -> Transaction,
+    ) -> Result<RawObject> {
         let mut batch = Batch::new();
         let created = batch.create(&self.environment, key, object)?;
-        match self.commit(batch).await {
+        let transaction = beside(&created, batch.into_transaction());
+        let committed = self.store.commit(transaction).await;
+        match committed.map_err(ClientError::from) {
             Ok(_) => {}
             Err(ClientError::Store(StoreError::Conflict { .. })) => {
                 let existing = self.joined(key).await?;

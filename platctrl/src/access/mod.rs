@@ -2,8 +2,13 @@
 //!
 //! Whoever is at the local socket is root or the server's own user and may do everything. Over
 //! the network a caller shows a token, or a certificate that the servers' own authority signed;
-//! each names a person or a program, and a [`Role`].
+//! each names a person or a program, and a [`Role`]. Objects of the kind `RoleBinding` give more.
 
+mod audit;
+mod bindings;
+mod deploy;
+mod rates;
+mod rights;
 mod tokens;
 
 use std::fmt;
@@ -12,6 +17,11 @@ use std::str::FromStr;
 use http::Method;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use audit::{Audit, Deed, changes, short};
+pub(crate) use bindings::{Bindings, is_built_in};
+pub(crate) use deploy::{foreign_metadata, moves_between, refused};
+pub(crate) use rates::Rates;
+pub(crate) use rights::{Place, Rights, Writes, gives_access};
 pub(crate) use tokens::{TokenError, TokenRecord, Tokens};
 
 /// What somebody may do; each role may do all that those before it may.
@@ -20,6 +30,8 @@ pub(crate) use tokens::{TokenError, TokenRecord, Tokens};
 )]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Role {
+    /// Does what role bindings give, and nothing else.
+    Bound,
     /// Fetches artifacts, as the agent of a machine does.
     Node,
     /// Reads objects, events and logs.
@@ -33,6 +45,7 @@ pub(crate) enum Role {
 impl Role {
     fn word(self) -> &'static str {
         match self {
+            Self::Bound => "bound",
             Self::Node => "node",
             Self::Viewer => "viewer",
             Self::Operator => "operator",
@@ -51,14 +64,20 @@ impl FromStr for Role {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        [Self::Node, Self::Viewer, Self::Operator, Self::Admin]
-            .into_iter()
-            .find(|role| role.word() == text)
-            .ok_or_else(|| format!("`{text}` is no role: node, viewer, operator, admin"))
+        [
+            Self::Bound,
+            Self::Node,
+            Self::Viewer,
+            Self::Operator,
+            Self::Admin,
+        ]
+        .into_iter()
+        .find(|role| role.word() == text)
+        .ok_or_else(|| format!("`{text}` is no role: bound, node, viewer, operator, admin"))
     }
 }
 
-/// Whoever sent a request.
+/// Whom a token or certificate names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Caller {
     pub(crate) name: String,
@@ -76,8 +95,12 @@ pub(crate) fn needed(method: &Method, path: &str) -> Option<Role> {
         path.strip_prefix(root)
             .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     };
-    Some(if path == "/auth/self" || (reads && below("/artifacts")) {
+    Some(if path == "/auth/self" {
+        Role::Bound
+    } else if reads && below("/artifacts") {
         Role::Node
+    } else if below("/audit") {
+        Role::Operator
     } else if below("/store") || below("/auth") {
         Role::Admin
     } else if reads {
@@ -109,13 +132,15 @@ mod tests {
             (Method::POST, "/store/compact", Some(Role::Admin)),
             (Method::GET, "/auth/tokens", Some(Role::Admin)),
             (Method::GET, "/auth", Some(Role::Admin)),
-            (Method::GET, "/auth/self", Some(Role::Node)),
+            (Method::GET, "/auth/self", Some(Role::Bound)),
+            (Method::GET, "/audit", Some(Role::Operator)),
             (Method::GET, "/stored", Some(Role::Viewer)),
         ] {
             assert_eq!(needed(&method, path), role, "{method} {path}");
         }
         assert!(
-            Role::Node < Role::Viewer
+            Role::Bound < Role::Node
+                && Role::Node < Role::Viewer
                 && Role::Viewer < Role::Operator
                 && Role::Operator < Role::Admin
         );
@@ -123,7 +148,13 @@ mod tests {
 
     #[test]
     fn roles_are_written_as_they_are_read() {
-        for role in [Role::Node, Role::Viewer, Role::Operator, Role::Admin] {
+        for role in [
+            Role::Bound,
+            Role::Node,
+            Role::Viewer,
+            Role::Operator,
+            Role::Admin,
+        ] {
             assert_eq!(role.to_string().parse(), Ok(role));
             assert_eq!(
                 serde_json::to_value(role).unwrap(),

@@ -117,13 +117,15 @@ impl Tokens {
         }
     }
 
-    /// Makes a token. What it answers is not kept anywhere else.
+    /// Makes a token. What it answers is not kept anywhere else. With what the caller adds to the
+    /// transaction.
     pub(crate) async fn create(
         &self,
         name: &str,
         role: Role,
         lifetime: Option<Duration>,
         by: &str,
+        beside: impl FnOnce(Transaction) -> Transaction,
     ) -> Result<(Secret, TokenRecord), TokenError> {
         let key = key(name)?;
         let mut bytes = [0; SECRET];
@@ -142,7 +144,7 @@ impl Tokens {
         let transaction = Transaction::new()
             .require_absent(key.clone())
             .put(key, value);
-        match self.store.commit(transaction).await {
+        match self.store.commit(beside(transaction)).await {
             Ok(_) => {}
             Err(StoreError::Conflict { .. }) => return Err(TokenError::Taken(name.to_owned())),
             Err(error) => return Err(error.into()),
@@ -151,13 +153,19 @@ impl Tokens {
         Ok((Secret(format!("{name}.{secret}")), record))
     }
 
-    /// Takes a token away. Servers notice within two seconds.
-    pub(crate) async fn revoke(&self, name: &str) -> Result<(), TokenError> {
+    /// Takes a token away. Servers notice within two seconds. With what the caller adds to the
+    /// transaction.
+    pub(crate) async fn revoke(
+        &self,
+        name: &str,
+        beside: impl FnOnce(Transaction) -> Transaction,
+    ) -> Result<(), TokenError> {
         let key = key(name)?;
         if self.read(&key).await?.is_none() {
             return Err(TokenError::Unknown(name.to_owned()));
         }
-        self.store.commit(Transaction::new().delete(key)).await?;
+        let transaction = beside(Transaction::new().delete(key));
+        self.store.commit(transaction).await?;
         self.forget(name);
         Ok(())
     }
@@ -268,19 +276,21 @@ mod tests {
     async fn a_token_names_its_owner_until_it_is_taken_away() {
         let (_, tokens) = tokens();
         let (secret, record) = tokens
-            .create("ann", Role::Operator, None, "root")
+            .create("ann", Role::Operator, None, "root", |it| it)
             .await
             .unwrap();
         assert!(!format!("{record:?}").contains(secret.reveal().split_once('.').unwrap().1));
         assert!(!format!("{secret:?}").contains("ann."));
         let caller = tokens.caller(secret.reveal()).await.unwrap().unwrap();
         assert_eq!((caller.name.as_str(), caller.role), ("ann", Role::Operator));
-        let again = tokens.create("ann", Role::Viewer, None, "root").await;
+        let again = tokens
+            .create("ann", Role::Viewer, None, "root", |it| it)
+            .await;
         assert!(matches!(again, Err(TokenError::Taken(_))));
 
-        tokens.revoke("ann").await.unwrap();
+        tokens.revoke("ann", |it| it).await.unwrap();
         assert_eq!(tokens.caller(secret.reveal()).await.unwrap(), None);
-        let gone = tokens.revoke("ann").await;
+        let gone = tokens.revoke("ann", |it| it).await;
         assert!(matches!(gone, Err(TokenError::Unknown(_))));
     }
 
@@ -288,7 +298,7 @@ mod tests {
     async fn what_is_not_a_token_lets_nobody_in() {
         let (_, tokens) = tokens();
         let (secret, _) = tokens
-            .create("bob", Role::Admin, None, "root")
+            .create("bob", Role::Admin, None, "root", |it| it)
             .await
             .unwrap();
         let (_, other) = secret.reveal().split_once('.').unwrap();
@@ -311,13 +321,13 @@ mod tests {
     async fn a_token_ends_at_its_time_and_a_record_that_cannot_be_read_lets_nobody_in() {
         let (store, tokens) = tokens();
         let (secret, _) = tokens
-            .create("brief", Role::Viewer, Some(Duration::ZERO), "root")
+            .create("brief", Role::Viewer, Some(Duration::ZERO), "root", |it| it)
             .await
             .unwrap();
         assert_eq!(tokens.caller(secret.reveal()).await.unwrap(), None);
 
         let (secret, _) = tokens
-            .create("odd", Role::Viewer, None, "root")
+            .create("odd", Role::Viewer, None, "root", |it| it)
             .await
             .unwrap();
         let record = key("odd").unwrap();

@@ -28,8 +28,8 @@ pub(crate) enum CaVerb {
     Issue {
         /// The person or program
         name: String,
-        /// What they may do
-        #[arg(long)]
+        /// What they may do everywhere; bound: what role bindings give them, and nothing else
+        #[arg(long, default_value_t = Role::Bound)]
         role: Role,
         /// How long it is good
         #[arg(long, default_value = "720h", value_parser = super::duration)]
@@ -49,8 +49,8 @@ pub(crate) enum TokenVerb {
     Create {
         /// The person or program that it stands for
         name: String,
-        /// What they may do
-        #[arg(long)]
+        /// What they may do everywhere; bound: what role bindings give them, and nothing else
+        #[arg(long, default_value_t = Role::Bound)]
         role: Role,
         /// How long it is good [default: until it is deleted]
         #[arg(long, value_parser = super::duration)]

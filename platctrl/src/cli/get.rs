@@ -357,11 +357,15 @@ pub(crate) async fn describe(args: &DescribeArgs, setting: &Setting) -> Result<(
         }
         _ => None,
     };
-    output::print(output::describe(
+    let described = output::describe(
         &target.kind,
         &object,
         owned.as_ref(),
         &happened,
         Timestamp::now(),
-    ))
+    );
+    let path = Collection::new(&target.kind, namespace).object(name);
+    // A server without controllers beside it does not know.
+    let why = api.get(&path.replacen("/apis/", "/why/", 1)).await;
+    output::print(described + &output::why(&why.unwrap_or_default()))
 }

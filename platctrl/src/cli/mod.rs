@@ -4,6 +4,7 @@
 
 mod access;
 pub(crate) mod apply;
+mod audit;
 mod change;
 mod config;
 mod delete;
@@ -148,6 +149,8 @@ enum Verb {
     /// Make and take the tokens that let people and programs in over the network
     #[command(subcommand)]
     Token(access::TokenVerb),
+    /// Show who did what over the API, from where, and what changed
+    Audit(audit::AuditArgs),
     /// Make the authority that signs for servers
     #[command(subcommand)]
     Ca(access::CaVerb),
@@ -465,6 +468,7 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Freeze(args) => client(failsafe::freeze(&args, setting)),
         Verb::Thaw(args) => client(failsafe::thaw(&args, setting)),
         Verb::Token(verb) => client(access::token(&verb, setting)),
+        Verb::Audit(args) => client(audit::run(&args, setting)),
         Verb::Ca(verb) => access::ca(&verb, setting),
         Verb::Kubeconfig(args) => access::kubeconfig(&args, setting),
         Verb::Store(args) => client(store::run(&args, setting)),

@@ -3,6 +3,7 @@
 mod describe;
 pub(crate) mod jsonpath;
 mod table;
+mod why;
 
 use std::fmt;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -14,6 +15,7 @@ use serde_json::{Value, json};
 pub(crate) use describe::describe;
 use jsonpath::Template;
 pub(crate) use table::{Cells, Table, at, cell, headings, row};
+pub(crate) use why::why;
 
 use crate::error::{Failure, Result};
 

@@ -19,7 +19,7 @@ use crate::{output, place};
 const FIRST: &str = "admin";
 
 /// Whether and how the API is served over the network.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub(crate) struct ListenFlags {
     /// Also serve the API over TLS here, as 127.0.0.1:7654
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -30,6 +30,9 @@ pub(crate) struct ListenFlags {
     /// A name or address that clients reach this server under; may be repeated
     #[arg(long, value_name = "NAME", requires = "listen")]
     tls_name: Vec<String>,
+    /// Requests a second of one caller over the network, who may ask twice as many at once
+    #[arg(long, value_name = "N", default_value_t = 200, requires = "listen", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_rate: u32,
 }
 
 /// Who makes an authority where there is none.
@@ -145,7 +148,12 @@ async fn first_token(
     {
         return Ok(());
     }
-    let (secret, _) = match tokens.create(FIRST, Role::Admin, None, "platctrl").await {
+    let (secret, _) = match tokens
+        .create(FIRST, Role::Admin, None, "platctrl", |transaction| {
+            transaction
+        })
+        .await
+    {
         Ok(made) => made,
         Err(TokenError::Taken(_)) => {
             output::note(format_args!(

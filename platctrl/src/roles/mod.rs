@@ -14,21 +14,21 @@ use platctrl_agent::{Agent, AgentConfig, AgentHandle, HostConfig};
 use platctrl_controllers::{
     daemon_set, disruption_budget, node_lifecycle, replication_controller, rolling_update,
 };
-use platctrl_framework::controller::Runtime;
+use platctrl_framework::controller::{Runtime, RuntimeHandle};
 use platctrl_framework::environment::Environment;
 use platctrl_framework::failsafe::{Failsafe, Failsafes};
 use platctrl_framework::model::Kinds;
 use platctrl_framework::store::Store;
 use platctrl_kinds::{
-    DaemonSet, DisruptionBudget, Node, Pod, ReplicationController, RollingUpdate,
+    DaemonSet, DisruptionBudget, Node, Pod, ReplicationController, Role, RoleBinding, RollingUpdate,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Result};
-use crate::place;
 use crate::server::{self, Network, Server, ServerConfig};
+use crate::{output, place};
 use listen::Listening;
 
 pub(crate) use process::{AgentArgs, ControllersArgs, ServerArgs, agent, controllers, server};
@@ -43,6 +43,8 @@ pub(crate) fn kinds() -> Kinds {
         .with::<DisruptionBudget>()
         .with::<DaemonSet>()
         .with::<Failsafe>()
+        .with::<Role>()
+        .with::<RoleBinding>()
 }
 
 /// The signals that end a process in order.
@@ -143,7 +145,7 @@ impl Parts {
         store: Arc<dyn Store>,
         environment: Environment,
         data_dir: &Path,
-    ) {
+    ) -> RuntimeHandle {
         let memory = data_dir.join("failsafe/controllers.json");
         let limits = node_lifecycle::Limits::default();
         let lifecycle = node_lifecycle::controller(store.clone(), environment.clone(), limits);
@@ -160,7 +162,28 @@ impl Parts {
             .reap()
             .elect_leader("controllers")
             .shutdown_on(self.stop.clone().cancelled_owned());
+        let handle = controllers.handle();
         self.run("controllers", controllers.run());
+        handle
+    }
+
+    /// Tells on a socket of a data directory what controllers do.
+    pub(crate) fn insight(&mut self, data_dir: &Path, runtime: RuntimeHandle) {
+        let path = place::controllers_socket(data_dir);
+        let listener = match server::bind(&path) {
+            Ok(listener) => listener,
+            Err(error) => {
+                // Another process of this directory tells of itself there.
+                output::note(format_args!("nobody can ask these controllers: {error}"));
+                return;
+            }
+        };
+        let stop = self.stop.clone().cancelled_owned();
+        self.run("controllers' socket", async move {
+            let served = server::serve_insight(listener, runtime, kinds(), stop).await;
+            let _ = std::fs::remove_file(path);
+            served
+        });
     }
 
     /// Waits until one of them ends, which none should.

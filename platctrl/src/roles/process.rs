@@ -117,6 +117,7 @@ pub(crate) async fn server(args: &ServerArgs, setting: &Setting) -> Result<()> {
     let mut parts = Parts::new();
     let mut config = ServerConfig::new(store, kinds(), &data_dir);
     config.environment = environment;
+    config.max_rate = listen.max_rate;
     parts.server(&data_dir, config, network)?;
     let outcome = attend(parts, signals, "server").await;
     let _ = std::fs::remove_file(place::socket(&data_dir));
@@ -129,7 +130,9 @@ pub(crate) async fn controllers(args: &ControllersArgs, setting: &Setting) -> Re
     let store = open(&args.store, &environment).await?;
     admission::register(&*store, &kinds()).await?;
     let mut parts = Parts::new();
-    parts.controllers(store, environment, &setting.data_dir()?);
+    let data_dir = data_dir(setting)?;
+    let runtime = parts.controllers(store, environment, &data_dir);
+    parts.insight(&data_dir, runtime);
     attend(parts, signals, "controllers").await
 }
 

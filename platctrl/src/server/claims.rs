@@ -3,13 +3,14 @@
 //! An old manifest that is applied again must not start a second fleet beside the new one, and
 //! whoever scales in the middle of a roll means both controllers together.
 
-use platctrl_framework::client::{Batch, Client};
+use platctrl_framework::client::Batch;
 use platctrl_framework::model::{Joined, KnownKind, ObjectKey, Resource as _};
+use platctrl_framework::store::StoreError;
 use platctrl_kinds::{ReplicationController, RollPhase, RollingUpdate};
 use serde_json::{Value, json};
 
 use super::status::{Failure, Result};
-use super::write::ATTEMPTS;
+use super::write::{ATTEMPTS, Writing};
 
 fn is_controller(kind: &KnownKind) -> bool {
     let definition = &kind.definition;
@@ -46,12 +47,12 @@ pub(super) fn keep(kind: &KnownKind, before: &Value, wanted: &mut Value) -> Opti
 
 /// Changes how many pods the roll has that claims a controller.
 pub(super) async fn forward(
-    client: &Client,
+    writing: &Writing<'_>,
     joined: &Joined,
     claimant: &str,
     replicas: &Value,
-    dry_run: bool,
 ) -> Result<String> {
+    let client = &writing.client;
     let namespace = joined.key.namespace().unwrap_or_default();
     let name = joined.key.name();
     let gone = || {
@@ -92,12 +93,15 @@ pub(super) async fn forward(
         }
         let mut batch = Batch::new();
         batch.update(&roll, object, checks.as_ref())?;
-        if dry_run {
+        if writing.dry_run || batch.is_empty() {
             return Ok(told(claimant));
         }
-        match client.commit(batch).await {
+        let mut deed = writing.deed(&key);
+        deed.changes = vec![format!("spec.replicas: → {replicas}")];
+        let transaction = writing.audit.beside(&deed, batch.into_transaction());
+        match client.store().commit(transaction).await {
             Ok(_) => return Ok(told(claimant)),
-            Err(error) if error.is_conflict() => {}
+            Err(StoreError::Conflict { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -6,16 +6,16 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
 use platctrl_controllers::ledger::{DeleteError, enter_delete};
-use platctrl_framework::client::{Batch, ClientError, DeleteOptions};
+use platctrl_framework::client::{Batch, DeleteOptions};
 use platctrl_framework::model::{KnownKind, ObjectKey, Propagation, Resource as _, Uid};
-use platctrl_framework::store::{Revision, StoreError};
+use platctrl_framework::store::Revision;
 use platctrl_kinds::Pod;
 use serde_json::{Value, json};
 
 use super::read::existing;
 use super::request::{self, shown};
 use super::status::{Failure, Result, json_response};
-use super::write::{ATTEMPTS, Writing, answer, is_node};
+use super::write::{ATTEMPTS, Writing, is_node};
 
 /// How often the health of a workload is waited for, and how long each time.
 const PATIENCE: usize = 30;
@@ -111,13 +111,12 @@ pub(super) async fn delete(
                 }
             }
         }
-        let response = match writing.finish(joined, batch).await {
-            Err(ClientError::Store(StoreError::Conflict { .. })) => continue,
-            Err(error) => return Err(error.into()),
-            Ok(joined) => match joined.object() {
-                Some(object) => answer(StatusCode::OK, &object),
-                None => removed(&key, &uid),
-            },
+        let Some(joined) = writing.finish(joined, batch).await? else {
+            continue;
+        };
+        let response = match joined.object() {
+            Some(object) => writing.answer(StatusCode::OK, object),
+            None => removed(&key, &uid),
         };
         return Ok(Deleted {
             response,

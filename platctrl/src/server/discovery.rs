@@ -121,7 +121,7 @@ fn of_kind(served: &Served, known: &KnownKind) -> Vec<Value> {
 
 /// `/kinds`: the definitions, for tables, short names and `explain`.
 pub(super) fn kinds(served: &Served) -> Result<Value> {
-    let definitions: Vec<_> = served.iter().map(|known| &known.definition).collect();
+    let definitions: Vec<_> = served.stored().map(|known| &known.definition).collect();
     serde_json::to_value(definitions).map_err(|error| Failure::internal(error.to_string()))
 }
 

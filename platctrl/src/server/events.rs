@@ -13,6 +13,8 @@ use super::selection::Selection;
 use super::status::{Failure, Result};
 
 const RING: &str = "x/event/";
+/// Events of one list: a large fleet remembers more than a list is read for.
+const MOST: usize = 10_000;
 
 /// The kind, which no store knows.
 pub(super) fn kind() -> KnownKind {
@@ -101,7 +103,13 @@ pub(super) fn shown(record: &Record) -> Option<(Timestamp, u64, Value)> {
     Some((event.last_timestamp, event.sequence, value))
 }
 
-/// The events that are selected, oldest first.
+/// Leaves the newest, oldest first.
+fn newest(events: &mut Vec<(Timestamp, u64, Value)>, most: usize) {
+    events.sort_by_key(|(last, sequence, _)| (*last, *sequence));
+    events.drain(..events.len().saturating_sub(most));
+}
+
+/// The events that are selected, oldest first: the newest of them, where there are very many.
 pub(super) async fn list(
     store: &dyn Store,
     selection: &Selection,
@@ -117,11 +125,14 @@ pub(super) async fn list(
         request.after = page.records.last().map(|record| record.key.clone());
         let shown = page.records.iter().filter_map(shown);
         events.extend(shown.filter(|(_, _, event)| selection.matches_value(event)));
+        if events.len() > 2 * MOST {
+            newest(&mut events, MOST);
+        }
         if !page.more || request.after.is_none() {
             break;
         }
     }
-    events.sort_by_key(|(last, sequence, _)| (*last, *sequence));
+    newest(&mut events, MOST);
     let events = events.into_iter().map(|(_, _, event)| event).collect();
     Ok((events, revision.unwrap_or(Revision::ZERO)))
 }
@@ -157,4 +168,23 @@ pub(super) async fn get(store: &dyn Store, namespace: Option<&str>, name: &str) 
         }
     }
     Err(missing())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_very_many_events_the_newest_are_listed() {
+        let event = |at: i64| {
+            (
+                Timestamp::from_second(at).unwrap_or_default(),
+                0,
+                Value::Null,
+            )
+        };
+        let mut events: Vec<_> = [3, 1, 5, 2, 4].map(event).into();
+        newest(&mut events, 3);
+        assert_eq!(events, [3, 4, 5].map(event));
+    }
 }

@@ -19,8 +19,10 @@ use platctrl_framework::model::{
 use platctrl_framework::store::{Key, StoreError, Transaction};
 use serde_json::{Map, Value, json};
 
+use super::asker::Asker;
 use super::status::{Failure, Result, json_response, warn};
 use super::{App, request};
+use crate::access;
 
 /// Attempts when a program writes its object at the same time.
 const ATTEMPTS: usize = 8;
@@ -126,11 +128,12 @@ pub(super) async fn banner(app: &App, response: &mut Response) {
 pub(super) async fn order(
     app: &App,
     what: &str,
-    by: &str,
+    asker: &Asker,
     method: &Method,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response> {
+    let by = asker.name.as_str();
     if method != Method::POST {
         return Err(Failure::method(method, "POST"));
     }
@@ -140,15 +143,34 @@ pub(super) async fn order(
     } else {
         request::parse(&bytes)?
     };
-    match what {
-        "freeze" | "thaw" => freeze(app, by, &body, what == "freeze").await,
-        "reset" => reset(app, by, &body).await,
-        "expect" => expect(app, by, &body).await,
-        "adopt" | "remove" => recall(app, by, &body, what == "remove").await,
-        _ => Err(Failure::not_found(
-            "there is nothing at this path; /failsafe takes freeze, thaw, reset, expect, adopt and remove",
-        )),
-    }
+    let done = match what {
+        "freeze" | "thaw" => freeze(app, by, &body, what == "freeze").await?,
+        "reset" => reset(app, by, &body).await?,
+        "expect" => expect(app, by, &body).await?,
+        "adopt" | "remove" => recall(app, by, &body, what == "remove").await?,
+        _ => {
+            return Err(Failure::not_found(
+                "there is nothing at this path; /failsafe takes freeze, thaw, reset, expect, adopt and remove",
+            ));
+        }
+    };
+    let mut deed = asker.deed(app.audit.now(), what, "failsafe");
+    let said = |field: &str| {
+        let value = body.get(field).filter(|value| !value.is_object())?;
+        Some(format!("{field}: {}", request::shown(&value.to_string())))
+    };
+    let fields = [
+        "reason",
+        "changes",
+        "ids",
+        "all",
+        "kind",
+        "namespace",
+        "name",
+    ];
+    deed.changes = fields.into_iter().filter_map(said).collect();
+    app.audit.write(&deed).await?;
+    Ok(done)
 }
 
 fn text<'v>(body: &'v Value, field: &str) -> Option<&'v str> {
@@ -335,12 +357,18 @@ async fn write_given(
     manifest: &Value,
     end: bool,
 ) -> Result<()> {
+    if access::gives_access(key.kind()) {
+        return Err(Failure::forbidden(
+            "who may do what is not taken from a status: create it again",
+        ));
+    }
     let client = client(app, by);
     let joined = client.joined(key).await?;
     let Some(reality) = joined.reality.as_ref().filter(|_| joined.intent.is_none()) else {
         return Err(Failure::conflict("its intent is not missing any more"));
     };
-    let known = app.served.kinds.get(key.kind());
+    let served = app.served();
+    let known = served.kinds.get(key.kind());
     let known = known.ok_or_else(|| Failure::not_found("this server does not know its kind"))?;
     let errors = schema::check(manifest, &known.definition.schema, "");
     let title = format!("{} {}", known.definition.singular, key.name());

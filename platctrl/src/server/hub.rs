@@ -6,7 +6,7 @@
 //! an object is one change.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use platctrl_framework::store::{
     Change as StoreChange, Key, ListRequest, Prefix, Record, Revision, Store, StoreError,
     WatchEvent,
 };
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// Changes that are kept for watchers that are behind or come back.
 const RING: usize = 2048;
@@ -187,7 +187,9 @@ pub(super) struct Hub {
 struct Inner {
     store: Arc<dyn Store>,
     environment: Environment,
-    kinds: Kinds,
+    kinds: RwLock<Kinds>,
+    /// There are more kinds than there were when all was read.
+    grown: Notify,
     state: Mutex<State>,
     moved: watch::Sender<()>,
 }
@@ -197,13 +199,21 @@ impl Hub {
         let inner = Inner {
             store,
             environment,
-            kinds,
+            kinds: RwLock::new(kinds),
+            grown: Notify::new(),
             state: Mutex::default(),
             moved: watch::Sender::new(()),
         };
         Self {
             inner: Arc::new(inner),
         }
+    }
+
+    /// Mirrors objects of these kinds from now on, too.
+    pub(super) fn set_kinds(&self, kinds: Kinds) {
+        let known = self.inner.kinds.write();
+        *known.unwrap_or_else(PoisonError::into_inner) = kinds;
+        self.inner.grown.notify_one();
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -292,6 +302,17 @@ impl Hub {
             .filter_map(|(_, item)| item.object())
             .filter_map(|program| program.status.detail.get("held")?.as_u64())
             .sum()
+    }
+
+    /// How many objects are mirrored, and how many changes are kept.
+    pub(super) fn size(&self) -> (usize, usize) {
+        let state = self.state();
+        (state.objects.len(), state.ring.len())
+    }
+
+    /// Everything up to here is known; None before the first list.
+    pub(super) fn revision(&self) -> Option<Revision> {
+        self.state().revision
     }
 
     /// How many objects name this one as an owner.
@@ -418,7 +439,12 @@ impl Hub {
     async fn follow(&self, mut after: Revision) -> Result<(), identity::IdentityError> {
         let mut stream = self.inner.store.watch(objects_prefix(), after);
         loop {
-            match stream.next().await {
+            let event = tokio::select! {
+                event = stream.next() => event,
+                // Objects of a kind that was not known are in the store already.
+                () = self.inner.grown.notified() => return Ok(()),
+            };
+            match event {
                 Some(Ok(WatchEvent::Changes { revision, changes })) => {
                     after = after.max(revision);
                     self.told(changes, after);
@@ -475,8 +501,11 @@ impl Hub {
 
     /// Where a key belongs; None for what no watcher is told of.
     fn place(&self, key: &Key) -> Option<(String, ObjectKey, Slot)> {
-        let scope = |group: &str, plural: &str| self.inner.kinds.scope(group, plural);
-        let (tree, object, writer) = ObjectKey::parse(key, scope)?;
+        let kinds = self.inner.kinds.read();
+        let kinds = kinds.unwrap_or_else(PoisonError::into_inner);
+        let (tree, object, writer) =
+            ObjectKey::parse(key, |group, plural| kinds.scope(group, plural))?;
+        drop(kinds);
         let slot = match tree {
             Tree::Intent => Slot::Intent,
             Tree::Reality => Slot::Reality,

@@ -6,7 +6,10 @@
 //! becomes a target, is checked whole, and ends in one answer or one `Status` that
 //! names what is wrong and the way out.
 
+mod apply;
 mod artifacts;
+mod asker;
+mod audit;
 mod auth;
 mod claims;
 mod delete;
@@ -14,12 +17,16 @@ mod discovery;
 mod events;
 mod failsafe;
 mod hub;
+mod insight;
 mod log;
 mod maintenance;
 mod network;
 mod objects;
 mod openapi;
+mod overlay;
+mod ownership;
 mod read;
+mod registry;
 mod request;
 mod selection;
 mod socket;
@@ -27,12 +34,14 @@ mod status;
 mod table;
 mod target;
 mod undelete;
+mod validator;
+mod version;
 mod watch;
 mod write;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -45,8 +54,9 @@ use http::{HeaderMap, Method, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use platctrl_framework::client::Client;
+use platctrl_framework::controller::RuntimeHandle;
 use platctrl_framework::environment::Environment;
-use platctrl_framework::model::{Kinds, identity};
+use platctrl_framework::model::{Kinds, Scope, identity};
 use platctrl_framework::store::Store;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -56,8 +66,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use artifacts::Artifacts;
+use asker::Asker;
 use auth::Origin;
 use hub::Hub;
+pub(crate) use insight::serve_insight;
 pub use maintenance::Maintained;
 pub(crate) use network::Network;
 use request::Query;
@@ -67,9 +79,10 @@ pub use socket::{BindError, SOCKET, bind, connect};
 use status::{Failure, Result, json_response, warn};
 use table::Form;
 use target::{Part, Served, Target};
+pub use validator::{Change, Validator, Verdict};
 use write::Writing;
 
-use crate::access::{Caller, Tokens};
+use crate::access::{Audit, Bindings, Rates, Tokens};
 
 /// How long a client may take to send the head of a request, and between two requests.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -99,12 +112,19 @@ pub struct ServerConfig {
     pub version: String,
     /// Lets nodes be created over the API: for tests and for admission, no one else.
     pub admission: bool,
-    /// Connections at once: 1,024 unless set.
+    /// Connections at once: 4,096 unless set.
     pub max_connections: usize,
     /// Watches at once: 2,048 unless set.
     pub max_watches: usize,
     /// Logs that are followed at once: 64 unless set.
     pub max_follows: usize,
+    /// Requests a second of one caller over the network: 200 unless set, and twice as many at once
+    /// by whoever has asked nothing for a while.
+    pub max_rate: u32,
+    /// Checks of the embedder's own, beside those of the kinds.
+    pub validators: Vec<Arc<dyn Validator>>,
+    /// Runtimes of the same process, of which `/metrics`, `/statusz` and `/why` tell.
+    pub runtimes: Vec<RuntimeHandle>,
 }
 
 impl ServerConfig {
@@ -119,9 +139,12 @@ impl ServerConfig {
             node: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             admission: false,
-            max_connections: 1024,
+            max_connections: 4096,
             max_watches: 2048,
             max_follows: 64,
+            max_rate: 200,
+            validators: Vec::new(),
+            runtimes: Vec::new(),
         }
     }
 }
@@ -129,16 +152,30 @@ impl ServerConfig {
 /// What all requests share.
 struct App {
     config: ServerConfig,
-    served: Served,
+    /// What is served now: other programs register their kinds.
+    served: RwLock<Arc<Served>>,
     artifacts: Artifacts,
     hub: Hub,
-    documents: openapi::Documents,
     tokens: Tokens,
+    bindings: Bindings,
+    audit: Arc<Audit>,
+    /// How often each caller may ask.
+    rates: Rates,
+    /// How often whom nobody knows may try from one address.
+    refusals: Rates,
+    meter: insight::Meter,
     /// Room for connections.
     room: Arc<Semaphore>,
     watches: Arc<Semaphore>,
     follows: Arc<Semaphore>,
     stopping: CancellationToken,
+}
+
+impl App {
+    fn served(&self) -> Arc<Served> {
+        let served = self.served.read();
+        Arc::clone(&served.unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// The API server.
@@ -160,15 +197,19 @@ impl Server {
     #[must_use]
     pub fn new(config: ServerConfig) -> Self {
         let app = App {
-            served: Served::new(config.kinds.clone()),
+            served: RwLock::new(Arc::new(Served::new(config.kinds.clone()))),
             artifacts: Artifacts::new(&config.data_dir),
             hub: Hub::new(
                 config.store.clone(),
                 config.environment.clone(),
                 config.kinds.clone(),
             ),
-            documents: openapi::Documents::default(),
             tokens: Tokens::new(config.store.clone(), config.environment.clone()),
+            bindings: Bindings::new(config.store.clone(), config.environment.clone()),
+            audit: Arc::new(Audit::new(config.store.clone(), config.environment.clone())),
+            rates: Rates::new(config.max_rate, config.max_rate.saturating_mul(2)),
+            refusals: Rates::new(1, 20),
+            meter: insight::Meter::default(),
             room: Arc::new(Semaphore::new(config.max_connections)),
             watches: Arc::new(Semaphore::new(config.max_watches)),
             follows: Arc::new(Semaphore::new(config.max_follows)),
@@ -190,7 +231,7 @@ impl Server {
     /// Reads the store for watches, which [`Server::serve`] does by itself.
     #[doc(hidden)]
     pub async fn feed(&self) {
-        self.app.hub.feed().await;
+        tokio::join!(self.app.hub.feed(), registry::follow(&self.app));
     }
 
     /// Serves until `shutdown` completes: then no connection is taken any more, watches and
@@ -208,10 +249,9 @@ impl Server {
         maintenance::clean(&self.app.config.data_dir);
         let stopping = self.app.stopping.clone();
         let _guard = stopping.clone().drop_guard();
-        let hub = self.app.hub.clone();
-        let feeding = stopping.clone();
+        let (server, feeding) = (self.clone(), stopping.clone());
         tokio::spawn(async move {
-            feeding.run_until_cancelled(hub.feed()).await;
+            feeding.run_until_cancelled(server.feed()).await;
         });
         let connections = TaskTracker::new();
         tokio::pin!(shutdown);
@@ -324,6 +364,10 @@ fn router(app: Arc<App>) -> Router {
         .fallback(|| async {
             Failure::not_found("there is nothing at this path; /apis and /kinds list what there is")
         })
+        .route("/metrics", get(insight::metrics))
+        .route("/statusz", get(insight::statusz))
+        .route("/why/{group}/{version}/{*rest}", get(insight::why))
+        .route("/audit", get(audit::list))
         .route("/auth/self", get(auth::whoami))
         .route("/auth/tokens", get(auth::list).post(auth::create))
         .route("/auth/tokens/{name}", axum::routing::delete(auth::revoke))
@@ -346,18 +390,18 @@ async fn version(State(app): State<Arc<App>>) -> Response {
 }
 
 async fn groups(State(app): State<Arc<App>>) -> Response {
-    ok(&discovery::groups(&app.served))
+    ok(&discovery::groups(&app.served()))
 }
 
 async fn group(State(app): State<Arc<App>>, Path(group): Path<String>) -> Result<Response> {
-    Ok(ok(&discovery::group(&app.served, &group)?))
+    Ok(ok(&discovery::group(&app.served(), &group)?))
 }
 
 async fn resources(
     State(app): State<Arc<App>>,
     Path((group, version)): Path<(String, String)>,
 ) -> Result<Response> {
-    Ok(ok(&discovery::resources(&app.served, &group, &version)?))
+    Ok(ok(&discovery::resources(&app.served(), &group, &version)?))
 }
 
 async fn failsafe_state(State(app): State<Arc<App>>) -> Result<Response> {
@@ -367,16 +411,16 @@ async fn failsafe_state(State(app): State<Arc<App>>) -> Result<Response> {
 async fn failsafe_order(
     State(app): State<Arc<App>>,
     Path(what): Path<String>,
-    Extension(caller): Extension<Caller>,
+    Extension(asker): Extension<Arc<Asker>>,
     method: Method,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response> {
-    failsafe::order(&app, &what, &caller.name, &method, &headers, body).await
+    failsafe::order(&app, &what, &asker, &method, &headers, body).await
 }
 
 async fn kinds(State(app): State<Arc<App>>) -> Result<Response> {
-    Ok(ok(&discovery::kinds(&app.served)?))
+    Ok(ok(&discovery::kinds(&app.served())?))
 }
 
 async fn openapi_second(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
@@ -386,9 +430,9 @@ async fn openapi_second(State(app): State<Arc<App>>, headers: HeaderMap) -> Resp
         })
     };
     if !headers.get_all(http::header::ACCEPT).iter().any(accepts) {
-        return ok(app.documents.second(&app.served));
+        return ok(app.served().second());
     }
-    let message = app.documents.message(&app.served).to_vec();
+    let message = app.served().message().to_vec();
     let mut response = Response::new(Body::from(message));
     let media = http::HeaderValue::from_static(openapi::MESSAGE);
     response
@@ -398,14 +442,14 @@ async fn openapi_second(State(app): State<Arc<App>>, headers: HeaderMap) -> Resp
 }
 
 async fn openapi_index(State(app): State<Arc<App>>) -> Response {
-    ok(&openapi::index(&app.served))
+    ok(&openapi::index(&app.served()))
 }
 
 async fn openapi_third(
     State(app): State<Arc<App>>,
     Path((group, version)): Path<(String, String)>,
 ) -> Result<Response> {
-    Ok(ok(&openapi::third(&app.served, &group, &version)?))
+    Ok(ok(&openapi::third(&app.served(), &group, &version)?))
 }
 
 fn maintained(app: &App) -> Result<&dyn Maintained> {
@@ -420,13 +464,20 @@ async fn backup(State(app): State<Arc<App>>) -> Result<Response> {
     maintenance::backup(maintained(&app)?, &app.config.data_dir).await
 }
 
-async fn compact(State(app): State<Arc<App>>) -> Result<Response> {
-    maintenance::compact(maintained(&app)?).await
+async fn compact(
+    State(app): State<Arc<App>>,
+    Extension(asker): Extension<Arc<Asker>>,
+) -> Result<Response> {
+    let store = maintained(&app)?;
+    let deed = asker.deed(app.audit.now(), "compact", "store");
+    app.audit.write(&deed).await?;
+    maintenance::compact(store).await
 }
 
 async fn artifact(
     State(app): State<Arc<App>>,
     Path(hex): Path<String>,
+    Extension(asker): Extension<Arc<Asker>>,
     method: Method,
     headers: HeaderMap,
     body: Body,
@@ -434,7 +485,13 @@ async fn artifact(
     match method {
         Method::GET => app.artifacts.read(&hex, true).await,
         Method::HEAD => app.artifacts.read(&hex, false).await,
-        Method::PUT => app.artifacts.write(&hex, &headers, body).await,
+        Method::PUT => {
+            let response = app.artifacts.write(&hex, &headers, body).await?;
+            let to = format!("artifacts/sha256/{hex}");
+            let deed = asker.deed(app.audit.now(), "upload", to);
+            app.audit.write(&deed).await?;
+            Ok(response)
+        }
         other => Err(Failure::method(&other, "GET, HEAD, PUT")),
     }
 }
@@ -442,30 +499,65 @@ async fn artifact(
 async fn objects_at(
     State(app): State<Arc<App>>,
     Path((group, version, rest)): Path<(String, String, String)>,
-    Extension(caller): Extension<Caller>,
+    Extension(asker): Extension<Arc<Asker>>,
     method: Method,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response> {
     let query = Query::parse(uri.query())?;
-    let target = app.served.target(&group, &version, &rest)?;
-    let form = Form::asked(&headers, &query, &target.kind.definition)?;
-    if app.served.is_events(target.kind) {
+    let served = app.served();
+    let target = served.target(&group, &version, &rest)?;
+    let namespace = target.namespace.as_deref();
+    if method == Method::GET {
+        asker.read(target.kind, namespace)?;
+    } else if target.part == Part::Status {
+        asker.report(target.kind, namespace)?;
+    } else if target.name.is_some()
+        || namespace.is_some()
+        || target.kind.definition.scope == Scope::Cluster
+    {
+        // What is created without a namespace in the path has one in its metadata.
+        asker.write(target.kind, namespace)?;
+    }
+    let form = Form::asked(&headers, &query, &target.face.definition)?;
+    if served.is_events(target.kind) {
         return events_at(&app, &target, &method, &query, form).await;
     }
     let client = Client::new(
         app.config.store.clone(),
         app.config.environment.clone(),
-        caller.name.as_str(),
+        asker.name.as_str(),
     );
+    let verb = match (&method, target.part) {
+        (_, Part::Status) => "status",
+        (_, Part::Scale) => "scale",
+        (_, Part::Undelete) => "undelete",
+        (&Method::DELETE, _) => "delete",
+        (&Method::POST, _) => "create",
+        (&Method::PATCH, _) => "patch",
+        _ => "update",
+    };
+    let manager = match query.get("fieldManager") {
+        Some(manager) => Some(manager.to_owned()),
+        None if request::media_type(&headers) == write::SERVER_SIDE_APPLY => None,
+        None => Some(asker.with.split('/').next().unwrap_or_default().to_owned()),
+    };
+    let api_version = target.kind.definition.api_version();
     let writing = |client, target| -> Result<Writing<'_>> {
         Ok(Writing {
             client,
             target,
+            asker: &asker,
+            audit: &app.audit,
+            validators: &app.config.validators,
+            verb,
             dry_run: query.dry_run()?,
             admission: app.config.admission,
-            told: std::sync::OnceLock::new(),
+            manager: manager.clone(),
+            api_version: api_version.clone(),
+            force: query.flag("force")?,
+            told: Mutex::default(),
         })
     };
     let whole = target.part == Part::Whole;
@@ -477,7 +569,8 @@ async fn objects_at(
             if whole && query.flag("watch")? {
                 return list(&app, &target, &query, form).await;
             }
-            let object = read::get(&client, &target).await?.to_api();
+            let object = read::get(&client, &target).await?;
+            let object = target.shown().show(object).to_api();
             let mut response = ok(&shaped(&app, &form, object));
             failsafe::banner(&app, &mut response).await;
             Ok(response)
@@ -529,10 +622,10 @@ async fn list(app: &Arc<App>, target: &Target<'_>, query: &Query, form: Form) ->
         selection = selection.named(name);
     }
     if query.flag("watch")? {
-        return watch::objects(app, target.kind, selection, query, form).await;
+        return watch::objects(app, target, selection, query, form).await;
     }
     let form = (form, app.config.environment.now());
-    let listed = read::list(&app.config.store, target.kind, selection, query, form);
+    let listed = read::list(&app.config.store, target, selection, query, form);
     let mut response = listed.await?;
     failsafe::banner(app, &mut response).await;
     Ok(response)

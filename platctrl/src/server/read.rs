@@ -22,6 +22,7 @@ use super::selection::Selection;
 use super::status::{Failure, Result};
 use super::table::Form;
 use super::target::Target;
+use super::version::Shown;
 
 /// Bytes that are sent at once.
 const CHUNK: usize = 64 * 1024;
@@ -141,7 +142,6 @@ pub(super) async fn get(client: &Client, target: &Target<'_>) -> Result<RawObjec
 struct Pages {
     store: Arc<dyn Store>,
     request: ListRequest,
-    pinned: bool,
     buffer: VecDeque<Record>,
     finished: bool,
     /// That of the first page.
@@ -156,7 +156,6 @@ impl Pages {
         Self {
             store,
             request,
-            pinned,
             buffer: VecDeque::new(),
             finished: false,
             revision: None,
@@ -167,9 +166,8 @@ impl Pages {
         while self.buffer.is_empty() && !self.finished {
             let page = self.store.list(&self.request).await?;
             self.revision.get_or_insert(page.revision);
-            if self.pinned {
-                self.request.at = Some(page.revision);
-            }
+            // A store that cannot pin may have it still, and says so if it has not.
+            self.request.at = Some(page.revision);
             self.finished = !page.more;
             match page.records.last() {
                 Some(last) => self.request.after = Some(last.key.clone()),
@@ -382,6 +380,7 @@ struct Sending {
     sent: u64,
     last: String,
     head: Option<String>,
+    shown: Shown,
     form: Form,
     now: jiff::Timestamp,
     finished: bool,
@@ -390,7 +389,7 @@ struct Sending {
 /// Answers a list. It is sent while it is read, so its size costs no memory.
 pub(super) async fn list(
     store: &Arc<dyn Store>,
-    kind: &KnownKind,
+    target: &Target<'_>,
     selection: Selection,
     query: &Query,
     (form, now): (Form, jiff::Timestamp),
@@ -403,8 +402,8 @@ pub(super) async fn list(
         }
         None => (asked_revision(store.as_ref(), query).await?, None),
     };
-    let objects = Objects::open(store, kind, &selection, after.as_deref(), at).await?;
-    let definition = &kind.definition;
+    let objects = Objects::open(store, target.kind, &selection, after.as_deref(), at).await?;
+    let definition = &target.face.definition;
     let head = match &form {
         Form::Table(table) => table.head(),
         Form::Objects => format!(
@@ -420,6 +419,7 @@ pub(super) async fn list(
         sent: 0,
         last: String::new(),
         head: Some(head),
+        shown: target.shown(),
         form,
         now,
         finished: false,
@@ -459,7 +459,7 @@ impl Sending {
             if self.sent > 0 {
                 chunk.push(b',');
             }
-            let object = object.to_api();
+            let object = self.shown.show(object).to_api();
             let sent = match &self.form {
                 Form::Objects => object,
                 Form::Table(table) => table.row(&object, self.now),

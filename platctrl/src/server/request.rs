@@ -177,6 +177,22 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Value> {
     Err(Failure::bad_request("the body is JSON but no object"))
 }
 
+/// Reads a manifest: JSON, or one document of YAML.
+pub(super) fn manifest(bytes: &[u8]) -> Result<Value> {
+    if let Ok(value @ Value::Object(_)) = serde_json::from_slice(bytes) {
+        return Ok(value);
+    }
+    let text = std::str::from_utf8(bytes)
+        .map_err(|_| Failure::bad_request("the body is not text in UTF-8"))?;
+    let documents = crate::manifest::parse("body", std::path::Path::new("/"), text)
+        .map_err(|problem| Failure::bad_request(crate::output::plain(&problem)))?;
+    let mut documents = documents.into_iter();
+    match (documents.next(), documents.next()) {
+        (Some(one), None) => Ok(one.value),
+        _ => Err(Failure::bad_request("the body is not one manifest")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

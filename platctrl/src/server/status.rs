@@ -25,6 +25,8 @@ struct Told {
     /// Which object: fields of `details`.
     about: Map<String, Value>,
     causes: Vec<FieldError>,
+    /// What is told of each cause, for programs.
+    cause: &'static str,
     retry_after: Option<u64>,
     allow: Option<&'static str>,
 }
@@ -39,6 +41,7 @@ impl Failure {
             message: message.into(),
             about: Map::new(),
             causes: Vec::new(),
+            cause: "FieldValueInvalid",
             retry_after: None,
             allow: None,
         }))
@@ -130,9 +133,26 @@ impl Failure {
         let texts: Vec<_> = causes.iter().map(ToString::to_string).collect();
         let message = format!("{what} is invalid: {}", texts.join("; "));
         let code = StatusCode::UNPROCESSABLE_ENTITY;
-        let mut failure = Self::new(code, "Invalid", message);
-        failure.0.causes = causes;
+        Self::new(code, "Invalid", message).with_causes(causes)
+    }
+
+    /// Fields that others answer for.
+    pub(super) fn owned_by_others(message: impl Into<String>, causes: Vec<FieldError>) -> Self {
+        let mut failure = Self::conflict(message).with_causes(causes);
+        failure.0.cause = "FieldManagerConflict";
         failure
+    }
+
+    /// Names the fields that it is about.
+    pub(super) fn with_causes(mut self, causes: Vec<FieldError>) -> Self {
+        self.0.causes = causes;
+        self
+    }
+
+    /// When to try again.
+    pub(super) fn after(mut self, wait: std::time::Duration) -> Self {
+        self.0.retry_after = Some(wait.as_secs().saturating_add(1));
+        self
     }
 
     /// Names the object that it is about.
@@ -141,6 +161,11 @@ impl Failure {
         self.0.about.insert("kind".into(), plural.into());
         self.0.about.insert("name".into(), name.into());
         self
+    }
+
+    /// It is not known who asks.
+    pub(super) fn is_unauthorized(&self) -> bool {
+        self.0.code == StatusCode::UNAUTHORIZED
     }
 
     /// The name is taken.
@@ -157,7 +182,7 @@ impl Failure {
         let mut details = self.0.about.clone();
         if !self.0.causes.is_empty() {
             let causes = self.0.causes.iter().map(|cause| {
-                json!({"reason": "FieldValueInvalid", "message": cause.problem, "field": cause.path})
+                json!({"reason": self.0.cause, "message": cause.problem, "field": cause.path})
             });
             details.insert("causes".into(), causes.collect());
         }

@@ -2,17 +2,35 @@
 
 use platctrl_framework::model::{GroupPlural, Kinds, KnownKind, Scope, check_name};
 
+use serde_json::Value;
+
 use super::events;
+use super::openapi::Documents;
 use super::status::{Failure, Result};
+use super::version::{Shown, face};
 
 /// A kind's collection, one of its objects, or a part of one.
 #[derive(Clone, Debug)]
 pub(super) struct Target<'k> {
     pub(super) kind: &'k KnownKind,
+    /// The kind as it is in the version that the path names: the same one, or another version's.
+    pub(super) face: &'k KnownKind,
     /// None: all namespaces, or a kind without.
     pub(super) namespace: Option<String>,
     pub(super) name: Option<String>,
     pub(super) part: Part,
+}
+
+impl Target<'_> {
+    /// How its objects are shown.
+    pub(super) fn shown(&self) -> Shown {
+        Shown::new(self.kind, &self.face.definition.version)
+    }
+
+    /// Objects of the path's version are stored in another.
+    pub(super) fn is_converted(&self) -> bool {
+        !std::ptr::eq(self.kind, self.face)
+    }
 }
 
 /// Which part of an object.
@@ -30,17 +48,43 @@ pub(super) enum Part {
 pub(super) struct Served {
     pub(super) kinds: Kinds,
     pub(super) events: KnownKind,
+    /// Other versions of the kinds whose types are here to convert them.
+    faces: Vec<KnownKind>,
+    documents: Documents,
 }
 
 impl Served {
     pub(super) fn new(kinds: Kinds) -> Self {
+        let converted = kinds.iter().filter(|kind| kind.checks.is_some());
+        let faces = converted.flat_map(|kind| {
+            let others = kind.definition.other_versions.iter();
+            others.map(|other| face(kind, other))
+        });
         Self {
+            faces: faces.collect(),
             kinds,
             events: events::kind(),
+            documents: Documents::default(),
         }
     }
 
+    /// The kinds in OpenAPI 2.
+    pub(super) fn second(&self) -> &Value {
+        self.documents.second(self)
+    }
+
+    /// The same as a protocol buffer.
+    pub(super) fn message(&self) -> &[u8] {
+        self.documents.message(self)
+    }
+
+    /// The kinds in all their versions.
     pub(super) fn iter(&self) -> impl Iterator<Item = &KnownKind> {
+        self.stored().chain(&self.faces)
+    }
+
+    /// The kinds in the versions that are stored.
+    pub(super) fn stored(&self) -> impl Iterator<Item = &KnownKind> {
         self.kinds.iter().chain([&self.events])
     }
 
@@ -48,20 +92,28 @@ impl Served {
         std::ptr::eq(kind, &raw const self.events)
     }
 
-    fn get(&self, group: &str, version: &str, plural: &str) -> Result<&KnownKind> {
+    /// A kind, and how it is in a version.
+    fn get(&self, group: &str, version: &str, plural: &str) -> Result<(&KnownKind, &KnownKind)> {
         let events = &self.events.definition;
         let known = if group == events.group && plural == events.plural {
             Some(&self.events)
         } else {
             self.kinds.get(&GroupPlural::new(group, plural))
         };
-        known
-            .filter(|known| known.definition.version == version)
-            .ok_or_else(|| {
-                Failure::not_found(format!(
-                    "there is no kind `{plural}` in {group}/{version}; /kinds lists what this server serves"
-                ))
+        let face = known.and_then(|known| {
+            if known.definition.version == version {
+                return Some(known);
+            }
+            self.faces.iter().find(|face| {
+                let face = &face.definition;
+                face.group == group && face.plural == plural && face.version == version
             })
+        });
+        known.zip(face).ok_or_else(|| {
+            Failure::not_found(format!(
+                "there is no kind `{plural}` in {group}/{version}; /kinds lists what this server serves"
+            ))
+        })
     }
 
     /// Reads a path behind `/apis/<group>/<version>/`.
@@ -78,7 +130,7 @@ impl Served {
             [plural, name, part] => (None, plural, Some(name), Some(part)),
             _ => return Err(Failure::not_found("there is nothing at this path")),
         };
-        let kind = self.get(group, version, plural)?;
+        let (kind, face) = self.get(group, version, plural)?;
         let definition = &kind.definition;
         match (definition.scope, namespace, name) {
             (Scope::Cluster, Some(_), _) => {
@@ -117,6 +169,7 @@ impl Served {
         };
         Ok(Target {
             kind,
+            face,
             namespace: namespace.map(ToOwned::to_owned),
             name: name.map(ToOwned::to_owned),
             part,

@@ -8,9 +8,8 @@ use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
 use platctrl_controllers::{ORPHAN_KIND, ORPHAN_OF, ended_with_owner};
-use platctrl_framework::client::{Batch, ClientError};
+use platctrl_framework::client::Batch;
 use platctrl_framework::model::{Joined, KindDefinition, Metadata, Uid};
-use platctrl_framework::store::StoreError;
 use platctrl_kinds::{Pod, PodPhase};
 use serde_json::{Map, Value, json};
 
@@ -64,10 +63,8 @@ pub(super) async fn undelete(
         }
         let mut batch = Batch::for_store(&writing.client.store().capabilities());
         batch.restore(&joined)?;
-        match writing.finish(joined, batch).await {
-            Err(ClientError::Store(StoreError::Conflict { .. })) => continue,
-            Err(error) => return Err(error.into()),
-            Ok(_) => {}
+        if writing.finish(joined, batch).await?.is_none() {
+            continue;
         }
         let singular = definition.kind.to_lowercase();
         let pods = restore_pods(&writing, &metadata, &singular).await?;
@@ -160,11 +157,9 @@ async fn restore_pod(writing: &Writing<'_>, mut pod: Joined) -> Result<bool> {
                 done?;
             }
         }
-        match writing.finish(pod, batch).await {
-            // Its agent reported something meanwhile.
-            Err(ClientError::Store(StoreError::Conflict { .. })) => {}
-            Err(error) => return Err(error.into()),
-            Ok(_) => return Ok(true),
+        // Else its agent reported something meanwhile.
+        if writing.finish(pod, batch).await?.is_some() {
+            return Ok(true);
         }
         pod = writing.client.joined(&key).await?;
     }

@@ -15,7 +15,7 @@ use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
 use http::{HeaderValue, header};
 use platctrl_framework::environment::Environment;
-use platctrl_framework::model::{GroupPlural, KnownKind, identity};
+use platctrl_framework::model::{GroupPlural, RawObject, identity};
 use platctrl_framework::store::{Change as StoreChange, Revision, WatchEvent};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
@@ -31,6 +31,8 @@ use super::request::Query;
 use super::selection::Selection;
 use super::status::{Failure, Result};
 use super::table::Form;
+use super::target::Target;
+use super::version::Shown;
 
 /// How often a bookmark is sent to those who want them.
 const BOOKMARKS: Duration = Duration::from_secs(30);
@@ -148,6 +150,7 @@ struct Watching {
     kind: GroupPlural,
     api_version: String,
     kind_name: String,
+    version: Shown,
     shape: Shape,
     selection: Selection,
     position: Position,
@@ -166,11 +169,12 @@ struct Watching {
 /// A watch on objects of a kind.
 pub(super) async fn objects(
     app: &Arc<App>,
-    kind: &KnownKind,
+    target: &Target<'_>,
     selection: Selection,
     query: &Query,
     form: Form,
 ) -> Result<Response> {
+    let kind = target.kind;
     let permit = room(app)?;
     let asked = Asked::parse(query)?;
     let store = &app.config.store;
@@ -193,7 +197,7 @@ pub(super) async fn objects(
             (Some(objects), revision)
         }
     };
-    let definition = &kind.definition;
+    let definition = &target.face.definition;
     let Some(position) = app.hub.position(seen) else {
         // Clients of Kubernetes look for it in the stream.
         let error = Bytes::from(error_line(&lost()));
@@ -205,6 +209,7 @@ pub(super) async fn objects(
         kind: definition.group_plural(),
         api_version: definition.api_version(),
         kind_name: definition.kind.clone(),
+        version: target.shown(),
         shape: Shape {
             form,
             environment: app.config.environment.clone(),
@@ -298,7 +303,7 @@ impl Watching {
                         .object()
                         .filter(|object| self.selection.matches(object))
                     {
-                        let object = object.to_api().to_string();
+                        let object = self.version.show(object).to_api().to_string();
                         self.shape.push(&mut lines, "ADDED", object.as_bytes());
                     }
                 }
@@ -330,21 +335,36 @@ impl Watching {
                 .is_some_and(|object| self.selection.matches(object))
         };
         let (before, after) = (selected(&shown.before), selected(&shown.after));
+        let (old, new) = match self.version.converts() {
+            false => (shown.before_json.clone(), shown.after_json.clone()),
+            true => {
+                let json = |object: &Option<RawObject>| {
+                    let object = object.clone().map(|it| self.version.show(it).to_api());
+                    Bytes::from(object.unwrap_or_default().to_string())
+                };
+                // What is gone is told at the revision at which it went.
+                let mut gone = shown.before.clone();
+                if let Some(gone) = &mut gone {
+                    gone.metadata.resource_version = Some(change.revision);
+                }
+                (json(&gone), json(&shown.after))
+            }
+        };
         match (before, after) {
-            (false, true) => self.shape.push(lines, "ADDED", &shown.after_json),
+            (false, true) => self.shape.push(lines, "ADDED", &new),
             (true, true) => {
-                let uid = |object: &Option<platctrl_framework::model::RawObject>| {
+                let uid = |object: &Option<RawObject>| {
                     object.as_ref().map(|object| object.metadata.uid.clone())
                 };
                 if uid(&shown.before) == uid(&shown.after) {
-                    self.shape.push(lines, "MODIFIED", &shown.after_json);
+                    self.shape.push(lines, "MODIFIED", &new);
                 } else {
                     // Gone and made again between two looks.
-                    self.shape.push(lines, "DELETED", &shown.before_json);
-                    self.shape.push(lines, "ADDED", &shown.after_json);
+                    self.shape.push(lines, "DELETED", &old);
+                    self.shape.push(lines, "ADDED", &new);
                 }
             }
-            (true, false) => self.shape.push(lines, "DELETED", &shown.before_json),
+            (true, false) => self.shape.push(lines, "DELETED", &old),
             (false, false) => {}
         }
     }

@@ -1,38 +1,43 @@
 //! Creating and changing objects. Everything is checked before anything is written, and
 //! a dry run goes the same way without the last step.
 
-use std::sync::OnceLock;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::Body;
 use axum::response::Response;
-use http::{HeaderMap, HeaderValue, StatusCode};
-use platctrl_framework::client::{
-    Batch, Client, ClientError, Outcome, Patch, applied, first_applied, merge,
-};
+use http::{HeaderMap, StatusCode};
+use platctrl_framework::client::{Batch, Client, ClientError, Outcome, Patch, merge};
 use platctrl_framework::model::{
-    FieldError, Intent, Joined, KnownKind, MAX_NAME_BYTES, ObjectKey, RawObject, Reality, Scope,
-    Status, Tree, Versioned, schema,
+    FieldError, Joined, KnownKind, MAX_NAME_BYTES, ObjectKey, RawObject, Resource as _, Scope,
+    Status, schema,
 };
-use platctrl_framework::store::{Record, Revision, StoreError, Write};
+use platctrl_framework::store::StoreError;
+use platctrl_kinds::ReplicationController;
 use serde_json::{Map, Value, json};
 
+use super::apply::owners_of;
+use super::asker::{self, Asker};
 use super::claims;
 use super::objects::{check, check_change, decode, place, title};
+use super::overlay::{overlay, revision_of, scale_of};
+use super::ownership::{MANAGED_FIELDS, Owners, Side, Wants};
 use super::read::{existing, locate};
 use super::request::{self, shown};
 use super::status::{Failure, Result, json_response, warn};
 use super::target::{Part, Target};
+use super::validator::{Change, Validator};
+use crate::access::{self, Audit, Deed};
 
 /// The content type of a JSON merge patch.
 const MERGE_PATCH: &str = "application/merge-patch+json";
 /// The content type of a JSON patch: operations that happen all or not at all.
 const JSON_PATCH: &str = "application/json-patch+json";
 /// The content type of an apply by the command line: the manifest, of which the server remembers
-/// what it said, so that a field that is removed from it is told from one that others set. It is
-/// not Kubernetes' server-side apply: there is no ownership of fields.
+/// what it said, so that a field that is removed from it is told from one that others set.
 const APPLY: &str = "application/vnd.platctrl.apply+json";
-/// Says what an apply came to: `created`, `configured` or `unchanged`.
-const OUTCOME: &str = "platctrl-outcome";
+/// The content type of Kubernetes' server-side apply.
+pub(super) const SERVER_SIDE_APPLY: &str = "application/apply-patch+yaml";
 /// How often a change that met one by somebody else is decided again.
 pub(super) const ATTEMPTS: usize = 5;
 /// Characters that complete a `generateName`.
@@ -43,19 +48,32 @@ const GENERATED: usize = 5;
 pub(super) struct Writing<'a> {
     pub(super) client: Client,
     pub(super) target: Target<'a>,
+    pub(super) asker: &'a Asker,
+    pub(super) audit: &'a Arc<Audit>,
+    pub(super) validators: &'a [Arc<dyn Validator>],
+    /// What an audit record calls it.
+    pub(super) verb: &'static str,
     pub(super) dry_run: bool,
     /// Whether nodes may be created: only by admission.
     pub(super) admission: bool,
+    /// Who answers for the fields that are set, as the client says.
+    pub(super) manager: Option<String>,
+    /// The version that is stored, in whose terms fields are owned.
+    pub(super) api_version: String,
+    /// Fields that others answer for are taken from them.
+    pub(super) force: bool,
     /// What the caller should know though the request was done.
-    pub(super) told: OnceLock<String>,
+    pub(super) told: Mutex<BTreeSet<String>>,
+}
+
+/// Who answers for an object's fields after a change.
+pub(super) enum OwnedBy {
+    WhoChangedIt,
+    These(Owners),
 }
 
 pub(super) fn is_node(kind: &KnownKind) -> bool {
     kind.definition.group == platctrl_kinds::GROUP && kind.definition.plural == "nodes"
-}
-
-pub(super) fn answer(code: StatusCode, object: &RawObject) -> Response {
-    json_response(code, &object.to_api())
 }
 
 impl Writing<'_> {
@@ -63,20 +81,162 @@ impl Writing<'_> {
         self.target.kind
     }
 
+    /// The kind in the version that the client speaks.
+    fn face(&self) -> &KnownKind {
+        self.target.face
+    }
+
+    /// A stored object in the version that the client speaks.
+    pub(super) fn shown(&self, object: RawObject) -> Value {
+        self.target.shown().show(object).to_api()
+    }
+
+    pub(super) fn answer(&self, code: StatusCode, object: RawObject) -> Response {
+        json_response(code, &self.shown(object))
+    }
+
+    /// What is to be stored of what a client sent, which is checked as that, too.
+    fn stored(&self, sent: RawObject, live: Option<&RawObject>) -> Result<RawObject> {
+        if !self.target.is_converted() {
+            return Ok(sent);
+        }
+        let title = || self.title(&sent.metadata.name);
+        let stored = self.kind().store(&sent, live);
+        let stored = stored.map_err(|error| Failure::invalid(title(), vec![error]))?;
+        let before = live.map(RawObject::to_api).unwrap_or_default();
+        check_change(self.kind(), &before, &stored.to_api())?;
+        Ok(stored)
+    }
+
     fn title(&self, name: &str) -> String {
         title(self.kind(), name)
     }
 
-    /// Commits, unless this is a dry run, and returns the object as it is then.
-    pub(super) async fn finish(&self, joined: Joined, batch: Batch) -> Result<Joined, ClientError> {
-        let writes = batch.transaction().writes.clone();
-        let revision = if self.dry_run {
-            None
-        } else {
-            self.client.commit(batch).await?
+    /// Tells the caller something, though the request is done.
+    pub(super) fn tell(&self, text: String) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.insert(text);
+    }
+
+    pub(super) fn wants(&self) -> Wants<'_> {
+        let name = self.manager.as_deref().unwrap_or_default();
+        Wants {
+            name: if name.is_empty() { "unknown" } else { name },
+            api_version: &self.api_version,
+            now: self.client.environment().now(),
+        }
+    }
+
+    pub(super) fn deed(&self, key: &ObjectKey) -> Deed {
+        let to = asker::path(key);
+        self.asker.deed(self.audit.now(), self.verb, to)
+    }
+
+    /// Whether the caller may do this, and nobody registered to check has anything against it.
+    pub(super) async fn permit(
+        &self,
+        before: Option<&RawObject>,
+        after: Option<&RawObject>,
+    ) -> Result<()> {
+        let kind = self.kind();
+        let object = before.or(after);
+        let namespace = object.and_then(|object| object.metadata.namespace.as_deref());
+        let (old, new) = (before.map(RawObject::to_api), after.map(RawObject::to_api));
+        self.asker
+            .change(kind, namespace, old.as_ref(), new.as_ref())?;
+        if self.asker.is_deployer(kind, namespace) {
+            self.permit_moves(old.as_ref(), new.as_ref(), namespace)
+                .await?;
+        }
+        let group_plural = kind.definition.group_plural();
+        let change = Change {
+            by: &self.asker.name,
+            kind: &group_plural,
+            before,
+            after,
         };
-        // The commit compared all that was read: this is what the store holds now.
-        overlay(joined, writes, revision)
+        let mut errors = Vec::new();
+        for validator in self.validators {
+            let verdict = validator.check(&change);
+            errors.extend(verdict.errors);
+            verdict
+                .warnings
+                .into_iter()
+                .for_each(|text| self.tell(text));
+        }
+        if errors.is_empty() {
+            return Ok(());
+        }
+        let name = object.map_or("", |object| object.metadata.name.as_str());
+        Err(Failure::invalid(self.title(name), errors))
+    }
+
+    /// Whether the controllers that a rolling update moves pods between are the caller's.
+    async fn permit_moves(
+        &self,
+        before: Option<&Value>,
+        after: Option<&Value>,
+        namespace: Option<&str>,
+    ) -> Result<()> {
+        let kind = self.kind();
+        let group_plural = kind.definition.group_plural();
+        let names = |roll: Option<&Value>| {
+            let names = roll.and_then(|roll| access::moves_between(&group_plural, roll));
+            names.map_or_else(BTreeSet::new, BTreeSet::from)
+        };
+        let (old, new) = (names(before), names(after));
+        let mut controllers = Vec::new();
+        for name in old.union(&new) {
+            let (group, plural) = (ReplicationController::GROUP, ReplicationController::PLURAL);
+            let namespace = namespace.unwrap_or_default();
+            let key = ObjectKey::namespaced(group, plural, namespace, name).ok();
+            let object = match key {
+                Some(key) => self.client.joined(&key).await?.object(),
+                None => None,
+            };
+            let object = object.map(|object| object.to_api());
+            controllers.push((object, !old.contains(name)));
+        }
+        self.asker.moves(kind, namespace, &controllers)
+    }
+
+    /// Commits, unless this is a dry run, and returns the object as it is then; None if somebody
+    /// else was faster.
+    pub(super) async fn finish(&self, joined: Joined, batch: Batch) -> Result<Option<Joined>> {
+        let mut transaction = batch.into_transaction();
+        let writes = transaction.writes.clone();
+        let before = joined.object();
+        let after = overlay(joined.clone(), writes.clone(), None)?.object();
+        // Objects of other kinds follow from the one that is asked about: its pods, when its end is
+        // taken back.
+        let is_asked = *joined.key.kind() == self.kind().definition.group_plural();
+        if is_asked && self.target.part != Part::Status {
+            self.permit(before.as_ref(), after.as_ref()).await?;
+        }
+        if self.dry_run || writes.is_empty() {
+            return Ok(Some(overlay(joined, writes, None)?));
+        }
+        let shown = |object: Option<&RawObject>| object.map(RawObject::to_api).unwrap_or_default();
+        let deed = Deed {
+            uid: before
+                .as_ref()
+                .map(|before| before.metadata.uid.to_string())
+                .unwrap_or_default(),
+            changes: match &after {
+                Some(_) => access::changes(&shown(before.as_ref()), &shown(after.as_ref())),
+                None => Vec::new(),
+            },
+            ..self.deed(&joined.key)
+        };
+        transaction = self.audit.beside(&deed, transaction);
+        let committed = self.client.store().commit(transaction).await;
+        self.audit.tidy();
+        match committed {
+            // The commit compared all that was read: this is what the store holds now.
+            Ok(revision) => Ok(Some(overlay(joined, writes, Some(revision))?)),
+            Err(StoreError::Conflict { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Decides on what is stored and commits; again, if somebody else was faster.
@@ -88,13 +248,9 @@ impl Writing<'_> {
             let joined = existing(&self.client, &self.target).await?;
             let mut batch = Batch::new();
             let decided = decide(&joined, &mut batch)?;
-            match self.finish(joined, batch).await {
-                Err(ClientError::Store(StoreError::Conflict { .. })) => {}
-                Err(error) => return Err(error.into()),
-                Ok(joined) => {
-                    let gone = || Failure::conflict("it has been removed meanwhile");
-                    return Ok((joined.object().ok_or_else(gone)?, decided));
-                }
+            if let Some(joined) = self.finish(joined, batch).await? {
+                let gone = || Failure::conflict("it has been removed meanwhile");
+                return Ok((joined.object().ok_or_else(gone)?, decided));
             }
         }
         Err(Failure::conflict(
@@ -104,6 +260,11 @@ impl Writing<'_> {
 
     /// `POST` on a collection.
     pub(super) async fn create(&self, headers: &HeaderMap, body: Body) -> Result<Response> {
+        let response = self.created(headers, body).await?;
+        Ok(self.with_told(response))
+    }
+
+    async fn created(&self, headers: &HeaderMap, body: Body) -> Result<Response> {
         let mut object = request::object(headers, body).await?;
         place(
             self.kind(),
@@ -111,7 +272,7 @@ impl Writing<'_> {
             None,
             &mut object,
         )?;
-        check(self.kind(), &object)?;
+        check(self.face(), &object)?;
         let named = object
             .pointer("/metadata/name")
             .and_then(Value::as_str)
@@ -120,9 +281,9 @@ impl Writing<'_> {
             .pointer("/metadata/generateName")
             .and_then(Value::as_str)
             .map(ToOwned::to_owned);
-        let mut raw = decode(self.kind(), object)?;
+        let mut raw = self.stored(decode(self.face(), object)?, None)?;
         if named {
-            return Ok(answer(StatusCode::CREATED, &self.insert(raw).await?));
+            return Ok(self.answer(StatusCode::CREATED, self.insert(raw).await?));
         }
         let mut prefix = prefix.unwrap_or_default();
         prefix.truncate(prefix.floor_char_boundary(MAX_NAME_BYTES - GENERATED));
@@ -137,7 +298,7 @@ impl Writing<'_> {
             attempts.next();
             match self.insert(raw.clone()).await {
                 Err(failure) if failure.is_taken() && !attempts.is_empty() => {}
-                done => return Ok(answer(StatusCode::CREATED, &done?)),
+                done => return Ok(self.answer(StatusCode::CREATED, done?)),
             }
         }
     }
@@ -155,11 +316,18 @@ impl Writing<'_> {
         .map_err(|error| Failure::bad_request(error.to_string()))
     }
 
-    async fn insert(&self, raw: RawObject) -> Result<RawObject> {
+    pub(super) async fn insert(&self, raw: RawObject) -> Result<RawObject> {
+        self.permit(None, Some(&raw)).await?;
         if is_node(self.kind()) && !self.admission {
             return Err(Failure::forbidden(
                 "a node is admitted, not created: start `platctrl up` or an agent on the machine",
             ));
+        }
+        let group_plural = self.kind().definition.group_plural();
+        if access::gives_access(&group_plural) && access::is_built_in(&raw.metadata.name) {
+            let text = "is the name of a role that is there already: choose another";
+            let errors = vec![FieldError::new("metadata.name", text)];
+            return Err(Failure::invalid(self.title(&raw.metadata.name), errors));
         }
         let key = self.key(&raw)?;
         if self.kind().definition.scope == Scope::Node {
@@ -170,7 +338,17 @@ impl Writing<'_> {
             }
         }
         if !self.dry_run {
-            return Ok(self.client.create_raw(&key, raw).await?);
+            let beside = |created: &RawObject, transaction| {
+                let deed = Deed {
+                    verb: "create".to_owned(),
+                    uid: created.metadata.uid.to_string(),
+                    ..self.deed(&key)
+                };
+                self.audit.beside(&deed, transaction)
+            };
+            let created = self.client.create_raw_beside(&key, raw, beside).await?;
+            self.audit.tidy();
+            return Ok(created);
         }
         let joined = self.client.joined(&key).await?;
         if joined.intent.is_some() || joined.reality.is_some() {
@@ -192,7 +370,8 @@ impl Writing<'_> {
     }
 
     fn with_told(&self, mut response: Response) -> Response {
-        if let Some(text) = self.told.get() {
+        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for text in told.iter() {
             warn(&mut response, text);
         }
         response
@@ -205,16 +384,18 @@ impl Writing<'_> {
             Part::Scale => return self.put_scale(&object).await,
             _ => self.put(object).await?,
         };
-        Ok(answer(StatusCode::OK, &object))
+        Ok(self.answer(StatusCode::OK, object))
     }
 
     async fn put(&self, mut object: Value) -> Result<(RawObject, Outcome)> {
         self.place(&mut object)?;
-        self.change(|joined, batch| self.update(joined, batch, object.clone()))
-            .await
+        self.change(|joined, batch| {
+            self.update(joined, batch, object.clone(), OwnedBy::WhoChangedIt)
+        })
+        .await
     }
 
-    fn place(&self, object: &mut Value) -> Result<()> {
+    pub(super) fn place(&self, object: &mut Value) -> Result<()> {
         let target = &self.target;
         place(
             target.kind,
@@ -225,17 +406,35 @@ impl Writing<'_> {
     }
 
     /// Decides on the whole object that a client wants.
-    fn update(&self, joined: &Joined, batch: &mut Batch, mut object: Value) -> Result<Outcome> {
-        let before = joined
-            .object()
-            .map(|before| before.to_api())
+    pub(super) fn update(
+        &self,
+        joined: &Joined,
+        batch: &mut Batch,
+        mut object: Value,
+        owned: OwnedBy,
+    ) -> Result<Outcome> {
+        let live = joined.object();
+        let before = live
+            .clone()
+            .map(|live| self.shown(live))
             .unwrap_or_default();
         if let Some(kept) = claims::keep(self.kind(), &before, &mut object) {
-            // Decided again, it is told once.
-            let _ = self.told.set(kept);
+            self.tell(kept);
         }
-        check_change(self.kind(), &before, &object)?;
-        let raw = decode(self.kind(), object)?;
+        check_change(self.face(), &before, &object)?;
+        let given = object.pointer("/metadata/managedFields").cloned();
+        let mut raw = self.stored(decode(self.face(), object)?, live.as_ref())?;
+        let owners = match owned {
+            OwnedBy::These(owners) => owners,
+            OwnedBy::WhoChangedIt => {
+                let before = live.as_ref().map(RawObject::to_api).unwrap_or_default();
+                self.owners(&before, &raw.to_api(), given.as_ref())?
+            }
+        };
+        if !owners.is_empty() {
+            let owners = owners.to_json(Side::Intent);
+            raw.metadata.other.insert(MANAGED_FIELDS.to_owned(), owners);
+        }
         if self.kind().definition.scope == Scope::Node
             && self.kind().node(&raw.spec).as_deref() != joined.key.node()
         {
@@ -244,6 +443,28 @@ impl Writing<'_> {
             return Err(Failure::invalid(self.title(joined.key.name()), errors));
         }
         Ok(batch.update(joined, raw, self.kind().checks.as_ref())?)
+    }
+
+    /// Who answers for which fields after a change that is no apply.
+    fn owners(&self, before: &Value, after: &Value, given: Option<&Value>) -> Result<Owners> {
+        let stored = before.pointer("/metadata/managedFields");
+        let mut owners = owners_of(stored);
+        if let Some(given) = given.filter(|given| !given.is_null() && Some(*given) != stored) {
+            // Nothing is remembered of an object that nobody applies.
+            if stored.is_some() {
+                owners = Owners::parse(given).ok_or_else(|| {
+                    let text = "is not what this server said, and not `[]`, which makes it forget";
+                    let errors = vec![FieldError::new("metadata.managedFields", text)];
+                    Failure::invalid(&self.kind().definition.kind, errors)
+                })?;
+            }
+        }
+        owners.changed(
+            self.wants(),
+            &Side::Intent.of(before),
+            &Side::Intent.of(after),
+        );
+        Ok(owners)
     }
 
     async fn put_status(&self, mut object: Value) -> Result<(RawObject, Outcome)> {
@@ -271,12 +492,19 @@ impl Writing<'_> {
                     "its status has changed since it was read: read it again and repeat",
                 ));
             }
-            self.report(joined, batch, status.clone())
+            self.report(joined, batch, status.clone(), None)
         })
         .await
     }
 
-    fn report(&self, joined: &Joined, batch: &mut Batch, status: Value) -> Result<Outcome> {
+    /// Decides on a status, with a note for its record.
+    pub(super) fn report(
+        &self,
+        joined: &Joined,
+        batch: &mut Batch,
+        status: Value,
+        note: Option<(&str, Value)>,
+    ) -> Result<Outcome> {
         let schema = self.kind().definition.schema.pointer("/properties/status");
         let errors = schema
             .map(|schema| schema::check(&status, schema, "status"))
@@ -287,7 +515,10 @@ impl Writing<'_> {
         }
         let status: Status<Map<String, Value>> = serde_json::from_value(status)
             .map_err(|error| invalid(vec![FieldError::new("status", error.to_string())]))?;
-        Ok(batch.report(joined, status)?)
+        Ok(match note {
+            Some((name, note)) => batch.report_with_note(joined, status, name, note)?,
+            None => batch.report(joined, status)?,
+        })
     }
 
     /// `GET` on `/scale`.
@@ -314,9 +545,9 @@ impl Writing<'_> {
             .object()
             .ok_or_else(|| Failure::not_found("it has been removed"))?;
         if let Some(claimant) = claims::claimant(self.kind(), &object.to_api()) {
-            let (client, dry_run) = (&self.client, self.dry_run);
-            let told = claims::forward(client, &joined, claimant, &replicas, dry_run).await?;
-            let _ = self.told.set(told);
+            self.permit(Some(&object), Some(&object)).await?;
+            let told = claims::forward(self, &joined, claimant, &replicas).await?;
+            self.tell(told);
             let scale = claims::scaled(scale_of(&object), &replicas);
             return Ok(json_response(StatusCode::OK, &scale));
         }
@@ -331,13 +562,14 @@ impl Writing<'_> {
         let apply = match (kind, self.target.part) {
             (MERGE_PATCH, _) => false,
             (APPLY, Part::Whole) => true,
+            (SERVER_SIDE_APPLY, _) => return self.server_side(headers, body).await,
             (JSON_PATCH, _) => {
                 let body = request::read(headers, body).await?;
                 return self.json_patch(&body).await;
             }
             (other, _) => {
                 return Err(Failure::media_type(format!(
-                    "patches are read as {MERGE_PATCH}, {JSON_PATCH} or {APPLY}, not `{}`",
+                    "patches are read as {MERGE_PATCH}, {JSON_PATCH}, {SERVER_SIDE_APPLY} or {APPLY}, not `{}`",
                     shown(other)
                 )));
             }
@@ -366,14 +598,14 @@ impl Writing<'_> {
                             None => json!({}),
                         };
                         merge(&mut merged, &status);
-                        self.report(joined, batch, merged)
+                        self.report(joined, batch, merged, None)
                     })
                     .await?;
-                Ok(answer(StatusCode::OK, &object))
+                Ok(self.answer(StatusCode::OK, object))
             }
             _ => {
                 let (object, _) = self.merge(&patch).await?;
-                Ok(answer(StatusCode::OK, &object))
+                Ok(self.answer(StatusCode::OK, object))
             }
         }
     }
@@ -388,7 +620,7 @@ impl Writing<'_> {
             let done = patch.apply(document);
             done.map_err(|error| Failure::unprocessable(error.to_string()))
         };
-        let of = |joined: &Joined| joined.object().map(|it| it.to_api()).unwrap_or_default();
+        let of = |joined: &Joined| joined.object().map(|it| self.shown(it)).unwrap_or_default();
         if self.target.part == Part::Scale {
             let joined = existing(&self.client, &self.target).await?;
             let object = joined
@@ -402,13 +634,13 @@ impl Writing<'_> {
                 let mut wanted = patched(&of(joined))?;
                 if status {
                     let status = wanted.get_mut("status").map(Value::take);
-                    return self.report(joined, batch, status.unwrap_or_else(|| json!({})));
+                    return self.report(joined, batch, status.unwrap_or_else(|| json!({})), None);
                 }
                 self.place(&mut wanted)?;
-                self.update(joined, batch, wanted)
+                self.update(joined, batch, wanted, OwnedBy::WhoChangedIt)
             })
             .await?;
-        Ok(answer(StatusCode::OK, &object))
+        Ok(self.answer(StatusCode::OK, object))
     }
 
     async fn merge(&self, patch: &Value) -> Result<(RawObject, Outcome)> {
@@ -418,7 +650,7 @@ impl Writing<'_> {
                 .is_some_and(|value| !value.is_null())
         };
         self.change(|joined, batch| {
-            let stored = joined.object().map(|object| object.to_api());
+            let stored = joined.object().map(|object| self.shown(object));
             let mut wanted = stored.unwrap_or_default();
             if let Some(metadata) = wanted.get_mut("metadata").and_then(Value::as_object_mut) {
                 // Only what the patch itself names is a condition.
@@ -432,160 +664,8 @@ impl Writing<'_> {
                 });
             }
             self.place(&mut wanted)?;
-            self.update(joined, batch, wanted)
+            self.update(joined, batch, wanted, OwnedBy::WhoChangedIt)
         })
         .await
-    }
-
-    async fn apply(&self, mut manifest: Value) -> Result<Response> {
-        self.place(&mut manifest)?;
-        check(self.kind(), &manifest)?;
-        let raw = decode(self.kind(), manifest)?;
-        let (object, outcome) = self.applied(raw).await?;
-        let (code, text) = match outcome {
-            Outcome::Created => (StatusCode::CREATED, "created"),
-            Outcome::Configured => (StatusCode::OK, "configured"),
-            Outcome::Unchanged => (StatusCode::OK, "unchanged"),
-        };
-        let mut response = answer(code, &object);
-        response
-            .headers_mut()
-            .insert(OUTCOME, HeaderValue::from_static(text));
-        Ok(response)
-    }
-
-    async fn applied(&self, raw: RawObject) -> Result<(RawObject, Outcome)> {
-        let (namespace, name) = (raw.metadata.namespace.clone(), raw.metadata.name.clone());
-        for _ in 0..ATTEMPTS {
-            let key = locate(&self.client, self.kind(), namespace.as_deref(), &name).await?;
-            let joined = match key {
-                Some(key) => Some(self.client.joined(&key).await?),
-                None => None,
-            };
-            let Some((joined, live)) = joined
-                .and_then(|joined| Some((joined.object()?, joined)))
-                .map(|(live, joined)| (joined, live))
-            else {
-                match self.insert(first_applied(raw.clone())?).await {
-                    Err(failure) if failure.is_taken() => {
-                        // Somebody created it just now, or it may not be created at all.
-                        let key =
-                            locate(&self.client, self.kind(), namespace.as_deref(), &name).await?;
-                        let there = match key {
-                            Some(key) => self.client.joined(&key).await?.intent.is_some(),
-                            None => false,
-                        };
-                        if there {
-                            continue;
-                        }
-                        return Err(failure);
-                    }
-                    done => return Ok((done?, Outcome::Created)),
-                }
-            };
-            if live.metadata.is_deleted() {
-                return Err(ClientError::exists(&joined).into());
-            }
-            let stated = raw.metadata.resource_version;
-            let changed = joined
-                .intent
-                .as_ref()
-                .is_some_and(|it| stated.is_some_and(|seen| it.modified > seen));
-            let uid = &raw.metadata.uid;
-            if changed || !uid.is_empty() && *uid != live.metadata.uid {
-                return Err(Failure::conflict(
-                    "it has changed since the manifest's resourceVersion or uid: remove them from the manifest",
-                ));
-            }
-            let next = applied(&live, &raw)?.to_api();
-            let mut batch = Batch::new();
-            let outcome = self.update(&joined, &mut batch, next)?;
-            match self.finish(joined, batch).await {
-                Err(ClientError::Store(StoreError::Conflict { .. })) => {}
-                Err(error) => return Err(error.into()),
-                Ok(joined) => return Ok((joined.object().unwrap_or(live), outcome)),
-            }
-        }
-        Err(Failure::conflict("others kept changing it: try again"))
-    }
-}
-
-fn revision_of(object: &Value) -> Result<Option<Revision>> {
-    let text = object
-        .pointer("/metadata/resourceVersion")
-        .and_then(Value::as_str);
-    let parsed = text
-        .filter(|text| !text.is_empty())
-        .map(str::parse)
-        .transpose();
-    parsed.map_err(|error| {
-        let error: platctrl_framework::store::ParseRevisionError = error;
-        Failure::bad_request(format!("metadata.resourceVersion: {error}"))
-    })
-}
-
-fn scale_of(object: &RawObject) -> Value {
-    let api = object.to_api();
-    let of = |path: &str| api.pointer(path).cloned().unwrap_or(Value::Null);
-    json!({
-        "kind": "Scale",
-        "apiVersion": "autoscaling/v1",
-        "metadata": {
-            "name": of("/metadata/name"),
-            "namespace": of("/metadata/namespace"),
-            "uid": of("/metadata/uid"),
-            "resourceVersion": of("/metadata/resourceVersion"),
-            "creationTimestamp": of("/metadata/creationTimestamp"),
-        },
-        "spec": {"replicas": of("/spec/replicas")},
-        "status": {"replicas": api.pointer("/status/replicas").cloned().unwrap_or(json!(0))},
-    })
-}
-
-/// What was read with what was written: the present state without reading it again. Without a
-/// revision nothing was written, and the versions stay as they were.
-fn overlay(
-    mut joined: Joined,
-    writes: Vec<Write>,
-    revision: Option<Revision>,
-) -> Result<Joined, ClientError> {
-    let intent_key = joined.key.store_key(Tree::Intent);
-    let reality_key = joined.key.store_key(Tree::Reality);
-    for write in writes {
-        match write {
-            Write::Delete { key } if key == intent_key => joined.intent = None,
-            Write::Put { key, value, .. } if key == intent_key => {
-                let before = joined.intent.as_ref().map(|it| (it.created, it.modified));
-                let record = record(key, value, before, revision);
-                joined.intent = Some(Versioned::<Intent>::from_record(&joined.key, &record)?);
-            }
-            Write::Put { key, value, .. } if key == reality_key => {
-                let before = joined.reality.as_ref().map(|it| (it.created, it.modified));
-                let record = record(key, value, before, revision);
-                joined.reality = Some(Versioned::<Reality>::from_record(&joined.key, &record)?);
-            }
-            _ => {}
-        }
-    }
-    Ok(joined)
-}
-
-fn record(
-    key: platctrl_framework::store::Key,
-    value: bytes::Bytes,
-    before: Option<(Revision, Revision)>,
-    revision: Option<Revision>,
-) -> Record {
-    let (created, modified) = before.unwrap_or_default();
-    Record {
-        key,
-        value,
-        created: if before.is_some() {
-            created
-        } else {
-            revision.unwrap_or(created)
-        },
-        modified: revision.unwrap_or(modified),
-        lease: None,
     }
 }

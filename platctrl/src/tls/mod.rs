@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use jiff::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
@@ -170,8 +171,16 @@ impl Authority {
     }
 }
 
+/// Whom a certificate names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Person {
+    pub(crate) caller: Caller,
+    /// The end of the certificate's time.
+    pub(crate) until: Timestamp,
+}
+
 /// The person that a certificate names, which the authority must have signed.
-pub(crate) fn person_of(certificate: &CertificateDer<'_>) -> Option<Caller> {
+pub(crate) fn person_of(certificate: &CertificateDer<'_>) -> Option<Person> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     let subject = parsed.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?;
@@ -179,9 +188,13 @@ pub(crate) fn person_of(certificate: &CertificateDer<'_>) -> Option<Caller> {
         .iter_organization()
         .filter_map(|it| it.as_str().ok()?.strip_prefix(ROLE)?.parse().ok())
         .next()?;
-    Some(Caller {
-        name: name.to_owned(),
-        role,
+    let until = parsed.validity().not_after.timestamp();
+    Some(Person {
+        caller: Caller {
+            name: name.to_owned(),
+            role,
+        },
+        until: Timestamp::from_second(until).ok()?,
     })
 }
 
@@ -321,7 +334,10 @@ mod tests {
             name: "ann".to_owned(),
             role: Role::Operator,
         };
-        assert_eq!(person_of(&all[0]), Some(ann));
+        let person = person_of(&all[0]).unwrap();
+        assert_eq!(person.caller, ann);
+        let lasts = person.until.duration_since(Timestamp::now()).unsigned_abs();
+        assert!(lasts > DAY / 2 && lasts <= DAY, "{lasts:?}");
         // A server's own is nobody's.
         let issued = authority.server(&["localhost".to_owned()]).unwrap();
         let all = certificates(Path::new("server.crt"), &issued.certificate).unwrap();

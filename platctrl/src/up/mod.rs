@@ -142,9 +142,11 @@ async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
     config.maintained = Some(embedded);
     config.node = Some(node.clone());
     let listen = &args.listen;
+    config.max_rate = listen.max_rate;
     let network = listen.open(data_dir, &store, &environment, Missing::Make);
-    parts.server(data_dir, config, network.await?)?;
-    parts.controllers(store, environment, data_dir);
+    let network = network.await?;
+    config.runtimes = vec![parts.controllers(store.clone(), environment, data_dir)];
+    parts.server(data_dir, config, network)?;
     let api = Api::unix(place::socket(data_dir));
     let pointer = Pointer {
         pid: std::process::id(),

@@ -243,6 +243,103 @@ fn is_served_whole(program: &'static Path) {
     cluster.fails(&["get", "rc", "hello"], "not found");
 }
 
+/// Applying on the server's side: owners, conflicts, force.
+fn is_applied_on_the_server(program: &'static Path) {
+    let cluster = Cluster::new(program);
+    let named = "replicationcontroller.platctrl.dev/hello";
+    let apply = ["apply", "--server-side", "-f", "hello.yaml"];
+    let said = cluster.ok(&apply);
+    assert_eq!(said, format!("{named} serverside-applied\n"));
+    assert_eq!(
+        cluster.field(".metadata.managedFields[*].manager"),
+        "kubectl"
+    );
+    assert_eq!(
+        cluster.field(".metadata.managedFields[*].operation"),
+        "Apply"
+    );
+    assert_eq!(cluster.ok(&apply), said);
+    let version = cluster.field(".metadata.resourceVersion");
+
+    // Somebody else sets a field: it is theirs, and they are named.
+    let patch = r#"{"spec":{"maxPerNode":9}}"#;
+    let by = [
+        "patch",
+        "rc",
+        "hello",
+        "--type=merge",
+        "--field-manager=ann",
+        "-p",
+        patch,
+    ];
+    cluster.ok(&by);
+    assert_ne!(cluster.field(".metadata.resourceVersion"), version);
+    cluster.fails(&apply, ".spec.maxPerNode");
+    cluster.fails(&apply, "\"ann\"");
+    assert_eq!(cluster.field(".spec.maxPerNode"), "9");
+    let tried = [
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "--dry-run=server",
+        "-f",
+        "hello.yaml",
+    ];
+    cluster.ok(&tried);
+    assert_eq!(cluster.field(".spec.maxPerNode"), "9");
+    cluster.ok(&[
+        "apply",
+        "--server-side",
+        "--force-conflicts",
+        "-f",
+        "hello.yaml",
+    ]);
+    assert_eq!(cluster.field(".spec.maxPerNode"), "4");
+    assert_eq!(
+        cluster.field(".metadata.managedFields[*].manager"),
+        "kubectl"
+    );
+
+    // Another manager's fields, and what it leaves out later.
+    let text = "apiVersion: platctrl.dev/v1\nkind: ReplicationController\nmetadata: {name: hello, labels: {team: a}}\n";
+    cluster.rig.write("label.yaml", text);
+    let other = [
+        "apply",
+        "--server-side",
+        "--field-manager=team",
+        "-f",
+        "label.yaml",
+    ];
+    cluster.ok(&other);
+    assert_eq!(cluster.field(".metadata.labels.team"), "a");
+    cluster
+        .rig
+        .write("label.yaml", text.replace(", labels: {team: a}", ""));
+    cluster.ok(&other);
+    assert_eq!(cluster.field(".metadata.labels.team"), "");
+
+    // What was applied on the client's side goes over without a conflict.
+    cluster.rig.write("moved.yaml", manifest("moved", 0));
+    cluster.ok(&["apply", "-f", "moved.yaml"]);
+    let next = manifest("moved", 0).replace("maxPerNode: 4", "maxPerNode: 6");
+    cluster.rig.write("moved.yaml", next);
+    cluster.ok(&["apply", "--server-side", "-f", "moved.yaml"]);
+    let most = ["get", "rc", "moved", "-o", "jsonpath={.spec.maxPerNode}"];
+    assert_eq!(cluster.ok(&most), "6");
+    let diff = cluster.run(&["diff", "--server-side", "-f", "moved.yaml"]);
+    assert_eq!(diff.code, Some(0), "{diff:#?}");
+}
+
+#[test]
+fn kubectl_1_20_applies_on_the_server() {
+    is_applied_on_the_server(old());
+}
+
+#[test]
+fn kubectl_1_32_applies_on_the_server() {
+    is_applied_on_the_server(current());
+}
+
 #[test]
 fn kubectl_1_20_is_served_whole() {
     is_served_whole(old());

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use crate::fleet::{self, Fleet, SIGKILL, SIGTERM};
+use crate::insight::asked;
 use crate::rig::{Rig, eventually, is_alive};
 
 #[test]
@@ -39,6 +40,17 @@ fn server_controllers_and_agent_meet_in_etcd_and_survive_each_other() {
         .cli(&["get", "nodes", "-l", "role=web", "-o", "name"])
         .ok();
     assert_eq!(nodes, format!("node/{node}\n"));
+    // One of the two tells of itself, without a server.
+    let socket = rig.data_dir().join("controllers.sock");
+    for (path, part) in [
+        ("/readyz", "200 OK"),
+        ("/metrics", "controller=\""),
+        ("/statusz", "runtime controllers"),
+    ] {
+        eventually("an answer of controllers", || {
+            asked(&socket, path)?.contains(part).then_some(())
+        });
+    }
 
     // Nobody but the shim is needed for it to serve.
     server.end(SIGKILL);

@@ -12,20 +12,136 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::rig::{Rig, Said, eventually};
+use serde_json::Value;
+
+use crate::rig::{Rig, SOON, Said, eventually};
 
 /// `platctrl up` that listens on a port of its own.
-struct Listening {
-    rig: Rig,
-    url: String,
+pub(crate) struct Listening {
+    pub(crate) rig: Rig,
+    pub(crate) url: String,
+}
+
+/// An answer that was read to its end.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) code: u16,
+    pub(crate) head: String,
+    pub(crate) json: Value,
+}
+
+impl Reply {
+    fn of(answer: &str) -> Self {
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
+        let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let chunked = head.to_lowercase().contains("transfer-encoding: chunked");
+        let body = if chunked {
+            unchunked(body)
+        } else {
+            body.to_owned()
+        };
+        Self {
+            code: code.unwrap_or_else(|| panic!("no answer: {answer:?}")),
+            head: head.to_owned(),
+            json: serde_json::from_str(&body).unwrap_or(Value::Null),
+        }
+    }
+
+    /// It was refused because of who asked, and said so.
+    #[track_caller]
+    pub(crate) fn is_forbidden(&self, what: &str) {
+        assert_eq!(
+            (self.code, &self.json["reason"]),
+            (403, &"Forbidden".into()),
+            "{what}: {self:?}"
+        );
+    }
+}
+
+/// A body that came in pieces.
+fn unchunked(mut body: &str) -> String {
+    let mut whole = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
+        if size == 0 {
+            break;
+        }
+        whole.push_str(&rest[..size]);
+        body = rest[size..].trim_start_matches("\r\n");
+    }
+    whole
+}
+
+type Stream = StreamOwned<ClientConnection, TcpStream>;
+
+/// An answer that goes on.
+pub(crate) struct Going(Stream);
+
+impl Going {
+    /// Waits for its end.
+    pub(crate) fn ends(&mut self) {
+        self.0.sock.set_read_timeout(Some(SOON)).unwrap();
+        let mut rest = Vec::new();
+        match self.0.read_to_end(&mut rest) {
+            Ok(_) => {}
+            // A server may hang up without the end of TLS.
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof, "{error}"),
+        }
+    }
 }
 
 impl Listening {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
+        Self::with(&[])
+    }
+
+    pub(crate) fn with(more: &[&str]) -> Self {
         let mut rig = Rig::new();
-        rig.up_with(&["--listen", "127.0.0.1:0"]);
+        let flags = ["--listen", "127.0.0.1:0"];
+        let flags: Vec<&str> = flags.iter().chain(more).copied().collect();
+        rig.up_with(&flags);
         let url = fs::read_to_string(rig.data_dir().join("listens")).unwrap();
         Self { rig, url }
+    }
+
+    /// The token of whoever runs the server.
+    pub(crate) fn admin(&self) -> String {
+        let token = fs::read_to_string(self.rig.data_dir().join("token")).unwrap();
+        token.trim().to_owned()
+    }
+
+    /// A request with a token.
+    pub(crate) fn send(
+        &self,
+        token: &str,
+        method: &str,
+        path: &str,
+        kind: &str,
+        body: &str,
+    ) -> Reply {
+        let mut head = format!("Authorization: Bearer {token}\r\n");
+        if !kind.is_empty() {
+            head.push_str(&format!("Content-Type: {kind}\r\n"));
+        }
+        self.exchange(method, path, &head, body)
+    }
+
+    /// A request with these lines in its head.
+    pub(crate) fn exchange(&self, method: &str, path: &str, head: &str, body: &str) -> Reply {
+        Reply::of(&self.said(method, path, head, body, None))
+    }
+
+    /// Begins to read an answer that goes on.
+    pub(crate) fn open(&self, token: &str, path: &str) -> Going {
+        let mut stream = self.stream(None);
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+        Going(stream)
     }
 
     /// A command somewhere else: with nothing of the server's data directory but what is given.
@@ -49,6 +165,10 @@ impl Listening {
 
     /// One request over TLS, without a token; the whole answer.
     fn ask(&self, method: &str, path: &str, person: Option<(PathBuf, PathBuf)>) -> String {
+        self.said(method, path, "", "", person)
+    }
+
+    fn stream(&self, person: Option<(PathBuf, PathBuf)>) -> Stream {
         let address = self.url.strip_prefix("https://").unwrap();
         let mut roots = RootCertStore::empty();
         let ca = self.rig.data_dir().join("tls/ca.crt");
@@ -71,17 +191,31 @@ impl Listening {
         };
         let name = "127.0.0.1".try_into().unwrap();
         let client = ClientConnection::new(Arc::new(config), name).unwrap();
-        let mut stream = StreamOwned::new(client, TcpStream::connect(address).unwrap());
-        let request =
-            format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).unwrap();
+        StreamOwned::new(client, TcpStream::connect(address).unwrap())
+    }
+
+    fn said(
+        &self,
+        method: &str,
+        path: &str,
+        head: &str,
+        body: &str,
+        person: Option<(PathBuf, PathBuf)>,
+    ) -> String {
+        let mut stream = self.stream(person);
+        let length = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n{head}\r\n{body}"
+        );
+        // A server may refuse before it has read everything.
+        let _ = stream.write_all(request.as_bytes());
         let mut answer = String::new();
         // A server may hang up without the end of TLS.
         let _ = stream.read_to_string(&mut answer);
         answer
     }
 
-    fn token(&self, name: &str, role: &str) -> String {
+    pub(crate) fn token(&self, name: &str, role: &str) -> String {
         let made = self.rig.cli(&["token", "create", name, "--role", role]);
         made.ok().trim().to_owned()
     }

@@ -112,7 +112,9 @@ fn every_manifest_is_valid() {
         .with::<platctrl_kinds::ReplicationController>()
         .with::<platctrl_kinds::RollingUpdate>()
         .with::<platctrl_kinds::DisruptionBudget>()
-        .with::<platctrl_kinds::DaemonSet>();
+        .with::<platctrl_kinds::DaemonSet>()
+        .with::<platctrl_kinds::Role>()
+        .with::<platctrl_kinds::RoleBinding>();
     let mut checked = 0;
     each("yaml", |block| {
         let objects: Vec<Value> = serde_saphyr::from_multiple(&block.text)

@@ -55,7 +55,7 @@ static METADATA: LazyLock<Value> = LazyLock::new(|| {
             "deletionTimestamp": described("When its end was ordered.", text()),
             "deletionGracePeriodSeconds": described("Seconds that its end may take.", json!({"type": ["integer", "null"]})),
             "finalizers": described("Not supported: an object's records go when all who work on it say that they are done.", json!({"type": ["array", "null"], "items": {"type": "string"}})),
-            "managedFields": described("Accepted from Kubernetes tools; not kept.", json!({})),
+            "managedFields": described("Who answers for which fields, once somebody applied the object on the server.", json!({})),
             "selfLink": described("Accepted from Kubernetes tools; not kept.", json!({})),
         },
     })

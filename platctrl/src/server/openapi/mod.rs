@@ -211,6 +211,13 @@ const JSON_BODY: &[&str] = &["application/json"];
 const PATCHES: &[&str] = &[
     "application/json-patch+json",
     "application/merge-patch+json",
+    "application/apply-patch+yaml",
+];
+const PATCH: &[(&str, &str)] = &[
+    ("dryRun", "string"),
+    ("fieldManager", "string"),
+    ("fieldValidation", "string"),
+    ("force", "boolean"),
 ];
 
 const COLLECTION: &[Operation<'_>] = &[
@@ -243,7 +250,7 @@ const OBJECT: &[Operation<'_>] = &[
     Operation {
         method: "patch",
         action: "patch",
-        query: WRITE,
+        query: PATCH,
         takes: PATCHES,
     },
     Operation {

@@ -3,12 +3,17 @@
 mod artifacts;
 mod events;
 mod failsafe;
+mod generated;
 mod invalid;
+mod kube_client;
 mod limits;
 mod logs;
 mod objects;
+mod ownership;
 mod parts;
 mod placing;
+mod registered;
+mod versions;
 mod watches;
 
 use std::sync::Arc;
