@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// What the parts of platctrl keep in a data directory, beside what the agent removes itself.
-const KEPT: [&str; 11] = [
+const KEPT: [&str; 13] = [
     "store",
     "artifacts",
     "failsafe",
@@ -27,6 +27,8 @@ const KEPT: [&str; 11] = [
     "listens",
     "platctrl.sock",
     "platctrl.lock",
+    "controllers.sock",
+    "controllers.lock",
     "up.json",
     "up.lock",
 ];
