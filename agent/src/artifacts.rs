@@ -84,8 +84,20 @@ impl Artifacts {
     /// # Errors
     /// [`ArtifactError`].
     pub async fn ensure(&self, launchable: &Launchable) -> Result<Install, ArtifactError> {
-        let source = Source::parse(&launchable.location)?;
-        let stated = launchable.digest;
+        let (location, digest) = (&launchable.location, launchable.digest);
+        self.ensure_at(location, digest).await
+    }
+
+    /// The same for an artifact that no launchable names.
+    ///
+    /// # Errors
+    /// [`ArtifactError`].
+    pub async fn ensure_at(
+        &self,
+        location: &str,
+        stated: Option<hoist::Digest>,
+    ) -> Result<Install, ArtifactError> {
+        let source = Source::parse(location)?;
         let digest = match (&source, stated) {
             (Source::Artifact(named), Some(digest)) if digest != *named => {
                 return Err(ArtifactError::Contradiction {
@@ -98,7 +110,7 @@ impl Artifacts {
             (Source::File(path), None) if self.allow_unverified => digest_of(path.clone()).await?,
             (_, None) => {
                 return Err(ArtifactError::NoDigest {
-                    location: launchable.location.clone(),
+                    location: source.to_string(),
                 });
             }
         };
@@ -106,6 +118,28 @@ impl Artifacts {
             .ensure(&digest, &source)
             .await
             .map_err(ArtifactError::Hoist)
+    }
+}
+
+impl Artifacts {
+    /// Removes what nobody uses, as [`hoist::Store::collect`].
+    ///
+    /// # Errors
+    /// When the directories cannot be read.
+    pub async fn collect(
+        &self,
+        keep: &std::collections::BTreeSet<hoist::Digest>,
+        water: hoist::Water,
+    ) -> Result<hoist::Collected, hoist::Error> {
+        self.store.collect(keep, water).await
+    }
+
+    /// The room that artifacts take, and that there is.
+    ///
+    /// # Errors
+    /// When the directories cannot be read.
+    pub async fn room(&self) -> Result<hoist::Use, hoist::Error> {
+        self.store.room().await
     }
 }
 

@@ -10,6 +10,7 @@ use crate::artifacts::Artifacts;
 use crate::auth::{UserPolicy, Users};
 use crate::authority::{AnyDeployment, Authority};
 use crate::cgroup::{self, CgroupError, Cgroups, Group};
+use crate::collect::Advance;
 use crate::files::FileError;
 use crate::health::{ProbeFiles, Prober};
 use crate::hoist;
@@ -18,7 +19,14 @@ use crate::launch::{Shims, Supervisor};
 use crate::layout::{Layout, LayoutError};
 use crate::name::PodName;
 use crate::port_book::PortBook;
+use crate::secrets::Secrets;
 use crate::situation::Circumstances;
+use crate::state::PodRecord;
+use crate::version::Version;
+
+/// How many processes and threads a program may have that says nothing about it: a fork bomb must
+/// not take the machine with it.
+const PIDS: u32 = 4096;
 
 /// How a node runs pods.
 #[derive(Clone, Debug)]
@@ -38,6 +46,13 @@ pub struct HostConfig {
     pub server: Option<hoist::Server>,
     /// The directories that `file:` locations may lie under.
     pub file_dirs: Vec<PathBuf>,
+    /// How servers of artifacts are reached.
+    pub network: hoist::Network,
+    /// When artifacts that nobody uses are removed.
+    pub water: hoist::Water,
+    /// Where pods' secrets come from: `<namespace>/<file>` in it, which only root may touch. By
+    /// default `/etc/platctrl/secrets`.
+    pub secrets_dir: PathBuf,
     /// Run artifacts that come without a digest.
     pub allow_unverified: bool,
     /// Which users pods may run as.
@@ -67,6 +82,9 @@ impl HostConfig {
             shim: None,
             server: None,
             file_dirs: Vec::new(),
+            network: hoist::Network::default(),
+            water: hoist::Water::default(),
+            secrets_dir: "/etc/platctrl/secrets".into(),
             allow_unverified: false,
             users: UserPolicy::default(),
             probes: ProbeFiles::default(),
@@ -114,7 +132,11 @@ pub struct Host {
     pub(crate) errands: Arc<dyn Supervisor>,
     pub(crate) hooks: Hooks,
     pub(crate) authority: Arc<dyn Authority>,
+    pub(crate) secrets: Secrets,
     pub(crate) ports: PortBook,
+    pub(crate) water: hoist::Water,
+    /// What is to be there in advance.
+    pub(crate) advance: Advance,
     pub(crate) prober: Prober,
     /// The supervisor's program, which also runs commands beside a pod's programs.
     pub(crate) shim: PathBuf,
@@ -131,6 +153,7 @@ impl Host {
         let mut store = hoist::Config::new(layout.data_dir());
         store.allowed_directories = config.file_dirs;
         store.server = config.server;
+        store.network = config.network;
         if let Some(helper) = config.helper {
             store.child = helper;
         }
@@ -147,16 +170,20 @@ impl Host {
             .unwrap_or_else(|| layout.data_dir().join("hooks"));
         Ok(Self {
             users: Users::open(layout.data_dir(), config.users),
-            cgroups: Cgroups::detect(&cgroup::tag(layout.data_dir())),
+            cgroups: Cgroups::detect(&cgroup::tag(layout.data_dir()))
+                .with_disk_of(layout.data_dir()),
+            secrets: Secrets::new(config.secrets_dir, &layout),
             artifacts: Artifacts::new(store, config.allow_unverified),
             supervisor: config.supervisor.unwrap_or_else(|| Arc::clone(&shims)),
             errands: shims,
             hooks: Hooks::new(hooks),
             authority: config.authority,
-            ports: PortBook::default(),
+            ports: known_ports(&layout)?,
             prober: Prober::new(config.environment.clone()).with_tls(config.probes),
             shim,
             circumstances: Circumstances::default(),
+            water: config.water,
+            advance: Advance::default(),
             node: config.node,
             host_ip: config.host_ip,
             environment: config.environment,
@@ -177,7 +204,24 @@ impl Host {
         program: &str,
         resources: &Resources,
     ) -> Result<Group, CgroupError> {
-        self.cgroups.create(&name.directory(), program, resources)
+        let mut limits = resources.clone();
+        limits.pids.get_or_insert(PIDS);
+        let pod = name.directory();
+        let mut group = self.cgroups.create(&pod, program, &limits)?;
+        // Nobody asked for that one.
+        if resources.pids.is_none() {
+            group.unenforced.retain(|why| !why.starts_with("pids:"));
+        }
+        Ok(group)
+    }
+
+    /// Whether the programs of this version get a `/tmp` of their own: only root can give it.
+    pub(crate) fn private_tmp(&self, version: &Version) -> bool {
+        use rustix::thread::{CapabilitySet, capabilities};
+        let may = || {
+            capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_ADMIN))
+        };
+        !version.spec.shared_tmp && rustix::process::geteuid().is_root() && may()
     }
 
     /// How often the kernel ended a process of a program for want of memory.
@@ -190,6 +234,19 @@ impl Host {
     pub(crate) fn remove_groups(&self, name: &PodName) -> Result<(), CgroupError> {
         self.cgroups.remove_pod(&name.directory())
     }
+}
+
+/// The ports that pods on this node have. Known before any pod is looked after: so none is given
+/// away that another pod, whose turn comes later, had before the machine went down.
+fn known_ports(layout: &Layout) -> Result<PortBook, FileError> {
+    let book = PortBook::default();
+    for pod in layout.pods()? {
+        if let Some(record) = PodRecord::look(&layout.pod(&pod).record()) {
+            let versions = record.current.iter().chain(&record.next);
+            book.set(&pod, versions.flat_map(|it| it.ports.values().copied()));
+        }
+    }
+    Ok(book)
 }
 
 fn shim_beside_this_program() -> Result<PathBuf, HostError> {

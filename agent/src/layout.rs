@@ -11,14 +11,16 @@
 //!     labels                        POD_LABELS_PATH
 //!     log/                          written by the shims
 //!     data/                         the app's own: HOME
+//!     tmp/                          the app's own: its /tmp and /var/tmp
 //!   state/                          0700: nothing in here is anybody else's
 //!     pods/<namespace>.<pod>/pod.json, shim/<program>/, once/<script or hook>/, hooks/<hook>.log
 //!     trash/
+//!   secrets/<namespace>.<pod>/<generation>/<NAME>   in memory, for the pod's user alone
 //!   installs/, cache/               the artifact store's
 //!   shim/<digest>                   the supervisor, by content: it outlives upgrades
 //! ```
 //!
-//! An app user owns `data/` and nothing else, so root meets no link, FIFO or file of theirs
+//! An app user owns `data/` and `tmp/` and nothing else, so root meets no link, FIFO or file of theirs
 //! anywhere it reads or writes.
 
 use std::io;
@@ -150,11 +152,18 @@ impl Layout {
         self.data_dir.join("shim")
     }
 
+    /// Where pods have their secrets: a file system in memory.
+    #[must_use]
+    pub fn secrets(&self) -> PathBuf {
+        self.data_dir.join("secrets")
+    }
+
     /// The paths of one pod.
     #[must_use]
     pub fn pod(&self, name: &PodName) -> PodPaths {
         let directory = name.directory();
         PodPaths {
+            secrets: self.secrets().join(&directory),
             home: self.homes().join(&directory),
             state: self.records().join(&directory),
         }
@@ -217,6 +226,7 @@ impl Layout {
 pub struct PodPaths {
     home: PathBuf,
     state: PathBuf,
+    secrets: PathBuf,
 }
 
 impl PodPaths {
@@ -273,6 +283,18 @@ impl PodPaths {
     #[must_use]
     pub fn data(&self) -> PathBuf {
         self.home.join("data")
+    }
+
+    /// The app's own `/tmp`.
+    #[must_use]
+    pub fn tmp(&self) -> PathBuf {
+        self.home.join("tmp")
+    }
+
+    /// The pod's secrets, by generation.
+    #[must_use]
+    pub fn secrets(&self) -> &Path {
+        &self.secrets
     }
 
     /// The programs' output.
@@ -348,28 +370,22 @@ impl PodPaths {
         }
         files::make_dir(&self.log(), readable)?;
         let uid = root.then_some(run_as.uid);
-        let data = self.data();
-        match std::fs::symlink_metadata(&data) {
-            // It is the app's: what it made of it is its own affair, as long as it is its own.
-            Ok(there) if there.is_dir() && is_owned(&there, uid) => Ok(()),
-            Ok(_) => files::make_dir(
-                &data,
-                Access {
-                    mode: 0o700,
-                    uid,
-                    gid,
-                },
-            ),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => files::make_dir(
-                &data,
-                Access {
-                    mode: 0o700,
-                    uid,
-                    gid,
-                },
-            ),
-            Err(error) => Err(FileError::new("look at", &data, error)),
+        for own in [self.data(), self.tmp()] {
+            match std::fs::symlink_metadata(&own) {
+                // It is the app's: what it made of it is its own affair, as long as it is its own.
+                Ok(there) if there.is_dir() && is_owned(&there, uid) => continue,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(FileError::new("look at", &own, error)),
+            }
+            let access = Access {
+                mode: 0o700,
+                uid,
+                gid,
+            };
+            files::make_dir(&own, access)?;
         }
+        Ok(())
     }
 }
 

@@ -23,6 +23,7 @@ mod artifacts;
 pub mod auth;
 mod authority;
 pub mod cgroup;
+mod collect;
 mod files;
 pub mod health;
 pub mod hoist;
@@ -38,6 +39,7 @@ mod plan;
 mod port_book;
 pub mod ports;
 mod report;
+mod secrets;
 mod situation;
 mod state;
 mod uninstall;
@@ -56,6 +58,7 @@ pub use logs::{LogFiles, logs};
 pub use name::PodName;
 pub use plan::{Hold, HookedEvents, Observed, Order, Plan, Row, Step, UPDATE, plan, update_table};
 pub use report::{Observer, PodEvent, Report};
+pub use secrets::SecretError;
 pub use situation::{Gate, Granter, Situation};
 pub use state::{
     DrainStart, Found, KnownHealth, PodRecord, Position, Preparation, Prepared, Quarantined,

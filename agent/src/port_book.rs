@@ -43,6 +43,28 @@ impl PortBook {
         Ok(ports)
     }
 
+    /// The same for a pod of which nothing runs: a number that somebody listens on is not its own
+    /// any more.
+    pub(crate) fn renew(
+        &self,
+        pod: &PodName,
+        wanted: &BTreeMap<String, Port>,
+        previous: &BTreeMap<String, u16>,
+    ) -> Result<BTreeMap<String, u16>, Trouble> {
+        let free = previous
+            .iter()
+            .filter(|(_, port)| crate::ports::is_free(**port));
+        let free = free.map(|(name, port)| (name.clone(), *port)).collect();
+        let renewed = self
+            .allocate(pod, wanted, &free)
+            .map_err(|trouble| Trouble {
+                step: Step::Start,
+                ..trouble
+            })?;
+        self.set(pod, renewed.values().copied());
+        Ok(renewed)
+    }
+
     /// Replaces the ports of a pod by `ports`.
     pub(crate) fn set(&self, pod: &PodName, ports: impl IntoIterator<Item = u16>) {
         let mut given = self.given();

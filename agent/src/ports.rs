@@ -138,7 +138,8 @@ fn try_fixed(port: u16, name: &str) -> Result<(), PortError> {
     }
 }
 
-fn is_free(port: u16) -> bool {
+/// Nobody listens on it.
+pub(crate) fn is_free(port: u16) -> bool {
     listen(port).is_ok()
 }
 

@@ -142,7 +142,7 @@ pub(crate) fn compose(facts: &Facts<'_>) -> Report {
         {
             (desired.generation, Some(desired.digest))
         }
-        (Some(current), _) => (current.generation, Some(current.digest)),
+        (Some(current), _) => (current.observed_generation(), Some(current.digest)),
         (None, Some(desired)) => (desired.generation, Some(desired.digest)),
         (None, None) => (0, None),
     };
@@ -440,6 +440,7 @@ mod tests {
             entry: "bin/launch".into(),
         };
         record.current = Some(Version {
+            adjusted: None,
             generation: 1,
             digest: Digest::of("a"),
             spec: serde_json::from_value(json!({"launchables": {}})).unwrap(),

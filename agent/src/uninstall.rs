@@ -16,6 +16,7 @@ use crate::hoist;
 use crate::launch::{Runit, Shims, SuperviseError, Supervisor, Unit, UnitEvent, is_runit, once};
 use crate::layout::{Layout, LayoutError};
 use crate::name::PodName;
+use crate::secrets::Secrets;
 
 /// How long a program may take to end after its grace before it counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -96,6 +97,7 @@ pub async fn uninstall(data_dir: &Path, grace: Duration) -> Result<Uninstalled, 
         let removed = users.remove_created().map_err(|error| error.to_string());
         failures.extend(removed.err().map(UninstallError::Machine));
     }
+    failures.extend(Secrets::end(&layout).err().map(UninstallError::File));
     if failures.is_empty() {
         failures.extend(remove_directories(&layout).err().map(UninstallError::File));
     }

@@ -101,6 +101,9 @@ pub struct Installed {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Version {
+    /// The generation whose limits are in force, if that is not the one whose programs run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adjusted: Option<u64>,
     /// The generation that it was made of; names its directories.
     pub generation: u64,
     /// The digest of its spec.
@@ -141,6 +144,12 @@ const START_TIMEOUT: Duration = Duration::from_secs(300);
 const TERMINATION_GRACE: Duration = Duration::from_secs(30);
 
 impl Version {
+    /// The generation that this is of, as far as anybody else is concerned.
+    #[must_use]
+    pub fn observed_generation(&self) -> u64 {
+        self.adjusted.unwrap_or(self.generation)
+    }
+
     /// How long a program of an unknown version may take to end.
     pub(crate) const LONGEST_STOP: Duration = TERMINATION_GRACE;
 

@@ -8,6 +8,7 @@
 //! name instead of being silently ignored.
 
 mod amount;
+mod confine;
 mod daemon_set;
 mod disruption_budget;
 mod duration;
@@ -23,13 +24,14 @@ mod start;
 mod template;
 
 pub use amount::{Amount, InvalidAmount};
+pub use confine::{Io, Rlimits, SecretSource, umask};
 pub use daemon_set::{Canary, DaemonSet, DaemonSetSpec, DaemonSetStatus, RateLimit, RateUsed};
 pub use disruption_budget::{
     DisruptionBudget, DisruptionBudgetSpec, DisruptionBudgetStatus, default_floor,
 };
 pub use duration::{InvalidDuration, Span};
 pub use health::{ExecCheck, Grant, Health, HttpCheck, LivenessOffline, Scheme, TcpCheck};
-pub use node::{Capacity, Node, NodeSpec, NodeStatus, node_condition};
+pub use node::{Capacity, Node, NodeSpec, NodeStatus, Prefetch, node_condition};
 pub use placement::{PodPlacement, app_matches};
 pub use pod::{
     Exit, Launchable, LaunchableType, Pod, PodPhase, PodSpec, PodStatus, Port, Resources, Restart,

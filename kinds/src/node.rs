@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use platctrl_framework::model::Resource;
+use platctrl_framework::model::{Digest, Resource};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,19 @@ pub struct NodeSpec {
     /// number of pods is then not limited.
     #[serde(default, skip_serializing_if = "Capacity::is_empty")]
     pub capacity: Capacity,
+    /// Artifacts that its agent fetches in advance, and keeps as long as they are named here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prefetch: Vec<Prefetch>,
+}
+
+/// An artifact that is to be on a node before anything there needs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Prefetch {
+    /// Where it is, as in a launchable.
+    pub location: String,
+    /// Its digest.
+    pub digest: Digest,
 }
 
 /// What the pods of a node may use, all together.
@@ -95,4 +108,7 @@ pub struct NodeStatus {
     /// Pods that the agent knows of.
     #[serde(default)]
     pub pods: u64,
+    /// What became of each artifact to be fetched in advance, by digest: `Installed`, or why not.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub prefetched: BTreeMap<String, String>,
 }

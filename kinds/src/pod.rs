@@ -8,7 +8,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Bytes, Cpu, Health, LivenessOffline, LogLimits, OnFailedStart, PodPlacement, Span};
+use crate::confine::Secrets;
+use crate::{
+    Bytes, Cpu, Health, Io, LivenessOffline, LogLimits, OnFailedStart, PodPlacement, Rlimits, Span,
+};
 
 /// Programs that run together on one node.
 ///
@@ -76,6 +79,13 @@ pub struct PodSpec {
     /// failed. Default 5m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_timeout: Option<Span>,
+    /// Files that only the pod's user can read, in memory alone. The secret `DB` is in the file
+    /// that `SECRET_DB` names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: Secrets,
+    /// Its programs see the machine's `/tmp` and `/var/tmp` instead of the pod's own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shared_tmp: bool,
     /// Keep the pod's `data/` directory when it is removed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_data: bool,
@@ -109,6 +119,12 @@ pub struct Launchable {
     /// What it may use.
     #[serde(default, skip_serializing_if = "Resources::is_empty")]
     pub resources: Resources,
+    /// What the kernel limits of each of its processes.
+    #[serde(default, skip_serializing_if = "Rlimits::is_empty")]
+    pub rlimits: Rlimits,
+    /// The permissions that files it makes do not get, in octal. Default 022.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub umask: Option<String>,
     /// What happens when it ends.
     #[serde(default)]
     pub restart: Restart,
@@ -137,7 +153,8 @@ pub enum LaunchableType {
     Hoist,
 }
 
-/// Limits of a program. What is left out is not limited.
+/// Limits of a program. What is left out is not limited, except processes. They can be changed
+/// while it runs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Resources {
@@ -147,9 +164,12 @@ pub struct Resources {
     /// Memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<Bytes>,
-    /// Processes and threads.
+    /// Processes and threads. Default 4096.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pids: Option<u32>,
+    /// The disk that the node keeps its pods on.
+    #[serde(default, skip_serializing_if = "Io::is_empty")]
+    pub io: Io,
 }
 
 impl Resources {
@@ -397,6 +417,7 @@ impl PodSpec {
                 );
             }
             launchable.validate_start(name, &mut wrong);
+            launchable.validate_confinement(name, &mut wrong);
             for (variable, value) in &launchable.env {
                 let field = format!("launchables.{name}.env.{variable}");
                 if !is_variable(variable) {
@@ -436,6 +457,7 @@ impl PodSpec {
                 );
             }
         }
+        self.validate_secrets(&mut wrong);
         if self.ports.len() > MAX_PORTS {
             wrong("ports".into(), format!("has more than {MAX_PORTS} ports"));
         }
@@ -462,7 +484,7 @@ impl PodSpec {
     }
 }
 
-fn is_variable(name: &str) -> bool {
+pub(crate) fn is_variable(name: &str) -> bool {
     let mut bytes = name.bytes();
     let first = bytes
         .next()

@@ -54,6 +54,9 @@ pub struct Spec {
     pub oom_score_adj: i32,
     /// Whether setuid programs and file capabilities are without effect.
     pub no_new_privs: bool,
+    /// A directory that it finds as `/tmp` and `/var/tmp`, in a view of the file system of its own.
+    /// Which of the two its working directory lies under stays as it is. Root's shim only.
+    pub private_tmp: Option<PathBuf>,
     /// Where its output goes.
     pub log: LogSpec,
     /// When it is started again.
@@ -290,6 +293,7 @@ impl Spec {
             shim_cgroups: Vec::new(),
             oom_score_adj: 0,
             no_new_privs: true,
+            private_tmp: None,
             log: LogSpec::new(log_dir, log_name),
             restart: Restart::default(),
             stop_timeout: Duration::from_secs(10),
@@ -326,6 +330,9 @@ impl Spec {
             }
         }
         path("cwd", &self.cwd)?;
+        if let Some(tmp) = &self.private_tmp {
+            path("!private-tmp", tmp)?;
+        }
         path("log-dir", &self.log.dir)?;
         for dir in self
             .tracking

@@ -17,6 +17,7 @@ use platctrl_framework::store::{Prefix, Store};
 use platctrl_kinds::Pod;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::files::FileError;
 use crate::host::{Host, HostConfig, HostError};
@@ -279,7 +280,9 @@ impl Agent {
                 }
             }
         };
+        let collecting = AbortOnDropHandle::new(tokio::spawn(crate::collect::run(host.clone())));
         let result = work.await;
+        drop(collecting);
         drop(store);
         pods.leave().await;
         result

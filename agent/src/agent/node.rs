@@ -266,6 +266,7 @@ impl Keeper {
         if foreign && !first {
             return Err(Attempt::Lost(self.last_beat().await?));
         }
+        self.host.advance.want(&spec.prefetch);
         self.follow_incarnation(spec.incarnation).await?;
         self.report(&joined, spec.incarnation).await?;
         self.beat().await
@@ -311,6 +312,7 @@ impl Keeper {
                 agent_version: env!("CARGO_PKG_VERSION").to_owned(),
                 incarnation,
                 pods: self.pods.count(),
+                prefetched: self.host.advance.state(),
             },
         };
         let mut batch = Batch::new();

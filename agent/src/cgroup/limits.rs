@@ -4,7 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{self, Write as _};
 use std::path::Path;
 
-use platctrl_kinds::{Cpu, Resources};
+use platctrl_kinds::{Bytes, Cpu, Io, Resources};
 
 use super::CgroupError;
 use super::mounts::Controller;
@@ -31,6 +31,7 @@ pub(super) fn set_v2(
     directory: &Path,
     controller: Controller,
     resources: &Resources,
+    disk: Option<&str>,
 ) -> Result<bool, CgroupError> {
     match controller {
         Controller::Cpu => {
@@ -49,9 +50,31 @@ pub(super) fn set_v2(
             set(directory, "memory.swap.max", swap)?;
             // Half of a program is of no use: it ends whole and is started again.
             set(directory, "memory.oom.group", "1")?;
+            // The kernel would make room at once by ending what runs.
+            if let Some(limit) = resources.memory {
+                check_room(directory, "memory.current", limit.get())?;
+            }
             set(directory, "memory.max", &memory)
         }
         Controller::Pids => set(directory, "pids.max", &pids(resources)),
+        Controller::Io => {
+            let Some(disk) = disk else { return Ok(false) };
+            let number = |limit: Option<u64>| limit.map_or("max".to_owned(), |it| it.to_string());
+            let Io {
+                read_bytes,
+                write_bytes,
+                read_operations,
+                write_operations,
+            } = resources.io;
+            let value = format!(
+                "{disk} rbps={} wbps={} riops={} wiops={}",
+                number(read_bytes.map(Bytes::get)),
+                number(write_bytes.map(Bytes::get)),
+                number(read_operations),
+                number(write_operations),
+            );
+            set(directory, "io.max", &value)
+        }
     }
 }
 
@@ -60,6 +83,7 @@ pub(super) fn set_v1(
     directory: &Path,
     controller: Controller,
     resources: &Resources,
+    disk: Option<&str>,
 ) -> Result<bool, CgroupError> {
     match controller {
         Controller::Cpu => {
@@ -86,6 +110,44 @@ pub(super) fn set_v1(
             Ok(there)
         }
         Controller::Pids => set(directory, "pids.max", &pids(resources)),
+        Controller::Io => {
+            let Some(disk) = disk else { return Ok(false) };
+            let Io {
+                read_bytes,
+                write_bytes,
+                read_operations,
+                write_operations,
+            } = resources.io;
+            let mut there = true;
+            for (file, limit) in [
+                ("blkio.throttle.read_bps_device", read_bytes.map(Bytes::get)),
+                (
+                    "blkio.throttle.write_bps_device",
+                    write_bytes.map(Bytes::get),
+                ),
+                ("blkio.throttle.read_iops_device", read_operations),
+                ("blkio.throttle.write_iops_device", write_operations),
+            ] {
+                // 0 is no limit.
+                let value = format!("{disk} {}", limit.unwrap_or(0));
+                there &= set(directory, file, &value)?;
+            }
+            Ok(there)
+        }
+    }
+}
+
+/// Refuses a limit that is below what is in use.
+fn check_room(directory: &Path, file: &str, limit: u64) -> Result<(), CgroupError> {
+    let path = directory.join(file);
+    let used = std::fs::read_to_string(&path).unwrap_or_default();
+    match used.trim().parse::<u64>() {
+        Ok(used) if used > limit => {
+            let why = format!("{used} bytes are in use, more than {limit}");
+            let error = io::Error::new(io::ErrorKind::ResourceBusy, why);
+            Err(CgroupError::new("limit the memory of", directory, error))
+        }
+        _ => Ok(()),
     }
 }
 

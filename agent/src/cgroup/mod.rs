@@ -11,6 +11,7 @@
 //! `mounts` finds the hierarchies, `limits` writes limits, `members` ends what is in a group.
 //! Everything here blocks, for well under a millisecond unless it says so.
 
+mod disk;
 mod limits;
 mod members;
 mod mounts;
@@ -105,6 +106,8 @@ pub struct Cgroups {
     base: String,
     mounts: Mounts,
     unavailable: Option<String>,
+    /// The disk whose use is limited.
+    disk: Option<String>,
 }
 
 /// A short name for a data directory, to tell the groups of two agents on one machine apart.
@@ -149,6 +152,7 @@ impl Cgroups {
             base: format!("platctrl-{}", encode(tag)),
             mounts,
             unavailable: None,
+            disk: None,
         }
     }
 
@@ -158,7 +162,15 @@ impl Cgroups {
             base,
             mounts: Mounts::default(),
             unavailable: Some(why),
+            disk: None,
         }
+    }
+
+    /// Limits of reading and writing are for the disk that this directory is on.
+    #[must_use]
+    pub fn with_disk_of(self, directory: &Path) -> Self {
+        let disk = disk::of(directory);
+        Self { disk, ..self }
     }
 
     /// Why there are no groups on this machine for this process. None when there are.
@@ -204,6 +216,7 @@ impl Cgroups {
     /// [`CgroupError`], also when the group does not exist.
     pub fn set_limits(&self, group: &mut Group, resources: &Resources) -> Result<(), CgroupError> {
         group.unenforced.clear();
+        let disk = self.disk.as_deref();
         for controller in Controller::ALL {
             let asked = controller.asked(resources);
             let in_v1 = self.mounts.v1_with(controller);
@@ -213,12 +226,17 @@ impl Cgroups {
             };
             let set = match (directory, in_v1) {
                 (None, _) => Ok(false),
-                (Some(directory), Some(_)) => limits::set_v1(directory, controller, resources),
-                (Some(directory), None) => limits::set_v2(directory, controller, resources),
+                (Some(directory), Some(_)) => {
+                    limits::set_v1(directory, controller, resources, disk)
+                }
+                (Some(directory), None) => limits::set_v2(directory, controller, resources, disk),
             };
             if !set? && asked {
                 let why = match (&self.unavailable, directory) {
                     (Some(why), _) => format!("no control groups: {why}"),
+                    (None, _) if controller == Controller::Io && disk.is_none() => {
+                        "the node does not keep its pods on a disk of its own".to_owned()
+                    }
                     (None, Some(path)) => {
                         format!("no {controller} controller in {}", path.display())
                     }

@@ -12,17 +12,27 @@ pub(super) enum Controller {
     Cpu,
     Memory,
     Pids,
+    Io,
 }
 
 impl Controller {
-    pub(super) const ALL: [Self; 3] = [Self::Cpu, Self::Memory, Self::Pids];
+    pub(super) const ALL: [Self; 4] = [Self::Cpu, Self::Memory, Self::Pids, Self::Io];
 
-    /// The kernel's name for it.
+    /// The kernel's name for it, in version 2.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
             Self::Memory => "memory",
             Self::Pids => "pids",
+            Self::Io => "io",
+        }
+    }
+
+    /// Its name in version 1.
+    const fn old_name(self) -> &'static str {
+        match self {
+            Self::Io => "blkio",
+            other => other.name(),
         }
     }
 
@@ -32,6 +42,7 @@ impl Controller {
             Self::Cpu => resources.cpu.is_some(),
             Self::Memory => resources.memory.is_some(),
             Self::Pids => resources.pids.is_some(),
+            Self::Io => !resources.io.is_empty(),
         }
     }
 }
@@ -154,7 +165,7 @@ fn parse_line(line: &str) -> Option<Mount> {
                 .filter(|known| {
                     super_options
                         .split(',')
-                        .any(|option| option == known.name())
+                        .any(|option| option == known.old_name())
                 })
                 .collect(),
         ),

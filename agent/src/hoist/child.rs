@@ -1,12 +1,17 @@
 //! The helper processes: what they do, and how they answer.
 //!
 //! An agent starts its own binary again with a hidden subcommand; that subcommand's whole body is
-//! [`main`]. There are two tasks, each for the kind of work an agent should not do as root:
+//! [`main`]. There are three tasks, each for the kind of work an agent should not do as root:
 //! - `unpack`: standard input is the artifact, open; standard output is the directory to fill, open.
 //! - `read`: opens a file beneath a directory and copies it to standard output.
+//! - `fetch`: asks a server and copies what it answers to standard output.
 //!
-//! The answer is one line of JSON on standard error. Nothing else is shared, and the parent checks
-//! what was done rather than believing the answer.
+//! The second argument is whom to become, `UID:GID`, or `-` to stay who it is. (The helper does
+//! that itself, so that it can be started without copying the agent's memory map, whose size does
+//! not matter then.) The answer is one line of JSON on standard error. Nothing else is shared, and
+//! the parent checks what was done rather than believing the answer.
+//!
+//! A fourth task, `prove`, tries what the sandbox has to refuse, and tells what it did not.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -19,8 +24,8 @@ use std::time::Duration;
 use rustix::fs::{self, FileType, Mode, OFlags, ResolveFlags};
 use serde::{Deserialize, Serialize};
 
-use super::sandbox::{self, Beneath};
-use super::{Digest, Error, Limits, Refusal, Rule, unpack};
+use super::sandbox::{self, Fence};
+use super::{Digest, Error, Limits, Refusal, Rule, download, prove, unpack};
 
 /// The hidden subcommand of `platctrl` whose body is [`main`].
 pub const SUBCOMMAND: &str = "__hoist-child";
@@ -65,6 +70,29 @@ pub struct ChildUser {
     pub gid: u32,
 }
 
+impl ChildUser {
+    /// As a helper's second argument.
+    pub(super) fn argument(user: Option<Self>) -> String {
+        user.map_or_else(
+            || "-".to_owned(),
+            |user| format!("{}:{}", user.uid, user.gid),
+        )
+    }
+
+    fn from_argument(text: &str) -> Result<Option<Self>, String> {
+        if text == "-" {
+            return Ok(None);
+        }
+        let numbers = text.split_once(':');
+        let numbers = numbers.and_then(|(uid, gid)| Some((uid.parse().ok()?, gid.parse().ok()?)));
+        match numbers {
+            // Becoming root is not giving up anything.
+            Some((uid, gid)) if uid != 0 && gid != 0 => Ok(Some(Self { uid, gid })),
+            _ => Err(format!("`{text}` is no user to become")),
+        }
+    }
+}
+
 impl Default for ChildUser {
     /// 64999, which the common distributions leave unassigned (60000 to 64999 is Debian's
     /// "dynamically allocated on demand", used from the bottom).
@@ -98,6 +126,13 @@ pub(super) enum Report {
         actual: Digest,
         expected: Digest,
     },
+    /// What kept `fetch` from fetching.
+    NotFetched(download::Trouble),
+    /// What the sandbox did not refuse, though it has to.
+    Proved {
+        allowed: Vec<String>,
+        missing: Vec<String>,
+    },
     NotFound,
     /// Resolving the path would have left the allowed directory.
     Outside,
@@ -113,6 +148,12 @@ pub(super) enum Report {
     },
 }
 
+impl Report {
+    pub(super) fn is_success(&self) -> bool {
+        matches!(self, Self::Done { .. } | Self::Proved { .. })
+    }
+}
+
 /// The whole of a helper process. `args` are the arguments after the subcommand.
 ///
 /// Call it first thing in `main`, before anything has opened a file or started a thread or a
@@ -121,7 +162,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     sandbox::close_inherited();
     let mut args = args.into_iter();
     let task = args.next().unwrap_or_default();
+    let user = args.next().unwrap_or_default();
     let args: Vec<OsString> = args.collect();
+    if let Err(report) = give_up_being_root(user.to_str().unwrap_or_default()) {
+        answer(&report);
+        return ExitCode::FAILURE;
+    }
     let outcome = match (task.to_str(), args.as_slice()) {
         (Some("unpack"), [order]) => do_unpack(order.to_str().unwrap_or_default()),
         (Some("read"), [limit, root, path]) => do_read(
@@ -129,6 +175,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Path::new(root),
             Path::new(path),
         ),
+        // What holds a secret is not among the arguments, which everybody may read.
+        (Some("fetch"), []) => do_fetch(io::stdin().lock()),
+        (Some("fetch"), [order]) => do_fetch(order.as_encoded_bytes()),
+        (Some("prove"), [directory]) => do_prove(Path::new(directory)),
         _ => {
             eprintln!("this is a part of the agent, which starts it by itself");
             return ExitCode::from(2);
@@ -143,6 +193,14 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             answer(&report);
             ExitCode::FAILURE
         }
+    }
+}
+
+fn give_up_being_root(user: &str) -> Result<(), Report> {
+    let user = ChildUser::from_argument(user).map_err(|e| failed("become somebody else", e))?;
+    match user.map(sandbox::become_user) {
+        Some(Err(error)) => Err(failed("become somebody else", error)),
+        _ => Ok(()),
     }
 }
 
@@ -168,8 +226,10 @@ fn do_unpack(order: &str) -> Result<Report, Report> {
     let dup = |e| failed("open the standard files", e);
     let artifact = File::from(io::stdin().as_fd().try_clone_to_owned().map_err(dup)?);
     let root = io::stdout().as_fd().try_clone_to_owned().map_err(dup)?;
-    let missing = sandbox::enter(root.as_fd(), Beneath::Write, &order.limits);
+    let root = File::from(root);
+    let missing = sandbox::enter(Fence::Write(&root), &order.limits);
     let Order { limits, digest } = order;
+    let root = root.into();
     match unpack::unpack(artifact, "the artifact", Some(&digest), &limits, root) {
         Ok(totals) => Ok(Report::Done {
             entries: totals.entries,
@@ -217,8 +277,8 @@ fn do_read(limit: &str, root: &Path, path: &Path) -> Result<Report, Report> {
     let limit: u64 = limit.parse().map_err(|e| failed("understand", e))?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     // The directory is the operator's word: links on the way to it are theirs.
-    let root = fs::open(root, flags, Mode::empty()).map_err(opening)?;
-    let missing = sandbox::enter(root.as_fd(), Beneath::Read, &Limits::default());
+    let root = File::from(fs::open(root, flags, Mode::empty()).map_err(opening)?);
+    let missing = sandbox::enter(Fence::Read(&root), &Limits::default());
     let file = open_beneath(&root, path)?;
     let stat = fs::fstat(&file).map_err(opening)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
@@ -228,9 +288,17 @@ fn do_read(limit: &str, root: &Path, path: &Path) -> Result<Report, Report> {
         .as_fd()
         .try_clone_to_owned()
         .map_err(|e| failed("open", e))?;
+    let mut out = File::from(out);
+    let begin = download::Begin {
+        total: u64::try_from(stat.st_size).ok(),
+        ..download::Begin::default()
+    };
+    let mut line = serde_json::to_vec(&begin).map_err(|e| failed("answer", e))?;
+    line.push(b'\n');
+    out.write_all(&line).map_err(|e| failed("answer", e))?;
     // One more than the limit, for the parent to see that there is more.
     let mut input = File::from(file).take(limit.saturating_add(1));
-    let bytes = io::copy(&mut input, &mut File::from(out)).map_err(|e| Report::Failed {
+    let bytes = io::copy(&mut input, &mut out).map_err(|e| Report::Failed {
         doing: "read".into(),
         path: path.to_owned(),
         errno: e.raw_os_error(),
@@ -239,6 +307,37 @@ fn do_read(limit: &str, root: &Path, path: &Path) -> Result<Report, Report> {
     Ok(Report::Done {
         entries: 1,
         bytes,
+        missing,
+    })
+}
+
+fn do_fetch(order: impl io::Read) -> Result<Report, Report> {
+    const LARGEST: u64 = 4 * 1024 * 1024;
+    let order: download::Order =
+        serde_json::from_reader(order.take(LARGEST)).map_err(|e| failed("understand", e))?;
+    let limits = Limits {
+        wall_time: order.wall_time,
+        ..Limits::default()
+    };
+    let ready = download::prepare(order).map_err(Report::NotFetched)?;
+    let missing = sandbox::enter(Fence::Network, &limits);
+    match download::fetch(ready) {
+        Ok(bytes) => Ok(Report::Done {
+            entries: 1,
+            bytes,
+            missing,
+        }),
+        Err(trouble) => Err(Report::NotFetched(trouble)),
+    }
+}
+
+fn do_prove(directory: &Path) -> Result<Report, Report> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = fs::open(directory, flags, Mode::empty()).map_err(opening)?;
+    let root = File::from(root);
+    let missing = sandbox::enter(Fence::Write(&root), &Limits::default());
+    Ok(Report::Proved {
+        allowed: prove::what_is_allowed(),
         missing,
     })
 }

@@ -37,7 +37,7 @@ pub enum Error {
     },
     /// A location of a form the agent cannot fetch from.
     #[error(
-        "location `{location}` cannot be fetched: {reason}; what works is file:/DIR/FILE under a directory the agent allows, and artifact:sha256:HEX from the server (`platctrl apply` uploads a local file and writes that)"
+        "location `{location}` cannot be fetched: {reason}; what works is https://HOST/PATH, s3://BUCKET/KEY, file:/DIR/FILE under a directory the agent allows, and artifact:sha256:HEX from the server (`platctrl apply` uploads a local file and writes that)"
     )]
     UnsupportedLocation {
         /// The location, escaped.
@@ -83,6 +83,18 @@ pub enum Error {
         /// What was asked for.
         digest: Digest,
         /// What it answered.
+        reason: String,
+    },
+    /// What the server answered leads nowhere, now or later.
+    #[error(
+        "{server} cannot give {digest}: {reason}; correct the location, or what is served there"
+    )]
+    ServerRefused {
+        /// The server's address.
+        server: String,
+        /// What was asked for.
+        digest: Digest,
+        /// Why not.
         reason: String,
     },
     /// More bytes than the limit.
@@ -157,7 +169,7 @@ impl Error {
             Self::OutsideAllowed { .. } => "LocationNotAllowed",
             Self::NotFound { .. } => "ArtifactNotFound",
             Self::Unreadable { .. } => "ArtifactUnreadable",
-            Self::Server { .. } => "FetchFailed",
+            Self::Server { .. } | Self::ServerRefused { .. } => "FetchFailed",
             Self::TooLarge { .. } => "ArtifactTooLarge",
             Self::TimedOut { .. } => "TimedOut",
             Self::NoSpace { .. } => "NoSpace",
@@ -176,6 +188,7 @@ impl Error {
                 | Self::LaunchInvalid { .. }
                 | Self::UnsupportedLocation { .. }
                 | Self::OutsideAllowed { .. }
+                | Self::ServerRefused { .. }
                 | Self::TooLarge { .. }
         )
     }

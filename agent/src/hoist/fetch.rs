@@ -1,34 +1,34 @@
-//! Brings an artifact into the cache: streamed, counted, hashed, and there complete or not at all.
+//! Brings an artifact into the cache: counted, hashed, and there complete or not at all.
 //!
-//! The bytes pass through a few fixed-size chunks between whoever sends them and one writing
-//! thread; the artifact is never in memory as a whole. The writer owns the temporary file, so
-//! whatever ends the transfer (an error, a full disk, a caller that gave up) removes it.
+//! Whatever it comes from, the bytes pass from a helper process, which asks and parses, through a
+//! few fixed-size chunks to one writing thread, which owns the file in the making. So the artifact
+//! is never in memory as a whole, and whatever ends a transfer (an error, a full disk, a caller
+//! that gave up) leaves nothing, or what it can be gone on with.
 
-use platctrl_framework::failpoint;
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt as _, Empty};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper::{Request, StatusCode, header};
-use hyper_util::rt::TokioIo;
-use tokio::io::AsyncReadExt as _;
+use bytes::Bytes;
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
-use tokio_util::task::AbortOnDropHandle;
 
-use super::digest::Hasher;
-use super::process::Reading;
+use super::child::Report;
+use super::download::{self, Begin, Origin, Trouble};
+use super::partial::Partial;
+use super::process::{Passing, unpack_error};
 use super::server::Server;
 use super::source::{self, Source};
-use super::store::Inner;
+use super::store::{Inner, Timeouts, blocking};
 use super::{Digest, Error};
 
-const CHUNK: usize = 128 * 1024;
 /// Chunks between the sender and the disk.
 const CHUNKS: usize = 8;
+/// How often a transfer that broke off is gone on with at once, as long as it gets on.
+const RESUMED: u32 = 5;
+/// The wait before that, doubled each time.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Fetches `digest` from `source` into the cache.
 pub(super) async fn fetch(store: &Inner, digest: &Digest, source: &Source) -> Result<(), Error> {
@@ -44,15 +44,147 @@ pub(super) async fn fetch(store: &Inner, digest: &Digest, source: &Source) -> Re
 }
 
 async fn fetch_in_time(store: &Inner, digest: &Digest, source: &Source) -> Result<(), Error> {
-    let config = &store.config;
-    let limit = config.limits.compressed_bytes;
-    let stall = config.timeouts.stall;
+    let (mut resumed, mut got) = (0, 0);
+    let mut whole = false;
+    loop {
+        let mut spliced = false;
+        let attempt = attempt(store, digest, source, &mut spliced).await;
+        let Err(error) = attempt else { return Ok(()) };
+        match &error {
+            // The part may have been of other bytes than the rest: once more from the start.
+            Error::DigestMismatch { .. } if spliced && !whole => {
+                (whole, got) = (true, 0);
+            }
+            Error::Server { .. } | Error::TimedOut { .. } if resumed < RESUMED => {
+                let left = part(store, digest).await;
+                if left <= got {
+                    return Err(error);
+                }
+                got = left;
+            }
+            _ => return Err(error),
+        }
+        tracing::debug!(%source, %error, bytes = got, "a transfer broke off: going on with it");
+        tokio::time::sleep(PAUSE.saturating_mul(2_u32.saturating_pow(resumed))).await;
+        resumed += 1;
+    }
+}
+
+/// Bytes of a part that can be gone on with.
+async fn part(store: &Inner, digest: &Digest) -> u64 {
+    let path = store
+        .partial_directory()
+        .join(format!("{}.part", digest.hex()));
+    let length = blocking(move || Ok(fs::metadata(path).map_or(0, |it| it.len())));
+    length.await.unwrap_or(0)
+}
+
+/// `spliced` tells whether the bytes are the rest of others.
+async fn attempt(
+    store: &Inner,
+    digest: &Digest,
+    source: &Source,
+    spliced: &mut bool,
+) -> Result<(), Error> {
+    let (directory, key, origin) = (store.partial_directory(), *digest, source_key(source));
+    let mut partial = blocking(move || Partial::open(&directory, &key, &origin)).await?;
+    let timeouts = &store.config.timeouts;
+    let resume = partial.resume();
+    let mut body = within(timeouts.stall, source, ask(store, digest, source, resume)).await?;
+    let begin = within(timeouts.stall, source, body.passing.begin()).await?;
+    let Some(begin) = begin else {
+        return Err(body.why_not(&store.config.limits).await);
+    };
+    let limit = store.config.limits.compressed_bytes;
+    if begin.total.is_some_and(|total| total > limit) {
+        let what = source.to_string();
+        return Err(Error::TooLarge { what, limit });
+    }
+    let (what, offset) = (named(source, &begin), begin.offset);
+    *spliced = offset > 0;
+    partial = blocking(move || partial.begin(&begin).map(|()| partial)).await?;
+
+    let (sender, pieces) = mpsc::channel(CHUNKS);
+    let writer = {
+        let (digest, to) = (*digest, store.cached(digest));
+        tokio::task::spawn_blocking(move || write(pieces, partial, &what, &digest, &to))
+    };
+    let sent = send(store, source, &mut body, offset, sender).await;
+    // Waited for in any case: when an error is told, the partial file is as it will be.
+    let written = writer
+        .await
+        .map_err(|e| Error::io("write", "the cache", io::Error::other(e)))?;
+    sent.and(written)
+}
+
+/// What a part may be gone on with from, and nothing else.
+fn source_key(source: &Source) -> String {
     match source {
-        Source::Artifact(named) if named != digest => Err(Error::DigestMismatch {
-            what: source.to_string(),
-            actual: *named,
-            expected: *digest,
-        }),
+        // Also what is not shown.
+        Source::Http(url) => url.as_str().to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn named(source: &Source, begin: &Begin) -> String {
+    match begin.content_type.as_str() {
+        "" | "application/gzip" | "application/x-gzip" | "application/octet-stream" => {
+            source.to_string()
+        }
+        other => format!("{source}, which is {other},"),
+    }
+}
+
+/// A transfer, and how to speak of it.
+#[derive(Debug)]
+struct Body {
+    passing: Passing,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// A file of this machine, and who reads it.
+    File { shown: String, user: String },
+    /// A server: who it is, what was asked for, and where to put it.
+    Server {
+        server: String,
+        digest: Digest,
+        location: String,
+        hint: &'static str,
+    },
+}
+
+/// Starts the helper.
+async fn ask(
+    store: &Inner,
+    digest: &Digest,
+    source: &Source,
+    resume: Option<download::Resume>,
+) -> Result<Body, Error> {
+    let config = &store.config;
+    let order = |origin, resume| download::Order {
+        origin,
+        resume,
+        limit: config.limits.compressed_bytes,
+        wall_time: config.timeouts.total,
+        network: config.network.clone(),
+    };
+    let of_server = |server: String, hint: &'static str| Kind::Server {
+        server,
+        digest: *digest,
+        location: source.to_string(),
+        hint,
+    };
+    let elsewhere = "; correct the location, or publish it there";
+    let (passing, kind) = match source {
+        Source::Artifact(named) if named != digest => {
+            return Err(Error::DigestMismatch {
+                what: source.to_string(),
+                actual: *named,
+                expected: *digest,
+            });
+        }
         Source::Artifact(_) => {
             let Some(server) = &config.server else {
                 return Err(Error::UnsupportedLocation {
@@ -60,34 +192,162 @@ async fn fetch_in_time(store: &Inner, digest: &Digest, source: &Source) -> Resul
                     reason: "this agent has no server to fetch artifacts from".into(),
                 });
             };
-            let mut body = Body::Server(within(stall, source, ask(server, digest)).await?);
-            if body.announced() > limit {
-                return Err(Error::TooLarge {
-                    what: source.to_string(),
-                    limit,
-                });
-            }
-            receive(store, digest, source, &mut body).await
+            let name = server.to_string();
+            let failed = |error: &dyn std::error::Error| Error::Server {
+                server: name.clone(),
+                digest: *digest,
+                reason: super::escape(error.to_string().as_bytes()),
+            };
+            let passing = match server {
+                // Only we may connect to that one: the connection is all the helper gets.
+                Server::Unix(path) => {
+                    let stream = UnixStream::connect(path).await;
+                    let stream = stream.and_then(UnixStream::into_std);
+                    let stream = stream.map_err(|error| {
+                        failed(&io::Error::other(format!("{}: {error}", path.display())))
+                    })?;
+                    let order = order(Origin::Connected { digest: *digest }, None);
+                    store.helpers.fetch(&order, Some(stream.into())).await?
+                }
+                Server::Tls(server) => {
+                    let ca = server.ca.clone();
+                    let ca = blocking(move || {
+                        fs::read_to_string(&ca).map_err(|e| Error::io("read", &ca, e))
+                    });
+                    let origin = Origin::Server {
+                        digest: *digest,
+                        url: name.clone(),
+                        ca: ca.await.map_err(|error| failed(&error))?,
+                        token: server.token.clone(),
+                    };
+                    store.helpers.fetch(&order(origin, resume), None).await?
+                }
+            };
+            let hint = "; upload it again with `platctrl apply`";
+            (passing, of_server(name, hint))
         }
         Source::File(path) => {
             let Some((root, rest)) = source::under(path, &config.allowed_directories) else {
-                let shown = |path: &Path| super::escape(path.as_os_str().as_encoded_bytes());
-                let allowed: Vec<_> = config
-                    .allowed_directories
-                    .iter()
-                    .map(|path| shown(path))
-                    .collect();
-                let allowed = match allowed.as_slice() {
-                    [] => "none are configured".to_owned(),
-                    some => some.join(", "),
-                };
-                return Err(Error::OutsideAllowed {
-                    path: shown(path),
-                    allowed,
-                });
+                return Err(outside(path, &config.allowed_directories));
             };
-            let mut body = Body::File(store.helpers.read(root, rest, limit)?);
-            receive(store, digest, source, &mut body).await
+            let limit = config.limits.compressed_bytes;
+            let kind = Kind::File {
+                shown: shown(path),
+                user: store.helpers.user_name(),
+            };
+            (store.helpers.read(root, rest, limit)?, kind)
+        }
+        Source::Http(url) => {
+            let origin = Origin::Web {
+                url: url.as_str().to_owned(),
+            };
+            let passing = store.helpers.fetch(&order(origin, resume), None).await?;
+            (passing, of_server(url.authority().to_owned(), elsewhere))
+        }
+        Source::S3 { bucket, key } => {
+            let origin = Origin::S3 {
+                bucket: bucket.clone(),
+                key: key.clone(),
+            };
+            let passing = store.helpers.fetch(&order(origin, resume), None).await?;
+            (passing, of_server(format!("s3://{bucket}"), elsewhere))
+        }
+    };
+    Ok(Body { passing, kind })
+}
+
+fn shown(path: &Path) -> String {
+    super::escape(path.as_os_str().as_encoded_bytes())
+}
+
+fn outside(path: &Path, allowed: &[std::path::PathBuf]) -> Error {
+    let allowed: Vec<_> = allowed.iter().map(|path| shown(path)).collect();
+    let allowed = match allowed.as_slice() {
+        [] => "none are configured".to_owned(),
+        some => some.join(", "),
+    };
+    Error::OutsideAllowed {
+        path: shown(path),
+        allowed,
+    }
+}
+
+impl Body {
+    /// The next bytes; None after the last, when the helper says that they were all.
+    async fn next(&mut self, limits: &super::Limits) -> Result<Option<Bytes>, Error> {
+        match self.passing.next().await? {
+            Some(bytes) => Ok(Some(bytes)),
+            None => match self.passing.finish().await? {
+                Report::Done { .. } => Ok(None),
+                report => Err(self.error(report, limits)),
+            },
+        }
+    }
+
+    /// Why nothing came.
+    async fn why_not(mut self, limits: &super::Limits) -> Error {
+        match self.passing.finish().await {
+            Ok(Report::Done { .. }) => Error::Child {
+                task: "fetch",
+                status: "nothing was passed on".into(),
+                said: String::new(),
+            },
+            Ok(report) => self.error(report, limits),
+            Err(error) => error,
+        }
+    }
+
+    fn error(&self, report: Report, limits: &super::Limits) -> Error {
+        match (&self.kind, report) {
+            (Kind::File { shown, .. }, Report::NotFound) => Error::NotFound {
+                location: format!("file:{shown}"),
+                hint: String::new(),
+            },
+            (Kind::File { shown, .. }, Report::Outside) => Error::OutsideAllowed {
+                path: shown.clone(),
+                allowed: "a symbolic link leads out of it".into(),
+            },
+            (Kind::File { shown, user }, Report::Denied { errno }) => Error::Unreadable {
+                path: shown.clone(),
+                user: user.clone(),
+                source: io::Error::from_raw_os_error(errno),
+            },
+            (Kind::File { shown, .. }, Report::NotAFile) => Error::Io {
+                doing: "read",
+                path: shown.into(),
+                source: io::Error::other("it is not a regular file"),
+            },
+            (Kind::Server { location, hint, .. }, Report::NotFetched(Trouble::NotFound)) => {
+                Error::NotFound {
+                    location: location.clone(),
+                    hint: (*hint).to_owned(),
+                }
+            }
+            (Kind::Server { location, .. }, Report::NotFetched(Trouble::TooLarge)) => {
+                Error::TooLarge {
+                    what: location.clone(),
+                    limit: limits.compressed_bytes,
+                }
+            }
+            (
+                Kind::Server { server, digest, .. },
+                Report::NotFetched(Trouble::Server { reason, permanent }),
+            ) => {
+                let (server, digest) = (server.clone(), *digest);
+                match permanent {
+                    true => Error::ServerRefused {
+                        server,
+                        digest,
+                        reason,
+                    },
+                    false => Error::Server {
+                        server,
+                        digest,
+                        reason,
+                    },
+                }
+            }
+            (_, report) => unpack_error(report),
         }
     }
 }
@@ -107,155 +367,12 @@ async fn within<T>(
     }
 }
 
-/// Where the bytes come from.
-enum Body {
-    Server(Answer),
-    File(Reading),
-}
-
-/// An answer of the server, and the connection that it comes over.
-struct Answer {
-    body: Incoming,
-    announced: u64,
-    server: String,
-    digest: Digest,
-    _connection: AbortOnDropHandle<()>,
-}
-
-impl Body {
-    fn announced(&self) -> u64 {
-        match self {
-            Self::Server(answer) => answer.announced,
-            Self::File(_) => 0,
-        }
-    }
-
-    /// The next bytes; `None` after the last, when the sender says that they were all.
-    async fn next(&mut self) -> Result<Option<Bytes>, Error> {
-        match self {
-            Self::Server(answer) => loop {
-                match answer.body.frame().await {
-                    None => return Ok(None),
-                    Some(Ok(frame)) => {
-                        // Trailers are of no interest.
-                        if let Ok(bytes) = frame.into_data() {
-                            return Ok(Some(bytes));
-                        }
-                    }
-                    Some(Err(e)) => return Err(server_error(&answer.server, &answer.digest, &e)),
-                }
-            },
-            Self::File(reading) => {
-                let mut chunk = BytesMut::with_capacity(CHUNK);
-                let n = reading.output().read_buf(&mut chunk).await;
-                if n.map_err(|e| Error::io("read from", "the reading process", e))? == 0 {
-                    reading.finish().await?;
-                    return Ok(None);
-                }
-                Ok(Some(chunk.freeze()))
-            }
-        }
-    }
-}
-
-fn server_error(server: &str, digest: &Digest, error: &dyn std::error::Error) -> Error {
-    // The transport's own words are behind its general ones.
-    let mut reason = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        reason = format!("{reason}: {error}");
-        cause = error.source();
-    }
-    let reason = super::escape(reason.as_bytes());
-    Error::Server {
-        server: server.to_owned(),
-        digest: *digest,
-        reason,
-    }
-}
-
-/// Asks the server for an artifact.
-async fn ask(server: &Server, digest: &Digest) -> Result<Answer, Error> {
-    let name = server.to_string();
-    let failed = |error: &dyn std::error::Error| server_error(&name, digest, error);
-    let stream = server.connect().await.map_err(|e| failed(e.as_ref()))?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|e| failed(&e))?;
-    let connection = AbortOnDropHandle::new(tokio::spawn(async move {
-        // What goes wrong here is also what the request or the body fails with.
-        let _ = connection.await;
-    }));
-    let mut request = Request::get(format!("/artifacts/sha256/{}", digest.hex()))
-        .header(header::HOST, "platctrl");
-    if let Some(authorization) = server.authorization() {
-        request = request.header(header::AUTHORIZATION, authorization);
-    }
-    let request = request
-        .body(Empty::<Bytes>::new())
-        .map_err(|e| failed(&e))?;
-    let response = sender.send_request(request).await.map_err(|e| failed(&e))?;
-    match response.status() {
-        StatusCode::OK => {}
-        StatusCode::NOT_FOUND => {
-            return Err(Error::NotFound {
-                location: format!("artifact:{digest}"),
-                hint: format!(" on {name}; upload it again with `platctrl apply`"),
-            });
-        }
-        status => {
-            let text = match response.into_body().frame().await {
-                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
-                _ => Bytes::new(),
-            };
-            let text = super::escape(&text[..text.len().min(80)]);
-            let reason = format!("it answered {status}: {text}");
-            return Err(Error::Server {
-                server: name,
-                digest: *digest,
-                reason,
-            });
-        }
-    }
-    let announced = response
-        .headers()
-        .get(header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse().ok())
-        .unwrap_or(0);
-    let body = response.into_body();
-    Ok(Answer {
-        body,
-        announced,
-        server: name,
-        digest: *digest,
-        _connection: connection,
-    })
-}
-
 enum Piece {
     Chunk(Bytes),
-    /// That was all. A channel that closes without it was given up.
+    /// That was all.
     End,
-}
-
-async fn receive(
-    store: &Inner,
-    digest: &Digest,
-    source: &Source,
-    body: &mut Body,
-) -> Result<(), Error> {
-    let (sender, pieces) = mpsc::channel(CHUNKS);
-    let writer = {
-        let (what, digest) = (source.to_string(), *digest);
-        let (partial, to) = (store.partial_directory(), store.cached(&digest));
-        tokio::task::spawn_blocking(move || write(pieces, &what, &digest, &partial, &to))
-    };
-    let sent = send(store, source, body, sender).await;
-    // Waited for in any case: when an error is told, the partial file is gone.
-    let written = writer
-        .await
-        .map_err(|e| Error::io("write", "the cache", io::Error::other(e)))?;
-    sent.and(written)
+    /// It is not wanted any more, not even for another attempt.
+    Never,
 }
 
 /// Hands the bytes to the writer, which gets to know their end only if it is a good one.
@@ -263,19 +380,29 @@ async fn send(
     store: &Inner,
     source: &Source,
     body: &mut Body,
+    mut bytes: u64,
     sender: mpsc::Sender<Piece>,
 ) -> Result<(), Error> {
-    let limit = store.config.limits.compressed_bytes;
-    let mut bytes = 0;
+    let limits = &store.config.limits;
+    let limit = limits.compressed_bytes;
+    let mut pace = Pace::new(store.config.timeouts);
     loop {
-        let chunk = within(store.config.timeouts.stall, source, body.next()).await?;
+        let chunk = within(store.config.timeouts.stall, source, body.next(limits)).await?;
         let last = chunk.is_none();
         let piece = chunk.map_or(Piece::End, Piece::Chunk);
         if let Piece::Chunk(chunk) = &piece {
             bytes += chunk.len() as u64;
             if bytes > limit {
+                let _ = sender.send(Piece::Never).await;
                 let what = source.to_string();
                 return Err(Error::TooLarge { what, limit });
+            }
+            if !pace.keeps(chunk.len() as u64, Instant::now()) {
+                return Err(Error::TimedOut {
+                    what: source.to_string(),
+                    problem: "sent next to nothing for",
+                    after: store.config.timeouts.stall,
+                });
             }
         }
         // A writer that is gone has an error to tell.
@@ -285,46 +412,80 @@ async fn send(
     }
 }
 
+/// Whether a sender gets anywhere: one that drips is as good as silent.
+struct Pace {
+    timeouts: Timeouts,
+    since: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(timeouts: Timeouts) -> Self {
+        Self {
+            timeouts,
+            since: Instant::now(),
+            bytes: 0,
+        }
+    }
+
+    fn keeps(&mut self, bytes: u64, now: Instant) -> bool {
+        self.bytes += bytes;
+        let span = now.saturating_duration_since(self.since);
+        if span < self.timeouts.stall {
+            return true;
+        }
+        let least = span.as_secs_f64() * self.timeouts.least_rate as f64;
+        let kept = self.bytes as f64 >= least;
+        (self.since, self.bytes) = (now, 0);
+        kept
+    }
+}
+
 /// The writing thread.
 fn write(
     mut pieces: mpsc::Receiver<Piece>,
+    mut partial: Partial,
     what: &str,
     expected: &Digest,
-    partial: &Path,
     to: &Path,
 ) -> Result<(), Error> {
-    let io = |e: io::Error| Error::io("write", to, e);
-    // Mode 0600, a random name, removed when dropped.
-    let mut file = tempfile::Builder::new()
-        .suffix(".part")
-        .tempfile_in(partial)
-        .map_err(io)?;
-    let mut hasher = Hasher::default();
     loop {
         match pieces.blocking_recv() {
-            Some(Piece::Chunk(chunk)) => {
-                hasher.update(&chunk);
-                file.as_file_mut().write_all(&chunk).map_err(io)?;
+            Some(Piece::Chunk(chunk)) => partial.write(&chunk)?,
+            Some(Piece::End) => return partial.finish(what, expected, to),
+            end => {
+                if end.is_some() {
+                    partial.spoil();
+                }
+                let given_up = io::Error::other("the transfer was given up");
+                return Err(Error::io("write", to, given_up));
             }
-            Some(Piece::End) => break,
-            None => return Err(io(io::Error::other("the transfer was given up"))),
         }
     }
-    let actual = hasher.digest();
-    failpoint!("agent.verify");
-    if actual != *expected {
-        let expected = *expected;
-        return Err(Error::DigestMismatch {
-            what: what.to_owned(),
-            actual,
-            expected,
-        });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sender_that_drips_does_not_keep_pace_and_a_slow_one_does() {
+        let timeouts = Timeouts {
+            stall: Duration::from_secs(30),
+            least_rate: 1024,
+            ..Timeouts::default()
+        };
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut drip = Pace::new(timeouts);
+        drip.since = start;
+        assert!(drip.keeps(1, at(10)) && drip.keeps(1, at(20)) && !drip.keeps(1, at(31)));
+        let mut slow = Pace::new(timeouts);
+        slow.since = start;
+        for second in 1..200 {
+            assert!(slow.keeps(2048, at(second)), "{second}");
+        }
+        // What comes at the end of a pause is counted over the pause.
+        assert!(!slow.keeps(10, at(400)));
     }
-    file.as_file().sync_all().map_err(io)?;
-    failpoint!("agent.verify.done");
-    file.persist(to).map_err(|e| io(e.error))?;
-    let parent = to.parent().unwrap_or(Path::new("/"));
-    std::fs::File::open(parent)
-        .and_then(|parent| parent.sync_all())
-        .map_err(io)
 }

@@ -12,6 +12,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::{self, AtFlags, Dir, FileType, Gid, Mode, OFlags, RenameFlags, Stat, Uid};
 use serde::{Deserialize, Serialize};
@@ -76,6 +77,38 @@ pub(super) fn installed(path: &Path, digest: &Digest) -> Option<Install> {
         digest: *digest,
         launch: marker.launch,
     })
+}
+
+/// Notes that the install is being used, which is what keeps it longest when room is short.
+pub(super) fn touch(install: &Install) {
+    let now = fs::Timespec {
+        tv_sec: 0,
+        tv_nsec: fs::UTIME_NOW,
+    };
+    let times = fs::Timestamps {
+        last_access: now,
+        last_modification: now,
+    };
+    let marker = install.path.join(MARKER);
+    // One that is wrongly believed unused is fetched again at worst.
+    let _ = fs::utimensat(fs::CWD, &marker, &times, AtFlags::SYMLINK_NOFOLLOW);
+}
+
+/// About how many bytes the install at `path` has on the disk, and when it was used last.
+pub(super) fn measure(path: &Path) -> (u64, SystemTime) {
+    /// What a file takes beyond its bytes.
+    const EACH: u64 = 4096;
+    let marker = path.join(MARKER);
+    let used = std::fs::symlink_metadata(&marker).and_then(|it| it.modified());
+    let marker = File::open(&marker)
+        .ok()
+        .and_then(|file| serde_json::from_reader::<_, Marker>(file.take(MARKER_BYTES)).ok());
+    let bytes = marker.map_or(0, |marker| {
+        marker
+            .bytes
+            .saturating_add(marker.entries.saturating_mul(EACH))
+    });
+    (bytes, used.unwrap_or(SystemTime::UNIX_EPOCH))
 }
 
 /// What the unpacker said of the tree, which is compared with what is there.

@@ -11,18 +11,26 @@
 mod archive;
 mod build;
 pub mod child;
+mod collect;
 mod digest;
+mod download;
 mod entries;
 mod error;
 mod fetch;
 mod gzip;
+mod http;
 mod inspect;
 mod install;
 mod launch;
 mod limits;
+mod network;
+mod partial;
 mod process;
+mod prove;
 mod rules;
+mod s3;
 mod sandbox;
+mod seccomp;
 mod server;
 mod source;
 mod store;
@@ -33,16 +41,18 @@ mod unpack;
 
 pub use build::{Built, build};
 pub use child::{ChildCommand, ChildUser};
+pub use collect::{Collected, Use, Water};
 pub(crate) use entries::{entry_point, has_script};
 pub use error::{Error, Refusal, Rule};
 pub use inspect::{EntryKind, EntrySummary, Summary, Verified, inspect, verify};
 pub use install::Install;
 pub use launch::{Launch, Program};
 pub use limits::Limits;
+pub use network::{Network, S3};
 pub use platctrl_framework::model::{Digest, InvalidDigest};
 pub use server::{Server, TlsServer};
 pub use source::Source;
-pub use store::{Config, Pruned, Store, Timeouts};
+pub use store::{Config, Store, Timeouts};
 
 /// `bytes` from outside, fit for a message: control characters escaped, at most 200 characters.
 fn escape(bytes: &[u8]) -> String {

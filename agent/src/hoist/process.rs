@@ -3,18 +3,22 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _};
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdout, Command};
 
 use super::child::{ChildCommand, ChildUser, Order, Report};
-use super::{Digest, Error, Limits};
+use super::{Digest, Error, Limits, download};
 
 /// How much of a helper's standard error is read: its answer, or what a crash printed.
 const SAID: u64 = 256 * 1024;
+/// The longest first line of a helper that passes bytes on.
+const LINE: u64 = 64 * 1024;
+const CHUNK: usize = 128 * 1024;
 /// How long after its own deadline a helper is killed.
 const MARGIN: Duration = Duration::from_secs(5);
 
@@ -43,20 +47,19 @@ impl Helpers {
         }
     }
 
+    /// Nothing here keeps the standard library from `posix_spawn`, whose cost does not grow with
+    /// the agent's memory: so it is the helper that becomes another user.
     fn command(&self, task: &str) -> Command {
         let mut command = Command::new(&self.command.program);
         command
             .arg0("platctrl")
             .args(&self.command.arguments)
             .arg(task)
+            .arg(ChildUser::argument(self.user))
             .env_clear()
             .current_dir("/")
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        if let Some(user) = self.user {
-            // The standard library also drops all further groups then.
-            command.uid(user.uid).gid(user.gid);
-        }
         command
     }
 
@@ -109,71 +112,104 @@ impl Helpers {
     }
 
     /// Starts to read `path` beneath the directory `root`.
-    pub(super) fn read(&self, root: &Path, path: &Path, limit: u64) -> Result<Reading, Error> {
+    pub(super) fn read(&self, root: &Path, path: &Path, limit: u64) -> Result<Passing, Error> {
         let mut command = self.command("read");
         command.arg(limit.to_string()).arg(root).arg(path);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
+        Passing::of(self.spawn(command)?, "read")
+    }
+
+    /// Starts to fetch from a server; over this `connection` if there is one.
+    pub(super) async fn fetch(
+        &self,
+        order: &download::Order,
+        connection: Option<OwnedFd>,
+    ) -> Result<Passing, Error> {
+        let text = serde_json::to_string(order)
+            .map_err(|e| Error::io("ask", "the fetching process", e))?;
+        let mut command = self.command("fetch");
+        command.stdout(Stdio::piped());
+        let Some(connection) = connection else {
+            command.stdin(Stdio::piped());
+            let mut child = self.spawn(command)?;
+            if let Some(mut stdin) = child.stdin.take() {
+                // One that does not listen says why.
+                let _ = stdin.write_all(text.as_bytes()).await;
+            }
+            return Passing::of(child, "fetch");
+        };
+        command.arg(text).stdin(connection);
+        Passing::of(self.spawn(command)?, "fetch")
+    }
+
+    /// Has a helper try what the sandbox has to refuse beneath `directory`; returns what it did
+    /// not, and the fences that this kernel does not have.
+    pub(super) async fn prove(
+        &self,
+        directory: &Path,
+    ) -> Result<(Vec<String>, Vec<String>), Error> {
+        let mut command = self.command("prove");
+        command
+            .arg(directory)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         let mut child = self.spawn(command)?;
-        let no_pipe = || Error::io("read from", root, io::Error::other("no pipe"));
-        let output = child.stdout.take().ok_or_else(no_pipe)?;
-        let file = root.join(path);
-        Ok(Reading {
+        match finish(&mut child, "prove").await? {
+            Report::Proved { allowed, missing } => Ok((allowed, missing)),
+            report => Err(unpack_error(report)),
+        }
+    }
+}
+
+/// Bytes on their way from a helper.
+#[derive(Debug)]
+pub(super) struct Passing {
+    child: Child,
+    output: BufReader<ChildStdout>,
+    task: &'static str,
+}
+
+impl Passing {
+    fn of(mut child: Child, task: &'static str) -> Result<Self, Error> {
+        let output = child.stdout.take();
+        let no_pipe = || Error::io("read from", task, io::Error::other("no pipe"));
+        Ok(Self {
+            output: BufReader::with_capacity(CHUNK, output.ok_or_else(no_pipe)?),
             child,
-            output,
-            file,
-            user: self.user_name(),
+            task,
         })
     }
-}
 
-/// A file on its way from a reading helper.
-#[derive(Debug)]
-pub(super) struct Reading {
-    child: Child,
-    output: ChildStdout,
-    file: PathBuf,
-    user: String,
-}
-
-impl Reading {
-    /// The file's bytes.
-    pub(super) fn output(&mut self) -> &mut (impl AsyncRead + Unpin + use<>) {
-        &mut self.output
+    /// What is said before the bytes. None when nothing comes: [`Passing::finish`] tells why.
+    pub(super) async fn begin(&mut self) -> Result<Option<download::Begin>, Error> {
+        let mut line = Vec::new();
+        let mut head = (&mut self.output).take(LINE);
+        let read = head.read_until(b'\n', &mut line).await;
+        read.map_err(|e| Error::io("read from", self.task, e))?;
+        Ok(serde_json::from_slice(&line).ok())
     }
 
-    /// To be called after the last byte: was that the whole file?
-    pub(super) async fn finish(&mut self) -> Result<(), Error> {
-        let shown = super::escape(self.file.as_os_str().as_encoded_bytes());
-        match finish(&mut self.child, "read").await? {
-            Report::Done { missing, .. } => {
-                if !missing.is_empty() {
-                    tracing::debug!(?missing, "the reading process was not fully sandboxed");
-                }
-                Ok(())
-            }
-            Report::NotFound => Err(Error::NotFound {
-                location: format!("file:{shown}"),
-                hint: String::new(),
-            }),
-            Report::Outside => Err(Error::OutsideAllowed {
-                path: shown,
-                allowed: "a symbolic link leads out of it".into(),
-            }),
-            Report::Denied { errno } => Err(Error::Unreadable {
-                path: shown,
-                user: self.user.clone(),
-                source: io::Error::from_raw_os_error(errno),
-            }),
-            Report::NotAFile => {
-                let source = io::Error::other("it is not a regular file");
-                Err(Error::Io {
-                    doing: "read",
-                    path: self.file.clone(),
-                    source,
-                })
-            }
-            other => Err(unpack_error(other)),
+    /// The next bytes; None after the last.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        let mut chunk = BytesMut::with_capacity(CHUNK);
+        let n = self.output.read_buf(&mut chunk).await;
+        let n = n.map_err(|e| Error::io("read from", self.task, e))?;
+        Ok((n > 0).then(|| chunk.freeze()))
+    }
+
+    /// To be called after the last byte: was that the whole?
+    pub(super) async fn finish(&mut self) -> Result<Report, Error> {
+        let report = finish(&mut self.child, self.task).await?;
+        if let Report::Done { missing, .. } = &report
+            && !missing.is_empty()
+        {
+            tracing::debug!(
+                ?missing,
+                task = self.task,
+                "a helper was not fully sandboxed"
+            );
         }
+        Ok(report)
     }
 }
 
@@ -191,7 +227,7 @@ async fn finish(child: &mut Child, task: &'static str) -> Result<Report, Error> 
         .rsplit(|&byte| byte == b'\n')
         .find_map(|line| serde_json::from_slice::<Report>(line).ok());
     match report {
-        Some(report) if status.success() == matches!(report, Report::Done { .. }) => Ok(report),
+        Some(report) if status.success() == report.is_success() => Ok(report),
         // Our own deadline, told by the watching thread, may come in between.
         _ => {
             let last = said.trim_ascii_end().rsplit(|&byte| byte == b'\n').next();
@@ -215,7 +251,8 @@ async fn listen(stderr: ChildStderr) -> Vec<u8> {
     said
 }
 
-fn unpack_error(report: Report) -> Error {
+/// What a report of a failure means as an error; one of a success is out of place.
+pub(super) fn unpack_error(report: Report) -> Error {
     match report {
         Report::Refused(refusal) => Error::Refused(refusal),
         Report::DigestMismatch { actual, expected } => Error::DigestMismatch {

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
 
+use url::Url;
+
 use super::{Digest, Error};
 
 /// The longest location that is looked at, in bytes.
@@ -25,6 +27,15 @@ pub enum Source {
     File(PathBuf),
     /// `artifact:sha256:HEX`: uploaded to the server.
     Artifact(Digest),
+    /// `https://HOST/PATH`, or `http:`; without a user and a fragment.
+    Http(Url),
+    /// `s3://BUCKET/KEY`: from a server that speaks S3.
+    S3 {
+        /// The bucket.
+        bucket: String,
+        /// The object's key, parts between slashes.
+        key: String,
+    },
 }
 
 impl Source {
@@ -65,6 +76,17 @@ impl Source {
                 }
                 Ok(Self::File(PathBuf::from(path)))
             }
+            Some(("http" | "https", _)) => match web(location) {
+                Ok(url) => Ok(Self::Http(url)),
+                Err(reason) => refuse(reason),
+            },
+            Some(("s3", rest)) => match rest.strip_prefix("//").and_then(|it| it.split_once('/')) {
+                Some((bucket, key)) if is_bucket(bucket) && is_key(key) => Ok(Self::S3 {
+                    bucket: bucket.to_owned(),
+                    key: key.to_owned(),
+                }),
+                _ => refuse("s3: is written s3://BUCKET/KEY, without `.`, `..` and `//`".into()),
+            },
             Some((scheme, _)) if is_scheme(scheme) => {
                 refuse(format!("this agent does not fetch from `{scheme}:`"))
             }
@@ -84,8 +106,72 @@ impl fmt::Display for Source {
                 )
             }
             Self::Artifact(digest) => write!(f, "artifact:{digest}"),
+            Self::Http(url) => f.write_str(&shown(url)),
+            Self::S3 { bucket, key } => {
+                write!(f, "s3://{bucket}/{}", super::escape(key.as_bytes()))
+            }
         }
     }
+}
+
+impl Source {
+    /// Whose server it is, for sharing its attention: a dead one must not take all of ours.
+    pub(super) fn server(&self) -> String {
+        match self {
+            Self::File(_) => "file".to_owned(),
+            Self::Artifact(_) => "artifact".to_owned(),
+            Self::Http(url) => url.authority().to_owned(),
+            Self::S3 { bucket, .. } => format!("s3://{bucket}"),
+        }
+    }
+}
+
+/// A URL as a message may show it: without what follows `?`, where signed requests have their key.
+pub(super) fn shown(url: &Url) -> String {
+    let mut shown = url.clone();
+    shown.set_query(None);
+    shown.set_fragment(None);
+    let _ = shown.set_password(None);
+    let _ = shown.set_username("");
+    super::escape(shown.as_str().as_bytes())
+}
+
+/// An address on the web that we ask, or why not.
+pub(super) fn web(text: &str) -> Result<Url, String> {
+    let url = Url::parse(text).map_err(|error| format!("it is no URL: {error}"))?;
+    let lower = text.to_ascii_lowercase();
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!(
+            "this agent does not fetch from `{}:`",
+            url.scheme()
+        ));
+    }
+    let after = lower.strip_prefix(&format!("{}://", url.scheme()));
+    if url.host().is_none() || after.is_none_or(|after| after.starts_with(['/', '\\'])) {
+        return Err("it names no host: write https://HOST/PATH".into());
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("a user and a password do not belong into it: everybody can read it".into());
+    }
+    if url.fragment().is_some() {
+        return Err("it has a `#`, which no server gets to see".into());
+    }
+    if ["%00", "%0a", "%0d"].iter().any(|it| lower.contains(it)) {
+        return Err("it has control characters".into());
+    }
+    Ok(url)
+}
+
+fn is_bucket(text: &str) -> bool {
+    (3..=63).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-'))
+        && !text.contains("..")
+}
+
+fn is_key(text: &str) -> bool {
+    text.len() <= 1024 && text.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
 fn is_scheme(text: &str) -> bool {
@@ -133,11 +219,21 @@ mod tests {
     fn what_cannot_be_fetched_is_refused_with_what_works_instead() {
         let long = format!("file:/{}", "a".repeat(LONGEST));
         for (location, words) in [
-            (
-                "https://example.org/a.tar.gz",
-                "does not fetch from `https:`",
-            ),
-            ("s3://bucket/a.tar.gz", "does not fetch from `s3:`"),
+            ("ftp://example.org/a.tar.gz", "does not fetch from `ftp:`"),
+            ("https://me:hunter2@example.org/a", "a user and a password"),
+            ("https://me@example.org/a", "a user and a password"),
+            ("https:///a", "no host"),
+            ("https:a", "no host"),
+            ("http://", "no URL"),
+            ("https://example.org/a%00b", "control characters"),
+            ("https://example.org/a%0D%0AHost:x", "control characters"),
+            ("https://example.org/a#b", "`#`"),
+            ("s3://b/a.tar.gz", "s3://BUCKET/KEY"),
+            ("s3://bucket", "s3://BUCKET/KEY"),
+            ("s3://bucket/", "s3://BUCKET/KEY"),
+            ("s3://bucket/a//b", "s3://BUCKET/KEY"),
+            ("s3://bucket/../b", "s3://BUCKET/KEY"),
+            ("s3:bucket/b", "s3://BUCKET/KEY"),
             ("a.tar.gz", "relative to a manifest"),
             ("/srv/a.tar.gz", "relative to a manifest"),
             ("", "relative to a manifest"),
@@ -156,7 +252,9 @@ mod tests {
             assert!(matches!(error, Error::UnsupportedLocation { .. }));
             let text = error.to_string();
             assert!(
-                text.contains(words) && text.contains("artifact:sha256:HEX"),
+                text.contains(words)
+                    && text.contains("artifact:sha256:HEX")
+                    && !text.contains("hunter"),
                 "{text}"
             );
             assert!(!text.contains(['\r', '\n', '\0']), "{text}");
@@ -166,11 +264,13 @@ mod tests {
     #[test]
     fn secrets_in_a_location_are_not_shown() {
         let error = Source::parse("https://me:hunter2@example.org/a?token=hunter3").unwrap_err();
-        let text = error.to_string();
-        assert!(
-            text.contains("https://example.org/a") && !text.contains("hunter"),
-            "{text}"
-        );
+        let source = Source::parse("https://example.org/a?token=hunter3").unwrap();
+        for text in [error.to_string(), source.to_string()] {
+            assert!(
+                text.contains("https://example.org/a") && !text.contains("hunter"),
+                "{text}"
+            );
+        }
     }
 
     #[test]

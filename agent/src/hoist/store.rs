@@ -4,29 +4,32 @@
 //! However many pods ask for a digest at once, it is fetched once and unpacked once; a pod that
 //! gives up waiting takes nothing from the others.
 
-use platctrl_framework::failpoint;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, WeakShared};
+use platctrl_framework::failpoint;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore};
 
 use super::child::{ChildCommand, ChildUser};
+use super::collect::{self, Collected, Item, Removal, Use, Water};
 use super::install::{self, Install, Told};
 use super::process::Helpers;
 use super::server::Server;
 use super::source::Source;
-use super::{Digest, Error, Limits, fetch};
+use super::{Digest, Error, Limits, Network, fetch, partial};
 
 /// Transfers at once: enough to fill a link, few enough to be done one after the other.
-const FETCHES: usize = 3;
+const FETCHES: usize = 6;
+/// Of these from one server: a server that answers nobody must leave room for others.
+const FETCHES_OF_ONE: usize = 3;
 /// Unpackings at once. Each takes a core.
 const UNPACKS: usize = 2;
 /// What names of unfinished installs begin with.
@@ -46,6 +49,8 @@ pub struct Config {
     pub limits: Limits,
     /// How long a fetch may take.
     pub timeouts: Timeouts,
+    /// How servers of artifacts are reached.
+    pub network: Network,
     /// How helper processes are started: by default this program with its hidden subcommand.
     pub child: ChildCommand,
     /// Whom helper processes run as: by default [`ChildUser::default`] when root, else the same
@@ -58,8 +63,11 @@ pub struct Config {
 pub struct Timeouts {
     /// Without a byte: 30 s.
     pub stall: Duration,
-    /// Altogether: 30 minutes.
+    /// Altogether: 30 minutes. What was fetched by then is gone on with where the server can.
     pub total: Duration,
+    /// Bytes a second, on average over each time of `stall`, below which a sender counts as
+    /// silent: 1,024.
+    pub least_rate: u64,
 }
 
 impl Default for Timeouts {
@@ -67,6 +75,7 @@ impl Default for Timeouts {
         Self {
             stall: Duration::from_secs(30),
             total: Duration::from_secs(30 * 60),
+            least_rate: 1024,
         }
     }
 }
@@ -80,22 +89,13 @@ impl Config {
             server: None,
             limits: Limits::default(),
             timeouts: Timeouts::default(),
+            network: Network::default(),
             child: ChildCommand::this_program(),
             user: rustix::process::geteuid()
                 .is_root()
                 .then(ChildUser::default),
         }
     }
-}
-
-/// What [`Store::prune`] removed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Pruned {
-    /// Installs removed.
-    pub installs: BTreeSet<Digest>,
-    /// Cached artifacts removed.
-    pub cached: BTreeSet<Digest>,
 }
 
 /// The artifacts of one node. Cheap to clone; all clones are the same store.
@@ -115,6 +115,8 @@ pub(super) struct Inner {
     /// Held while anything is done to a digest.
     digests: Mutex<HashMap<Digest, Weak<AsyncMutex<()>>>>,
     fetches: Semaphore,
+    /// The shares of servers that are being asked.
+    servers: Mutex<HashMap<String, Weak<Semaphore>>>,
     unpacks: Semaphore,
     /// Holds the lock on the directory.
     _lock: File,
@@ -168,6 +170,7 @@ impl Store {
             flights: Mutex::default(),
             digests: Mutex::default(),
             fetches: Semaphore::new(FETCHES),
+            servers: Mutex::default(),
             unpacks: Semaphore::new(UNPACKS),
             _lock: lock,
         };
@@ -220,15 +223,37 @@ impl Store {
         install::installed(&self.inner.install_path(digest), digest)
     }
 
-    /// Removes all installs and cached artifacts except those to `keep` and those under way.
+    /// What of the sandbox of helper processes holds on this machine: a helper enters it and tries
+    /// what it must not do. Returns what it could do all the same, which is nothing on a machine
+    /// that has every fence, and the fences that it has not.
+    ///
+    /// # Errors
+    /// When the helper cannot be started or does not answer.
+    pub async fn prove(&self) -> Result<(Vec<String>, Vec<String>), Error> {
+        let inner = Arc::clone(&self.inner);
+        let (directory, _open) = blocking(move || inner.make_unfinished()).await?;
+        self.inner.helpers.prove(directory.path()).await
+    }
+
+    /// The room that artifacts take, and that there is.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the directories cannot be read.
+    pub async fn room(&self) -> Result<Use, Error> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.room(&inner.items()?)).await
+    }
+
+    /// When artifacts take more room than `water` allows, removes some: see [`Water`]. Those to
+    /// `keep` and those under way stay installed.
     ///
     /// What cannot be removed is logged and left for the next time.
     ///
     /// # Errors
     /// [`Error::Io`] when the directories cannot be read.
-    pub async fn prune(&self, keep: &BTreeSet<Digest>) -> Result<Pruned, Error> {
+    pub async fn collect(&self, keep: &BTreeSet<Digest>, water: Water) -> Result<Collected, Error> {
         let (inner, keep) = (Arc::clone(&self.inner), keep.clone());
-        blocking(move || inner.prune(&keep)).await
+        blocking(move || inner.collect(&keep, water)).await
     }
 }
 
@@ -261,19 +286,37 @@ impl Inner {
         new
     }
 
+    fn share(&self, server: String) -> Arc<Semaphore> {
+        let mut servers = lock(&self.servers);
+        if let Some(there) = servers.get(&server).and_then(Weak::upgrade) {
+            return there;
+        }
+        servers.retain(|_, share| share.strong_count() > 0);
+        let new = Arc::new(Semaphore::new(FETCHES_OF_ONE));
+        servers.insert(server, Arc::downgrade(&new));
+        new
+    }
+
     async fn ensure(self: Arc<Self>, digest: Digest, source: Source) -> Result<Install, Error> {
         let mut guard = self.digest_lock(&digest).lock_owned().await;
         let path = self.install_path(&digest);
-        if let Some(install) = blocking(move || Ok(install::installed(&path, &digest))).await? {
+        let found = blocking(move || {
+            let install = install::installed(&path, &digest);
+            install.iter().for_each(install::touch);
+            Ok(install)
+        });
+        if let Some(install) = found.await? {
             return Ok(install);
         }
         let mut fresh = false;
         loop {
             let cached = self.cached(&digest);
             let Some(artifact) = blocking(move || open_cached(&cached)).await? else {
-                let permit = self.fetches.acquire().await;
+                // Its own share first: who waits for a server holds up nobody else.
+                let share = self.share(source.server());
+                let permits = (share.acquire().await, self.fetches.acquire().await);
                 fetch::fetch(&self, &digest, &source).await?;
-                drop(permit);
+                drop(permits);
                 fresh = true;
                 continue;
             };
@@ -387,58 +430,97 @@ impl Inner {
             }
         }
         let partial = self.partial_directory();
-        for name in names(&partial)? {
-            let path = partial.join(name);
-            fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
-        }
-        Ok(())
+        partial::sweep(&partial, &names(&partial)?)
     }
 
-    fn prune(&self, keep: &BTreeSet<Digest>) -> Result<Pruned, Error> {
-        let mut pruned = Pruned::default();
+    /// Everything that is there, by digest.
+    fn items(&self) -> Result<Vec<Item>, Error> {
+        let mut items: BTreeMap<Digest, Item> = BTreeMap::new();
+        let mut add = |digest, used, install: Option<u64>, cached: Option<u64>| {
+            let item = items.entry(digest).or_insert(Item {
+                digest,
+                install: None,
+                cached: None,
+                used,
+            });
+            item.install = item.install.or(install);
+            item.cached = item.cached.or(cached);
+            item.used = item.used.max(used);
+        };
         for name in names(&self.installs())? {
-            let digest = name
-                .strip_prefix("sha256-")
-                .and_then(|hex| Digest::from_hex(hex).ok());
-            if let Some(digest) = digest
-                && self.prune_one(digest, keep, || {
-                    self.set_aside(&self.installs().join(&name))
-                })
-            {
-                pruned.installs.insert(digest);
+            let digest = name.strip_prefix("sha256-").map(Digest::from_hex);
+            if let Some(Ok(digest)) = digest {
+                let (bytes, used) = install::measure(&self.installs().join(name));
+                add(digest, used, Some(bytes), None);
             }
         }
         let cache = self.config.data_dir.join("cache/sha256");
         for name in names(&cache)? {
-            let path = cache.join(&name);
-            let remove = || fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e));
-            if let Ok(digest) = Digest::from_hex(&name)
-                && self.prune_one(digest, keep, remove)
-            {
-                pruned.cached.insert(digest);
+            let metadata = fs::symlink_metadata(cache.join(&name));
+            if let (Ok(digest), Ok(metadata)) = (Digest::from_hex(&name), metadata) {
+                let used = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                add(digest, used, None, Some(metadata.len()));
             }
         }
-        Ok(pruned)
+        Ok(items.into_values().collect())
     }
 
-    fn prune_one(
-        &self,
-        digest: Digest,
-        keep: &BTreeSet<Digest>,
-        remove: impl FnOnce() -> Result<(), Error>,
-    ) -> bool {
+    fn room(&self, items: &[Item]) -> Result<Use, Error> {
+        let installs = self.installs();
+        let disk =
+            rustix::fs::statvfs(&installs).map_err(|e| Error::io("measure", &installs, e))?;
+        let sum = |of: fn(&Item) -> Option<u64>| items.iter().filter_map(of).sum();
+        Ok(Use {
+            installs: sum(|item| item.install),
+            cached: sum(|item| item.cached),
+            // What is kept for root alone is neither free for pods nor used by anybody.
+            disk: (disk.f_blocks.saturating_sub(disk.f_bfree))
+                .saturating_add(disk.f_bavail)
+                .saturating_mul(disk.f_frsize),
+            free: disk.f_bavail.saturating_mul(disk.f_frsize),
+        })
+    }
+
+    fn collect(&self, keep: &BTreeSet<Digest>, water: Water) -> Result<Collected, Error> {
+        let items = self.items()?;
+        let excess = collect::excess(self.room(&items)?, water);
+        let mut collected = Collected::default();
+        for removal in collect::candidates(items, keep, water, SystemTime::now()) {
+            if collected.freed >= excess {
+                break;
+            }
+            if self.remove_unused(removal, &mut collected) {
+                collected.freed = collected.freed.saturating_add(removal.bytes);
+            }
+        }
+        collected.short = excess.saturating_sub(collected.freed);
+        Ok(collected)
+    }
+
+    fn remove_unused(&self, removal: Removal, collected: &mut Collected) -> bool {
+        let digest = removal.digest;
         let lock = self.digest_lock(&digest);
         // Somebody is just installing it.
         let Ok(_guard) = lock.try_lock() else {
             return false;
         };
-        if keep.contains(&digest) {
-            return false;
-        }
+        let mut remove = || -> Result<(), Error> {
+            if removal.install {
+                self.set_aside(&self.install_path(&digest))?;
+                collected.installs.insert(digest);
+            }
+            let cached = self.cached(&digest);
+            match fs::remove_file(&cached) {
+                Ok(()) => drop(collected.cached.insert(digest)),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::io("remove", &cached, e)),
+            }
+            Ok(())
+        };
         match remove() {
             Ok(()) => true,
             Err(error) => {
-                tracing::warn!(%digest, %error, "cannot remove an artifact that is no longer used");
+                tracing::warn!(%digest, %error, "cannot remove an artifact that is not used");
                 false
             }
         }
@@ -450,7 +532,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {

@@ -6,6 +6,7 @@ use platctrl_framework::model::Uid;
 
 use crate::layout::PodPaths;
 use crate::name::PodName;
+use crate::secrets::Secrets;
 use crate::version::Version;
 
 /// Where programs are looked up.
@@ -110,6 +111,10 @@ fn started(
     for (name, number) in &version.ports {
         env.push((port_variable(name), number.to_string()));
     }
+    for name in version.spec.secrets.keys() {
+        let path = Secrets::path(paths, version.generation, name);
+        env.push((format!("SECRET_{name}"), text(&path)));
+    }
     let own = version.spec.launchables.get(launchable);
     for (name, value) in own.into_iter().flat_map(|launchable| &launchable.env) {
         match env.iter_mut().find(|(known, _)| known == name) {
@@ -163,6 +168,7 @@ pub(crate) mod tests {
             "ports": {"http": {}, "admin-api": {}},
         });
         Version {
+            adjusted: None,
             generation: 3,
             digest: Digest::of("spec"),
             spec: serde_json::from_value(spec).unwrap(),

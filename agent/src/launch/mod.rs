@@ -6,6 +6,7 @@
 
 mod configuration;
 mod environment;
+mod limits;
 pub(crate) mod once;
 mod runit;
 mod shim;
@@ -22,6 +23,7 @@ use tokio::sync::mpsc;
 pub use configuration::{Configuration, configuration};
 pub(crate) use environment::{FIXED_PATH, install_name};
 pub use environment::{Surroundings, environment, script_environment};
+pub(crate) use limits::confine;
 pub use runit::Runit;
 pub(crate) use runit::is_runit;
 pub use shim::Shims;
@@ -54,6 +56,12 @@ pub struct UnitSpec {
     pub cgroups: Vec<PathBuf>,
     /// Cgroup directories for the supervisor itself, so that it outlives the agent's.
     pub supervisor_cgroups: Vec<PathBuf>,
+    /// What the kernel limits of each of its processes.
+    pub rlimits: Vec<platctrl_shim_lib::Rlimit>,
+    /// The permissions that files it makes do not get.
+    pub umask: u32,
+    /// The directory that it finds as `/tmp`, if that is not the machine's.
+    pub private_tmp: Option<PathBuf>,
     /// Where its output goes.
     pub log_dir: PathBuf,
     /// The log file's name without `.log`.
@@ -82,6 +90,9 @@ impl UnitSpec {
             tracking: None,
             cgroups: Vec::new(),
             supervisor_cgroups: Vec::new(),
+            rlimits: Vec::new(),
+            umask: 0o022,
+            private_tmp: None,
             log_dir,
             log_name,
             logs: platctrl_kinds::LogLimits::default(),

@@ -250,6 +250,12 @@ pub(super) fn to_shim(unit: &UnitSpec) -> Spec {
         gid: user.gid,
         groups: user.groups.clone(),
     });
+    // What says nothing of its limits makes no core dumps all the same.
+    if !unit.rlimits.is_empty() {
+        spec.rlimits.clone_from(&unit.rlimits);
+    }
+    spec.umask = unit.umask;
+    spec.private_tmp.clone_from(&unit.private_tmp);
     spec.tracking.clone_from(&unit.tracking);
     spec.cgroups.clone_from(&unit.cgroups);
     spec.shim_cgroups.clone_from(&unit.supervisor_cgroups);

@@ -69,6 +69,8 @@ pub struct Observed {
     pub missing: bool,
     /// Files of older generations are there.
     pub stale: bool,
+    /// What is wanted differs from the current version in nothing that needs another process.
+    pub adjustable: bool,
     /// The last step of the change failed, and is to be tried again.
     pub failed: bool,
     /// A version that failed to start, and of what; it is not tried again.
@@ -160,6 +162,17 @@ fn decide(order: &Order, observed: &Observed) -> Plan {
     }
     if observed.reverting && observed.next.is_some() {
         return take_over(observed);
+    }
+    if observed.adjustable && desired.problem().is_none() {
+        if observed.next.is_some()
+            || observed.preparation.is_some()
+            || observed.position.is_leaving()
+        {
+            return Plan::of(vec![Step::Discard]);
+        }
+        let mut plan = keep(observed, None);
+        plan.steps.insert(0, Step::Adjust);
+        return plan;
     }
     if takes_over_next && is_ready(desired.digest, observed) {
         return take_over(observed);

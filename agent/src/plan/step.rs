@@ -22,6 +22,9 @@ pub enum Step {
     Unpack,
     /// Call the hooks once it is there.
     AfterInstall,
+    /// Change what can be changed while programs run, when nothing else differs: instead of all
+    /// that follows.
+    Adjust,
     /// Write its environment and configuration.
     Configure,
     /// Show that the pod is about to go, and wait.
@@ -80,6 +83,7 @@ impl Step {
             Self::Enable => "enable",
             Self::Healthy => "healthy",
             Self::AfterLaunch => "after-launch",
+            Self::Adjust => "adjust",
             Self::Prune => "prune",
             Self::Abandon => "abandon",
             Self::Revert => "revert",

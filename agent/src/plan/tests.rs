@@ -444,12 +444,42 @@ fn positions() -> impl Strategy<Value = Position> {
     ]
 }
 
+#[test]
+fn what_needs_no_other_process_is_changed_while_programs_run() {
+    let adjustable = Observed {
+        adjustable: true,
+        ..running("one")
+    };
+    let wanted = order(want("u1", 2, "two"));
+    assert_eq!(steps(&wanted, &adjustable), [Step::Adjust]);
+    // What was being got ready is not wanted any more.
+    let changing = Observed {
+        next: Some(digest("other")),
+        ..adjustable.clone()
+    };
+    assert_eq!(steps(&wanted, &changing), [Discard]);
+    // One that died meanwhile is looked after, with the new limits.
+    let missing = Observed {
+        missing: true,
+        ..adjustable.clone()
+    };
+    assert_eq!(steps(&wanted, &missing), [Step::Adjust, Start]);
+    // What is half stopped takes over first.
+    let stopping = Observed {
+        position: Position::Stopped,
+        at_rest: true,
+        next: Some(digest("other")),
+        ..adjustable
+    };
+    assert!(!steps(&wanted, &stopping).contains(&Step::Adjust));
+}
+
 prop_compose! {
     fn any_observed()(
         uid in 0..3, seen in proptest::option::of((1..4u64, 0..3)),
         current in proptest::option::of(0..3), next in proptest::option::of(0..3),
         position in positions(),
-        flags in any::<[bool; 5]>(), more in any::<[bool; 5]>(),
+        flags in any::<[bool; 6]>(), more in any::<[bool; 5]>(),
     ) -> Observed {
         let version = |n: i32| digest(&n.to_string());
         let uid = if uid == 0 { Uid::default() } else { format!("u{uid}").as_str().into() };
@@ -460,7 +490,7 @@ prop_compose! {
             next: next.map(version),
             position,
             drained: flags[0], at_rest: flags[1], missing: flags[2],
-            stale: flags[3], unidentified: flags[4],
+            stale: flags[3], unidentified: flags[4], adjustable: flags[5],
             failed: more[0], reverting: more[1],
             hooked: if more[2] { EVERY_HOOK } else { HookedEvents::default() },
             current_scripts: if more[3] { EVERY_SCRIPT } else { Scripts::default() },

@@ -203,6 +203,8 @@ impl Sender {
         spec.cgroups = group.join;
         spec.supervisor_cgroups = host.cgroups.supervisors().map_err(cgroups)?;
         spec.logs = wanted.logs.clone();
+        let tmp = host.private_tmp(version).then(|| self.paths.tmp());
+        crate::launch::confine(&mut spec, wanted, tmp);
         Ok(spec)
     }
 }

@@ -49,6 +49,7 @@ impl Pod {
             current_scripts: scripts(&record.current),
             next_scripts: scripts(&record.next),
             hooked: self.hooked(),
+            adjustable: self.is_adjustable(order),
         }
     }
 

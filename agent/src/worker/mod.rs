@@ -5,12 +5,14 @@
 //! given up, stops by the supervisors. So one stuck pod holds up nobody, and a newer order is seen
 //! at once.
 
+mod adjust;
 mod control;
 mod errands;
 mod lane;
 mod launching;
 mod look;
 mod news;
+mod port_check;
 mod prepare;
 mod restart;
 mod steps;

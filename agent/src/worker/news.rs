@@ -106,6 +106,10 @@ impl Pod {
             };
             self.event(event_type, reason, format!("{program} {}", ended(&exit)));
         }
+        if exit.code.is_none() && exit.signal.is_none() {
+            // It could not be executed, perhaps for want of its group.
+            self.mend_group(program);
+        }
         if let Some(facts) = self.units.facts_of(program) {
             facts.last_exit = Some(exit);
         }

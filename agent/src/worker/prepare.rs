@@ -5,19 +5,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use futures::future::try_join_all;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use platctrl_framework::model::Uid;
+use platctrl_kinds::Launchable;
 
 use crate::artifacts::ArtifactError;
 use crate::files::{self, Access, FileError};
-use crate::hoist::{self, Launch};
+use crate::hoist::{self, Install, Launch};
 use crate::host::Host;
 use crate::launch::{self, Surroundings};
 use crate::layout::PodPaths;
 use crate::name::PodName;
 use crate::plan::Step;
 use crate::report::Trouble;
+use crate::secrets::Secrets;
 use crate::version::{Desired, Installed, Program, RunAs, Scripts, Version};
+
+/// Artifacts of one pod that are fetched at once: a pod that is stuck leaves room for others.
+const FETCHES: usize = 2;
 
 impl Trouble {
     pub(super) fn file(step: Step, error: &FileError) -> Self {
@@ -75,23 +80,20 @@ pub(super) async fn resolve(
         let (host, wanted, name) = (Arc::clone(&host), desired.spec.ports.clone(), name.clone());
         blocking(move || host.ports.allocate(&name, &wanted, &previous)).await?
     };
-    let artifacts = &host.artifacts;
-    let fetched = try_join_all(desired.spec.launchables.iter().map(
-        |(name, launchable)| async move {
-            let install = artifacts.ensure(launchable).await;
-            install
-                .map(|install| (name, install))
-                .map_err(|error| Trouble::artifact(name, &error))
-        },
-    ))
-    .await?;
+    let wanted: Vec<_> = desired
+        .spec
+        .launchables
+        .iter()
+        .map(|(name, launchable)| fetch(Arc::clone(&host), name.clone(), launchable.clone()))
+        .collect();
+    let fetched: Vec<_> = stream::iter(wanted).buffered(FETCHES).try_collect().await?;
     let mut installs = BTreeMap::new();
     let (mut programs, mut scripts) = (BTreeMap::new(), BTreeMap::new());
     for (launchable, install) in fetched {
         let entries = desired
             .spec
             .launchables
-            .get(launchable)
+            .get(&launchable)
             .map(|wanted| wanted.entry_points.clone())
             .unwrap_or_default();
         let (name, path, launch) = (launchable.clone(), install.path.clone(), install.launch);
@@ -113,6 +115,7 @@ pub(super) async fn resolve(
         }
     }
     Ok(Version {
+        adjusted: None,
         generation: desired.generation,
         digest: desired.digest,
         spec: desired.spec,
@@ -185,6 +188,17 @@ fn look(
     Ok(Offer { programs, scripts })
 }
 
+async fn fetch(
+    host: Arc<Host>,
+    name: String,
+    launchable: Launchable,
+) -> Result<(String, Install), Trouble> {
+    match crate::collect::ensure(&host, &launchable).await {
+        Ok(install) => Ok((name, install)),
+        Err(error) => Err(Trouble::artifact(&name, &error)),
+    }
+}
+
 fn resolve_user(host: &Host, name: &PodName, desired: &Desired) -> Result<RunAs, Trouble> {
     let app = desired.app(name.name());
     let identity = host.users.resolve(desired.spec.run_as.as_deref(), app);
@@ -223,6 +237,7 @@ pub(super) struct Configure {
     pub(super) name: PodName,
     pub(super) uid: Uid,
     pub(super) node: String,
+    pub(super) secrets: Secrets,
     pub(super) version: Version,
     pub(super) labels: BTreeMap<String, String>,
 }
@@ -236,6 +251,7 @@ pub(super) fn configure(what: &Configure) -> Result<(), Trouble> {
         name,
         uid,
         node,
+        secrets,
         version,
         labels,
     } = what;
@@ -273,6 +289,13 @@ pub(super) fn configure(what: &Configure) -> Result<(), Trouble> {
         reason: "ConfigInvalid".into(),
         message,
         permanent: true,
+    })?;
+    let given = secrets.give(name, generation, &version.spec.secrets, &version.run_as);
+    given.map_err(|error| Trouble {
+        step: Step::Configure,
+        reason: error.reason().into(),
+        message: error.to_string(),
+        permanent: false,
     })?;
     let config = paths.config(generation);
     files::make_dir(&config, directory).map_err(failed)?;
@@ -340,6 +363,7 @@ pub(super) fn prune(
         .chain(running.iter().copied())
         .map(|generation| generation.to_string())
         .collect();
+    Secrets::take_back(paths, |generation| generations.contains(generation))?;
     for parent in ["env", "config", "generations"] {
         let parent = paths.home().join(parent);
         for name in files::subdirectories(&parent)? {

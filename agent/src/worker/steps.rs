@@ -14,6 +14,7 @@ use crate::layout::PodPaths;
 use crate::name::PodName;
 use crate::plan::{Order, Step};
 use crate::report::Trouble;
+use crate::secrets::Secrets;
 use crate::state::{DrainStart, Found, PodRecord, Position, Preparation, Prepared};
 use crate::version::{Desired, Version};
 
@@ -56,6 +57,7 @@ impl Pod {
             Step::Enable => self.enable(order).await,
             Step::Healthy => self.healthy().await,
             Step::AfterLaunch => self.call(step, HookEvent::AfterLaunch, order),
+            Step::Adjust => self.adjust(order).await,
             Step::Prune => self.prune(),
             Step::Abandon => self.abandon().await,
             Step::Revert => Ok(Progress::Done),
@@ -169,13 +171,14 @@ impl Pod {
         Ok(self.send(Which::Prepare, Step::Fetch, order, errand))
     }
 
-    fn configure_of(&self, version: &Version) -> Configure {
+    pub(super) fn configure_of(&self, version: &Version) -> Configure {
         let last = self.record.last.as_ref();
         Configure {
             paths: self.paths.clone(),
             name: self.name.clone(),
             uid: self.record.uid.clone(),
             node: self.host.node.clone(),
+            secrets: self.host.secrets.clone(),
             version: version.clone(),
             labels: last.map(|last| last.labels.clone()).unwrap_or_default(),
         }
@@ -337,6 +340,7 @@ impl Pod {
         let Some(current) = self.record.current.clone() else {
             return Ok(Progress::Done);
         };
+        let current = self.renew_ports(&current).await?;
         if self.configured != Some(current.generation) {
             prepare::configure(&self.configure_of(&current))?;
             self.configured = Some(current.generation);
@@ -439,7 +443,7 @@ impl Pod {
             uid: &self.record.uid,
             paths: &self.paths,
         };
-        Ok(UnitSpec {
+        let mut spec = UnitSpec {
             generation: current.generation,
             program: root.join(&known.entry),
             env: crate::launch::environment(current, program, surroundings),
@@ -456,7 +460,11 @@ impl Pod {
             may_gain_rights: false,
             restart: launchable.restart.policy,
             stop_timeout: current.stop_timeout(program, None),
-        })
+            ..UnitSpec::new("", self.paths.log(), String::new())
+        };
+        let tmp = self.host.private_tmp(current).then(|| self.paths.tmp());
+        crate::launch::confine(&mut spec, launchable, tmp);
+        Ok(spec)
     }
 
     fn prune(&mut self) -> Outcome {
@@ -558,6 +566,7 @@ fn remove_files(
     trash: &std::path::Path,
     keep_data: bool,
 ) -> Result<(), FileError> {
+    Secrets::take_back(paths, |_| false)?;
     if keep_data && paths.data().exists() {
         let entries = std::fs::read_dir(paths.home())
             .map_err(|error| FileError::new("read", paths.home(), error))?;

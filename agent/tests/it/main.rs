@@ -7,8 +7,11 @@
 
 mod crash;
 mod faults;
+mod full;
 mod grants;
 mod hooks;
+mod hostile;
+mod isolation;
 mod launchables;
 mod machine;
 mod pods;

@@ -134,7 +134,15 @@ impl Rig {
     }
 
     pub(crate) fn with(environment: Environment) -> Self {
-        let area = tempfile::Builder::new().prefix("agent").tempdir().unwrap();
+        Self::under(&std::env::temp_dir(), environment)
+    }
+
+    /// A node whose directories are below `parent`.
+    pub(crate) fn under(parent: &Path, environment: Environment) -> Self {
+        let area = tempfile::Builder::new()
+            .prefix("agent")
+            .tempdir_in(parent)
+            .unwrap();
         fs::set_permissions(area.path(), fs::Permissions::from_mode(0o755)).unwrap();
         for directory in ["artifacts", "packages"] {
             fs::create_dir(area.path().join(directory)).unwrap();
@@ -162,6 +170,25 @@ impl Rig {
 
     pub(crate) fn artifacts(&self) -> PathBuf {
         self.area.path().join("artifacts")
+    }
+
+    /// A program that runs this script, without ports.
+    pub(crate) fn script(&self, name: &str, script: &str) -> Value {
+        let artifact = self.pack(name, &[("bin/launch", Some(script))]);
+        let mut spec = self.spec(&artifact);
+        spec["ports"] = json!({});
+        spec
+    }
+
+    /// What the program `web` has said, once it says `end` on a line of its own.
+    pub(crate) fn said(&self, end: &str) -> Vec<String> {
+        let log = self.layout().pod(&name()).log().join("web.log");
+        eventually(end, || {
+            let text = fs::read_to_string(&log).ok()?;
+            let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            let at = lines.iter().rposition(|line| line == end)?;
+            Some(lines[..at].to_vec())
+        })
     }
 
     /// A directory for the test's own use.
@@ -212,10 +239,40 @@ impl Rig {
 
     /// Starts a worker for the pod `default/hello`.
     pub(crate) fn worker(&self, host: &Arc<Host>, order: Order) -> (Worker, Arc<Recorder>) {
+        self.worker_of(host, &name(), order)
+    }
+
+    /// Starts a worker for another pod.
+    pub(crate) fn worker_of(
+        &self,
+        host: &Arc<Host>,
+        pod: &PodName,
+        order: Order,
+    ) -> (Worker, Arc<Recorder>) {
         let recorder = Arc::new(Recorder::default());
         let _guard = self.runtime.as_ref().unwrap().enter();
-        let worker = Worker::spawn(Arc::clone(host), Arc::clone(&recorder) as _, name(), order);
+        let observer = Arc::clone(&recorder) as _;
+        let worker = Worker::spawn(Arc::clone(host), observer, pod.clone(), order);
         (worker, recorder)
+    }
+
+    /// Kills every supervisor and program of this node, as when the machine goes down.
+    pub(crate) fn kill_all(&self) {
+        for pod in self.layout().pods().unwrap() {
+            let paths = self.layout().pod(&pod);
+            for program in paths.programs().unwrap() {
+                let Some(state) = platctrl_shim_lib::read_state(&paths.shim(&program)).unwrap()
+                else {
+                    continue;
+                };
+                for process in state.shim.iter().chain(&state.child) {
+                    if is_alive(process.pid) {
+                        kill(process.pid);
+                    }
+                    eventually("its end", || (!is_alive(process.pid)).then_some(()));
+                }
+            }
+        }
     }
 
     /// Ends everything of the agent in this process, at once, as a crash would.

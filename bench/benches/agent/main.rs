@@ -5,6 +5,7 @@
 
 mod pods;
 mod shim;
+mod spawn;
 mod unpack;
 
 use std::process::ExitCode;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     }
     platctrl_bench::target("agent", || {
         unpack::unpack()?;
+        spawn::spawn()?;
         shim::latency()?;
         pods::intent()?;
         pods::logging()?;

@@ -10,7 +10,7 @@ mod process;
 use std::path::Path;
 use std::sync::Arc;
 
-use platctrl_agent::{Agent, AgentConfig, AgentHandle, HostConfig};
+use platctrl_agent::{Agent, AgentConfig, AgentHandle, HostConfig, hoist};
 use platctrl_controllers::{
     daemon_set, disruption_budget, node_lifecycle, replication_controller, rolling_update,
 };
@@ -104,9 +104,10 @@ impl Parts {
     /// Starts to look after the pods of a node.
     pub(crate) async fn agent(
         &mut self,
-        host: HostConfig,
+        mut host: HostConfig,
         store: Arc<dyn Store>,
     ) -> Result<AgentHandle> {
+        host.network = hoist::Network::from_env();
         let agent = Agent::new(AgentConfig::new(host, store)).await;
         let agent = agent.map_err(Failure::failed)?;
         let handle = agent.handle();

@@ -47,6 +47,9 @@ pub(crate) struct AgentArgs {
     /// The directory of this node's hooks [default: hooks in the data directory]
     #[arg(long, value_name = "DIR")]
     hooks: Option<PathBuf>,
+    /// Where pods' secrets come from: NAMESPACE/FILE in it, which only root may touch
+    #[arg(long, value_name = "DIR", default_value = "/etc/platctrl/secrets")]
+    secrets_dir: PathBuf,
 }
 
 /// Opens a store that is in use elsewhere too, and checks that it is one.
@@ -150,6 +153,7 @@ pub(crate) async fn agent(args: &AgentArgs, setting: &Setting) -> Result<()> {
     host.environment = environment;
     host.host_ip.clone_from(&args.address);
     host.file_dirs.clone_from(&args.file_dir);
+    host.secrets_dir.clone_from(&args.secrets_dir);
     host.server = Some(artifacts_from(setting, &data_dir)?);
     let mut parts = Parts::new();
     parts.agent(host, store).await?;

@@ -67,6 +67,9 @@ impl Spec {
         }
         out.text("oom-score-adj", self.oom_score_adj.to_string().as_bytes());
         out.number("no-new-privs", u8::from(self.no_new_privs));
+        if let Some(tmp) = &self.private_tmp {
+            out.text("!private-tmp", tmp.as_os_str().as_bytes());
+        }
         out.text("log-dir", self.log.dir.as_os_str().as_bytes());
         out.text("log-name", self.log.name.as_bytes());
         out.number("log-max-bytes", self.log.max_bytes);
@@ -149,6 +152,7 @@ impl Spec {
                 "shim-cgroup" => spec.shim_cgroups.push(to_path(value)),
                 "oom-score-adj" => spec.oom_score_adj = number(key, &value)?,
                 "no-new-privs" => spec.no_new_privs = number::<u8>(key, &value)? != 0,
+                "!private-tmp" => spec.private_tmp = Some(to_path(value)),
                 "log-dir" => spec.log.dir = to_path(value),
                 "log-name" => {
                     spec.log.name =
@@ -307,6 +311,7 @@ mod tests {
         ];
         spec.shim_cgroups = vec!["/sys/fs/cgroup/unified/platctrl/shims".into()];
         spec.oom_score_adj = -7;
+        spec.private_tmp = Some("/srv/pods/a b/tmp".into());
         spec.restart.policy = RestartPolicy::Never;
         spec.stop_timeout = Duration::from_millis(30_001);
         spec

@@ -16,7 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Gid, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::{cgroup, log, sys};
+use super::{cgroup, log, mounts, sys};
 use crate::process::identify;
 use crate::spec::{Resource, Rlimit, Spec, User};
 use crate::state::{ExitStatus, ProcessId};
@@ -134,6 +134,7 @@ enum Step {
     OomScore,
     Rlimit,
     Output,
+    PrivateTmp,
     Capabilities,
     Groups,
     User,
@@ -145,12 +146,13 @@ enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Session,
         Self::Cgroup,
         Self::OomScore,
         Self::Rlimit,
         Self::Output,
+        Self::PrivateTmp,
         Self::Capabilities,
         Self::Groups,
         Self::User,
@@ -250,6 +252,10 @@ fn shed(spec: &Spec, to: Output) -> Result<(Strings, Strings), Failed> {
             .at(Step::Output, 0)?;
         rustix::stdio::dup2_stdout(&output).at(Step::Output, 0)?;
         rustix::stdio::dup2_stderr(&output).at(Step::Output, 0)?;
+    }
+
+    if let Some(tmp) = &spec.private_tmp {
+        mounts::private_tmp(tmp, &spec.cwd).at(Step::PrivateTmp, 0)?;
     }
 
     // From here on as the launchable's.
@@ -427,6 +433,7 @@ fn explain(bytes: &[u8; 8], spec: &Spec) -> Failure {
             None => "set a resource limit".to_owned(),
         },
         Step::Output => "open its input and output".to_owned(),
+        Step::PrivateTmp => "make a /tmp of its own".to_owned(),
         Step::Capabilities => "drop capabilities".to_owned(),
         Step::Groups => "set its groups (is the shim run by root?)".to_owned(),
         Step::User => match &spec.user {

@@ -10,6 +10,7 @@ mod control;
 mod launch;
 mod lifecycle;
 mod log;
+mod mounts;
 mod policy;
 mod runit;
 mod slots;

@@ -152,6 +152,12 @@ pub(super) fn kill(pid: u32, signal: i32) -> io::Result<()> {
     check(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
+/// Gives this process a view of the file systems of its own, as it was so far.
+pub(super) fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: it takes a number and touches no memory; file descriptors stay shared as they are.
+    check(unsafe { libc::unshare(libc::CLONE_NEWNS) }).map(drop)
+}
+
 /// Removes every capability from the bounding set, so that no program executed later can get one.
 pub(super) fn drop_bounding_set() -> io::Result<()> {
     for capability in 0..64_u64 {

@@ -1,9 +1,16 @@
 //! Tests of the whole module: archives made by hand, byte by byte, and real helper processes.
 
 mod attacks;
+mod helpers;
+mod node;
 mod raw;
+mod room;
 mod roundtrip;
+mod sources;
 mod store;
+mod unix_server;
+mod web;
+mod web_server;
 
 use std::collections::BTreeMap;
 use std::fs;
