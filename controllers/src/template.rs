@@ -104,6 +104,8 @@ impl Workload {
             drain_delay,
             on_failed_start,
             start_timeout,
+            secrets,
+            shared_tmp,
             keep_data,
             placement,
             singleton,
@@ -121,6 +123,8 @@ impl Workload {
             && *drain_delay == wanted.drain_delay
             && *on_failed_start == wanted.on_failed_start
             && *start_timeout == wanted.start_timeout
+            && *secrets == wanted.secrets
+            && *shared_tmp == wanted.shared_tmp
             && *keep_data == wanted.keep_data
             && *placement == wanted.placement
             && *singleton == wanted.singleton
