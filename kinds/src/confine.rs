@@ -185,6 +185,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::needless_pass_by_value, reason = "a literal at each call")]
     fn spec(launchable: Value, secrets: Value) -> PodSpec {
         let mut spec = json!({"launchables": {"web": {"location": "file:/a"}}, "secrets": secrets});
         for (field, value) in launchable.as_object().unwrap() {

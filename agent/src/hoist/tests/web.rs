@@ -49,7 +49,7 @@ async fn an_artifact_comes_over_http_and_over_https_by_way_of_redirects() {
     })
     .await;
     let store = store_with(&node, |config| {
-        config.network.authorities = vec![ca.clone()]
+        config.network.authorities = vec![ca.clone()];
     });
     let install = store.ensure(&digest, &plain.source("/a")).await.unwrap();
     assert!(install.path.join("bin/launch").exists());
