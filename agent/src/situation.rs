@@ -82,12 +82,4 @@ impl Circumstances {
             changed
         });
     }
-
-    pub(crate) fn gate(&self, gate: Gate) {
-        self.now.send_if_modified(|now| {
-            let changed = now.gate != gate;
-            now.gate = gate;
-            changed
-        });
-    }
 }
