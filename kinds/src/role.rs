@@ -45,6 +45,10 @@ pub struct RoleSpec {
     /// Left out: the server's own artifacts (`artifact:`), which deployers may upload.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub locations: Vec<String>,
+    /// For a deployer, which files a pod may name in `secrets`, in which `*` stands for anything.
+    /// Left out: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
 }
 
 /// What may be done by who has a role; each may do what those before it may.
@@ -142,6 +146,7 @@ fn validate(spec: &RoleSpec, errors: &mut Vec<FieldError>) {
         ("names", &spec.names),
         ("runAs", &spec.run_as),
         ("locations", &spec.locations),
+        ("secrets", &spec.secrets),
     ];
     for (field, list) in lists {
         texts(field, list, errors);

@@ -47,6 +47,7 @@ fn built_in(name: &str) -> Option<RoleSpec> {
         names: Vec::new(),
         run_as: Vec::new(),
         locations: Vec::new(),
+        secrets: Vec::new(),
     })
 }
 

@@ -97,6 +97,14 @@ fn beyond(role: &RoleSpec, name: &str, spec: &PodSpec, path: &str) -> Vec<FieldE
             ));
         }
     }
+    for (secret, source) in &spec.secrets {
+        if !fits_any(&role.secrets, &source.file) {
+            problems.push(FieldError::new(
+                format!("{path}.secrets.{secret}"),
+                format!("no role of yours allows the secret file `{}`", source.file),
+            ));
+        }
+    }
     problems
 }
 
@@ -209,6 +217,22 @@ mod tests {
             fields(&named, &controller(Some("hello"), OWN)),
             ["metadata.name"]
         );
+    }
+
+    #[test]
+    fn a_secret_that_no_role_names_is_refused() {
+        let mut object = controller(Some("hello"), OWN);
+        object["spec"]["template"]["spec"]["secrets"] =
+            json!({"DB": {"file": "hello-db"}, "KEY": {"file": "bank-key"}});
+        let (db, key) = (
+            "spec.template.spec.secrets.DB",
+            "spec.template.spec.secrets.KEY",
+        );
+        assert_eq!(fields(&[role(&json!({}))], &object), [db, key]);
+        let own = [role(&json!({"secrets": ["hello-*"]}))];
+        assert_eq!(fields(&own, &object), [key]);
+        let all = [role(&json!({"secrets": ["*"]}))];
+        assert!(fields(&all, &object).is_empty());
     }
 
     #[test]
