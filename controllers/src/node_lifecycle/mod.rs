@@ -1,7 +1,7 @@
 //! The life of nodes: who is not heard of any more, who is being drained, who was given up.
 //!
 //! Agents beat; this controller judges their silence by its own monotonic clock, and says in a
-//! part of the node's status what it makes of it: [`ALIVE`] is not true as
+//! part of the node's status what it makes of it: `Alive` is not true as
 //! soon as a node is silent, so that the health of its pods counts for nothing; `Lost` is true
 //! when it is silent for so long that its pods may be replaced, unless many are
 //! ([`judge`](fn@judge)), so many were lately ([`LossRate`]), or it does its work all the same

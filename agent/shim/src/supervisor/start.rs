@@ -48,7 +48,7 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-/// The program `platctrl-shim`: `platctrl-shim <dir>`, a command [beside] a launchable, or
+/// The program `platctrl-shim`: `platctrl-shim <dir>`, a command beside a launchable, or
 /// `platctrl-shim runit <verb> <dir>` where runit supervises instead. Returns its exit code.
 pub fn main() -> i32 {
     let mut args = std::env::args_os().skip(1).peekable();
