@@ -41,7 +41,7 @@ async fn bury_all(shared: Arc<Shared>) {
             }
             Err(error) => error,
         };
-        tracing::debug!(%error, "what hangs on ended leases is left to others for now");
+        tracing::debug!(%error, "what hangs on ended leases is left to others until the next round");
         index = 1;
         let pause = if error.is_transient() {
             AGAIN

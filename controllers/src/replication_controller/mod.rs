@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use platctrl_framework::cache::Owners;
 use platctrl_framework::controller::{Action, Context, Controller, ReconcileError};
-use platctrl_framework::model::{Object, Selector};
+use platctrl_framework::model::{Object, Resource, Selector};
 use platctrl_kinds::{
     DisruptionBudget, Node, Pod, PodPhase, PodSpec, ReplicationController, RollingUpdate, Span,
     Strategy,
@@ -24,6 +24,7 @@ use platctrl_kinds::{
 pub use plan::{Astray, Budget, Observed, Plan, PodFacts, Victim, Wait, astray, plan};
 
 use crate::carry_out::{Done, Step, Work};
+use crate::end::ended_with_owner;
 use crate::grants;
 use crate::ledger::{self, Ledger, LedgerError};
 use crate::placement::{Accounts, NodeState, Placement, PodNeeds, Request, Spread};
@@ -116,6 +117,7 @@ fn observe(
     // What takes nothing away needs no ledger, and reading it costs as much as there are pods.
     let takes_away = live > owner.spec.replicas as usize || !all_current || moves;
     let ledger = takes_away.then(|| Ledger::of_controller(view, owner));
+    let with_owner = ended_with_owner(ReplicationController::SINGULAR, &owner.metadata.name);
     let facts = both.map(|(pod, &current)| {
         let node = pod.spec.node_name.clone().unwrap_or_default();
         let leaving = pod.metadata.is_deleted();
@@ -134,6 +136,12 @@ fn observe(
             ready: is_ready(pod),
             leaving,
             singleton: pod.spec.singleton,
+            taken_back: pod
+                .metadata
+                .deletion
+                .as_ref()
+                .and_then(|end| end.reason.as_deref())
+                == Some(&*with_owner),
             gone: PodPhase::of(&pod.status.phase) == Some(PodPhase::Gone),
             current,
             created: created(pod),

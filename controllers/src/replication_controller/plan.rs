@@ -62,6 +62,8 @@ pub struct PodFacts {
     pub leaving: bool,
     /// It never runs twice at once: nobody takes its place before it is gone.
     pub singleton: bool,
+    /// It was to end with its controller, whose end was taken back: so may be the pod's, presently.
+    pub taken_back: bool,
     /// Nothing of it is left on its node.
     pub gone: bool,
     /// Its spec and labels are those of the template.
@@ -282,6 +284,8 @@ fn strays_of(observed: &Observed, live: &[&PodFacts]) -> Strays {
 /// - Pods that are not where they should be stay ([`Strategy::Static`]), or are moved one at a
 ///   time ([`Strategy::Dynamic`], or because a drain says so): another one is created, and when
 ///   it is ready the old one goes, if the budget allows it.
+/// - When the controller's own end was taken back, pods that were to end with it are replaced when
+///   they are gone: till then theirs may be taken back as well.
 /// - A pod that never runs twice goes first, and another one is made when it is gone. On a node
 ///   that is not heard of it stays until it is known to be gone. While a roll says how many pods
 ///   there are, a drained one goes first as well.
@@ -314,10 +318,13 @@ pub fn plan(observed: &Observed, placement: &dyn Placement) -> Plan {
     plan.moved = number(movable.len());
     let moves = !movable.is_empty() && !observed.claimed;
     // Such a pod may still run: it holds its place among the replicas until it is gone.
+    let holds_its_place =
+        |pod: &&PodFacts| pod.singleton || (pod.taken_back && !is_out_of_reach(observed, pod));
     let ending: Vec<&PodFacts> = observed
         .pods
         .iter()
-        .filter(|pod| pod.leaving && pod.singleton && !pod.gone)
+        .filter(|pod| pod.leaving && !pod.gone)
+        .filter(holds_its_place)
         .collect();
     let there = count.saturating_add(number(ending.len()));
     let mut kept = live;

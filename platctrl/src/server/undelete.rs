@@ -18,9 +18,6 @@ use super::request;
 use super::status::{Failure, Result, json_response};
 use super::write::{ATTEMPTS, Writing};
 
-/// So many pods are taken back in one commit with their owner: what every store takes at once.
-const TOGETHER: usize = 8;
-
 /// What became of a pod of the object.
 struct Pods {
     /// They run on.
@@ -66,19 +63,10 @@ pub(super) async fn undelete(
         }
         let mut batch = Batch::for_store(&writing.client.store().capabilities());
         batch.restore(&joined)?;
-        let singular = definition.kind.to_lowercase();
-        // With the first of its pods in one commit: it would replace those that it sees leaving.
-        for pod in leaving_with(&writing, &metadata, &singular).await? {
-            match batch.restore(&pod) {
-                Err(error) if error.is_conflict() || error.is_not_found() => {}
-                done => {
-                    done?;
-                }
-            }
-        }
         if writing.finish(joined, batch).await?.is_none() {
             continue;
         }
+        let singular = definition.kind.to_lowercase();
         let pods = restore_pods(&writing, &metadata, &singular).await?;
         let details = json!({
             "group": definition.group, "kind": definition.plural, "name": key.name(),
@@ -109,35 +97,6 @@ fn has_stopped(pod: &Joined) -> bool {
         Some(PodPhase::Stopping) => pids.is_none_or(Map::is_empty),
         _ => false,
     }
-}
-
-/// Pods that are to end with their owner and still run: the first of them.
-async fn leaving_with(
-    writing: &Writing<'_>,
-    owner: &Metadata,
-    singular: &str,
-) -> Result<Vec<Joined>> {
-    let Some(namespace) = owner.namespace.as_deref() else {
-        return Ok(Vec::new());
-    };
-    let kind = KindDefinition::of::<Pod>();
-    let listed = writing.client.list(&kind, Some(namespace)).await?;
-    let reason = ended_with_owner(singular, &owner.name);
-    let leaves = |joined: &Joined| {
-        let metadata = joined.intent.as_ref().map(|it| &it.value.metadata);
-        let with_owner = metadata.is_some_and(|metadata| {
-            let end = metadata.deletion.as_ref();
-            owns(&owner.uid, metadata)
-                && end.is_some_and(|end| end.reason.as_deref() == Some(&*reason))
-        });
-        with_owner && !has_stopped(joined)
-    };
-    Ok(listed
-        .objects
-        .into_iter()
-        .filter(leaves)
-        .take(TOGETHER)
-        .collect())
 }
 
 /// Takes back what the end of an owner did to its pods.

@@ -12,6 +12,7 @@ fn pod(name: &str, node: &str, ready: bool) -> PodFacts {
         ready,
         leaving: false,
         singleton: false,
+        taken_back: false,
         gone: false,
         current: true,
         created: 1,
@@ -65,6 +66,40 @@ fn missing_pods_are_created_where_there_is_room() {
     let plan = decide(&observed(3, 2, vec![pod("a", "n0", true)]));
     assert_eq!(plan.create, ["n1"]);
     assert_eq!((plan.unplaced, plan.live, plan.ready), (1, 1, 1));
+}
+
+#[test]
+fn pods_of_an_end_that_was_taken_back_are_replaced_when_they_are_gone_and_not_before() {
+    let pods = |gone, taken_back| {
+        let leaving = |name, node| PodFacts {
+            leaving: true,
+            gone,
+            taken_back,
+            ..pod(name, node, false)
+        };
+        observed(2, 4, vec![leaving("a", "n0"), leaving("b", "n1")])
+    };
+    let plan = decide(&pods(false, true));
+    assert_eq!((plan.create.len(), plan.unplaced), (0, 0));
+    let waits = plan.wait.unwrap().to_string();
+    assert!(waits.contains("when a is gone"), "{waits}");
+    assert_eq!(decide(&pods(true, true)).create.len(), 2, "it was too late");
+    assert_eq!(
+        decide(&pods(false, false)).create.len(),
+        2,
+        "ended by others"
+    );
+    // Of pods on a machine that is not heard of nobody knows how long they take.
+    let mut lost = pods(false, true);
+    let state = |index| FleetNode {
+        state: match index {
+            0 => NodeState::Lost,
+            _ => NodeState::Open,
+        },
+        ..node(index)
+    };
+    lost.fleet = Arc::new(Fleet::new((0..4).map(state)));
+    assert_eq!(decide(&lost).create.len(), 1);
 }
 
 #[test]
