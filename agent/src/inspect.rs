@@ -1,14 +1,17 @@
 //! What is on a node, told from its files alone: also without an agent and without a store.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use platctrl_framework::model::Uid;
 use serde::Serialize;
 
 use crate::files::FileError;
-use crate::layout::{Layout, LayoutError};
+use crate::health::Verdict;
+use crate::layout::{Layout, LayoutError, PodPaths};
 use crate::name::PodName;
 use crate::state::{PodRecord, Position};
+use crate::worker::AskedRestart;
 
 /// A pod as its node knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -27,8 +30,36 @@ pub struct InspectedPod {
     pub position: Position,
     /// Its end was ordered.
     pub ending: bool,
+    /// Somebody on the node stopped it.
+    pub stopped: bool,
+    /// The restart that it asks for, or that is being done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart: Option<AskedRestart>,
+    /// What its health check said last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<Verdict>,
+    /// What its liveness check said last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub liveness: Option<Verdict>,
+    /// The phase that was reported last.
+    pub phase: String,
+    /// What it takes of the disk.
+    pub disk: InspectedDisk,
     /// Its programs.
     pub programs: Vec<InspectedProgram>,
+}
+
+/// Bytes on disk. Installs are shared with other pods and counted for each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct InspectedDisk {
+    /// Its own data.
+    pub data: u64,
+    /// What its programs wrote.
+    pub logs: u64,
+    /// Its artifacts, unpacked.
+    pub installs: u64,
 }
 
 /// A program as its supervisor wrote it down.
@@ -98,7 +129,56 @@ fn inspect_pod(layout: &Layout, name: PodName) -> Result<InspectedPod, FileError
             .map(|record| record.position)
             .unwrap_or_default(),
         ending: last.is_some_and(|last| last.tombstone.is_some()),
+        stopped: record.as_ref().is_some_and(|it| {
+            it.stopped.is_some() && it.stopped == it.current.as_ref().map(|it| it.generation)
+        }),
+        restart: record.as_ref().and_then(|it| it.restart.clone()),
+        health: record
+            .as_ref()
+            .and_then(|it| it.health.clone())
+            .map(|it| it.state.verdict),
+        liveness: record
+            .as_ref()
+            .and_then(|it| it.liveness.clone())
+            .map(|it| it.state.verdict),
+        phase: record
+            .as_ref()
+            .map(|it| it.phase.clone())
+            .unwrap_or_default(),
+        disk: InspectedDisk {
+            data: size(&paths.data()),
+            logs: size(&paths.log()),
+            installs: installs(&paths),
+        },
         programs: programs.collect(),
         name,
     })
+}
+
+/// What the files below a directory take. Links are not followed, and what cannot be read counts
+/// nothing.
+fn size(directory: &Path) -> u64 {
+    let mut open = vec![directory.to_owned()];
+    let mut bytes = 0_u64;
+    while let Some(directory) = open.pop() {
+        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            // Of the entry itself, not of what a link names.
+            let Ok(there) = entry.metadata() else {
+                continue;
+            };
+            if there.is_dir() {
+                open.push(entry.path());
+            }
+            bytes = bytes.saturating_add(there.blocks().saturating_mul(512));
+        }
+    }
+    bytes
+}
+
+fn installs(paths: &PodPaths) -> u64 {
+    let links = std::fs::read_dir(paths.home().join("installs"));
+    let targets = links.into_iter().flatten().flatten();
+    // The links are the agent's own.
+    let targets = targets.filter_map(|link| std::fs::canonicalize(link.path()).ok());
+    targets.map(|target| size(&target)).sum()
 }

@@ -185,8 +185,11 @@ impl Layout {
         Ok(pods)
     }
 
-    /// The supervisor's program that was installed last; the directory of them where there is none.
-    pub(crate) fn newest_shim(&self) -> Result<PathBuf, FileError> {
+    /// The newest of the supervisors' programs: it also speaks for what older ones left behind.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn newest_shim(&self) -> Result<PathBuf, FileError> {
         let shims = self.shims();
         let entries = match std::fs::read_dir(&shims) {
             Ok(entries) => entries,

@@ -82,4 +82,17 @@ impl Circumstances {
             changed
         });
     }
+
+    /// Whether that is news.
+    pub(crate) fn gate(&self, gate: Gate) -> bool {
+        self.now.send_if_modified(|now| {
+            let changed = now.gate != gate;
+            now.gate = gate;
+            changed
+        })
+    }
+
+    pub(crate) fn refuses(&self, pod: &PodName) -> Option<String> {
+        self.now.borrow().gate.refuses(pod)
+    }
 }

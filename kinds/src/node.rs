@@ -90,6 +90,12 @@ pub mod node_condition {
     pub const LOST: &str = "Lost";
     /// Its pods are being moved away.
     pub const DRAINING: &str = "Draining";
+    /// Little space, or few file names, are left where pods are kept.
+    pub const DISK_PRESSURE: &str = "DiskPressure";
+    /// Little memory is available.
+    pub const MEMORY_PRESSURE: &str = "MemoryPressure";
+    /// Its clock was set, or differs from the controllers'.
+    pub const CLOCK_SKEW: &str = "ClockSkew";
 }
 
 /// What a node's agent reports.

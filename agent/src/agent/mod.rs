@@ -4,10 +4,14 @@
 //! is reported when the store is back. An object that nothing on this node was done for is claimed
 //! in the store first, so that no crash can make its end be forgotten.
 
+mod gate;
+mod machine;
 mod memory;
+mod metrics;
 mod node;
 mod pods;
 
+use std::convert::Infallible;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -24,6 +28,7 @@ use crate::host::{Host, HostConfig, HostError};
 use crate::name::PodName;
 use crate::situation::Granter;
 use crate::worker::Control;
+pub use gate::BootGates;
 use memory::Memory;
 use node::{Fence, Keeper, NodeError};
 use pods::{Pods, Told};
@@ -33,6 +38,9 @@ pub(crate) const CONTROLLER: &str = "agent";
 /// How long reports that wait to be written may take when the agent stops.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// How often it is looked whether what is required is there.
+const GATES: Duration = Duration::from_secs(1);
+
 /// How an agent works.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -41,12 +49,18 @@ pub struct AgentConfig {
     pub host: HostConfig,
     /// Where orders come from.
     pub store: Arc<dyn Store>,
+    /// What has to be so before pods are begun.
+    pub gates: BootGates,
 }
 
 impl AgentConfig {
     /// An agent of this node on that store.
     pub fn new(host: HostConfig, store: Arc<dyn Store>) -> Self {
-        Self { host, store }
+        Self {
+            host,
+            store,
+            gates: BootGates::default(),
+        }
     }
 }
 
@@ -93,6 +107,7 @@ pub struct Agent {
     pods: Arc<Pods>,
     keeper: Keeper,
     runtime: Runtime,
+    gates: BootGates,
 }
 
 /// Looks into an agent. Cheap to clone.
@@ -154,7 +169,7 @@ impl Agent {
     /// # Errors
     /// [`AgentError`].
     pub async fn new(config: AgentConfig) -> Result<Self, AgentError> {
-        let AgentConfig { host, store } = config;
+        let AgentConfig { host, store, gates } = config;
         let prefixes = watched_prefixes(&host.node)?;
         let environment = host.environment.clone();
         let (host, memory) = tokio::task::spawn_blocking(move || {
@@ -170,6 +185,7 @@ impl Agent {
 
         // Whoever grants restarts is in the store, which nobody has heard of yet.
         host.circumstances.granter(Granter::Away);
+        host.circumstances.gate(gates.look());
         let pods = Pods::start(Arc::clone(&host))?;
         let keeper = Keeper::new(
             Arc::clone(&host),
@@ -227,6 +243,7 @@ impl Agent {
             pods,
             keeper,
             runtime,
+            gates,
         })
     }
 
@@ -252,6 +269,7 @@ impl Agent {
             pods,
             keeper,
             runtime,
+            gates,
         } = self;
         let stopped = shutdown.clone();
         let handle = runtime.handle();
@@ -281,11 +299,33 @@ impl Agent {
             }
         };
         let collecting = AbortOnDropHandle::new(tokio::spawn(crate::collect::run(host.clone())));
-        let result = work.await;
+        let result = tokio::select! {
+            result = work => result,
+            never = attend(&host, &pods, &gates) => match never {},
+        };
         drop(collecting);
         drop(store);
         pods.leave().await;
         result
+    }
+}
+
+/// Keeps what may be begun up to date. For the pods that may be from now on, their orders are
+/// looked at anew.
+async fn attend(host: &Host, pods: &Pods, gates: &BootGates) -> Infallible {
+    if gates.is_empty() {
+        return std::future::pending().await;
+    }
+    loop {
+        host.environment.sleep(GATES).await;
+        let files = gates.clone();
+        let looked = tokio::task::spawn_blocking(move || files.look()).await;
+        if let Ok(gate) = looked
+            && host.circumstances.gate(gate)
+        {
+            tracing::info!(node = host.node, "what may be begun on this node changed");
+            pods.wake_all();
+        }
     }
 }
 

@@ -1,19 +1,25 @@
 //! The node's own record: who works under its name, what the machine is, and that it lives.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use jiff::Timestamp;
 use platctrl_framework::client::{Batch, Client, ClientError};
+use platctrl_framework::model::identity::ChainLink;
 use platctrl_framework::model::{
     Condition, ConditionStatus, Joined, ObjectKey, Phase, Reality, Resource as _, Status, Tree,
     identity,
 };
-use platctrl_framework::store::{Compare, Key, Revision, Store, StoreError, Transaction};
+use platctrl_framework::store::{
+    Compare, Key, Prefix, Revision, Store, StoreError, Transaction, WatchEvent, WatchStream,
+};
 use platctrl_kinds::{Node, NodeSpec, NodeStatus};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
+use super::machine::{self, Judgement, Reading};
 use super::memory::{Memory, random};
 use super::pods::Pods;
 use crate::host::Host;
@@ -21,6 +27,8 @@ use crate::situation::Granter;
 
 /// Time between beats.
 const BEAT: Duration = Duration::from_secs(10);
+/// After so many beats everything is read again, as watches have faults too.
+const BEATS_A_LOOK: u32 = 6;
 /// Time between attempts while the store or the node's record is not there.
 const RETRY: Duration = Duration::from_secs(1);
 /// Another machine that does not beat for so long has given up the name.
@@ -84,6 +92,9 @@ pub(super) struct Keeper {
     instance: String,
     beats: std::sync::atomic::AtomicU64,
     waits: watch::Sender<Option<String>>,
+    machine: Mutex<Judgement>,
+    /// The newest link of the chain at the last look, and when that was.
+    seen_link: Mutex<Option<(u64, Duration)>>,
 }
 
 /// Why an attempt came to nothing.
@@ -132,6 +143,8 @@ impl Keeper {
             instance,
             beats: std::sync::atomic::AtomicU64::new(0),
             waits: watch::Sender::new(None),
+            machine: Mutex::default(),
+            seen_link: Mutex::default(),
         }
     }
 
@@ -197,7 +210,8 @@ impl Keeper {
         }
         self.take_name(&memory.known().machine).await?;
         drop(memory);
-        self.refresh(true).await
+        self.refresh(true).await?;
+        Ok(())
     }
 
     /// The name is this machine's when its last beat was this machine's, or nobody's for a while.
@@ -220,16 +234,18 @@ impl Keeper {
         Ok(record.and_then(|record| serde_json::from_slice(&record.value).ok()))
     }
 
-    /// Beats, and keeps the node's record right, until the name is lost.
+    /// Beats, and keeps the node's record right, until the name is lost. Another agent that takes
+    /// the record shows in the next beat, which compares it; an order in its intent is heard by a
+    /// watch. Everything is read again now and then all the same.
     pub(super) async fn run(&self) -> NodeError {
         let environment = &self.host.environment;
         let mut heard = environment.monotonic();
         loop {
-            let wait = match self.refresh(false).await {
+            let wait = match self.round().await {
                 Ok(()) => {
                     heard = environment.monotonic();
                     self.host.circumstances.granter(Granter::Store);
-                    BEAT
+                    Duration::ZERO
                 }
                 Err(Attempt::Lost(other)) => {
                     self.fence.set(None);
@@ -251,9 +267,95 @@ impl Keeper {
         }
     }
 
+    /// Reads and reports everything, then beats until there is a reason to do so again.
+    async fn round(&self) -> Result<(), Attempt> {
+        let read_at = self.refresh(false).await?;
+        let intent = self.key()?.store_key(Tree::Intent);
+        let mut changes = Some(self.client.store().watch(Prefix::only(&intent), read_at));
+        for _ in 0..BEATS_A_LOOK {
+            tokio::select! {
+                () = self.host.environment.sleep(BEAT) => {
+                    if self.fares_otherwise().await {
+                        return Ok(());
+                    }
+                    match self.beat().await {
+                        // Somebody wrote the node's own record: whoever it was is seen next.
+                        Err(Attempt::Client(ClientError::Store(StoreError::Conflict { .. }))) => {
+                            return Ok(());
+                        }
+                        beat => beat?,
+                    }
+                    self.host.circumstances.granter(Granter::Store);
+                }
+                changed = changed(&mut changes) => if changed { return Ok(()) },
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks how the machine fares. Whether that is to be reported.
+    async fn fares_otherwise(&self) -> bool {
+        let (path, environment) = (
+            self.host.layout.data_dir().to_owned(),
+            &self.host.environment,
+        );
+        let (wall, counter) = (environment.now(), environment.monotonic());
+        let taken = tokio::task::spawn_blocking(move || Reading::take(&path, wall, counter)).await;
+        let mut machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = machine.conditions();
+        if let Ok(reading) = taken {
+            machine.judge(&reading);
+        }
+        machine.conditions() != before
+    }
+
+    /// The number of the newest link of the chain, and when it was made.
+    async fn newest_link(&self) -> Result<Option<(u64, Timestamp)>, Attempt> {
+        let store = self.client.store();
+        let read = async |key: Key| {
+            let snapshot = store.get(&[key]).await?;
+            let record = snapshot.records.into_iter().flatten().next();
+            Ok::<_, StoreError>(record.map(|record| record.value))
+        };
+        let head = Key::new("x/chain/head").expect("a constant that is a valid key");
+        let head = read(head).await?;
+        let head = head.and_then(|head| serde_json::from_slice::<Value>(&head).ok());
+        let Some(number) = head.as_ref().and_then(|head| head["number"].as_u64()) else {
+            return Ok(None);
+        };
+        let link = read(identity::chain_key(number)).await?;
+        let link = link.and_then(|link| serde_json::from_slice::<ChainLink>(&link).ok());
+        Ok(link.map(|link| (number, link.at)))
+    }
+
+    /// Compares the clock with that of whoever made the newest link of the chain, when that was
+    /// made since the last look.
+    async fn compare_clock(&self) -> Result<(), Attempt> {
+        let environment = &self.host.environment;
+        let asked = environment.monotonic();
+        let Some((number, at)) = self.newest_link().await? else {
+            return Ok(());
+        };
+        let mut seen = self
+            .seen_link
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = seen.replace((number, asked));
+        if let Some((known, then)) = before
+            && known != number
+        {
+            let ago = environment.monotonic().saturating_sub(then);
+            let mut machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
+            machine.compare_clock(at, ago, environment.now());
+        }
+        Ok(())
+    }
+
     /// One round. The first takes the node's record over; later ones find it this agent's, or the
     /// name is lost.
-    async fn refresh(&self, first: bool) -> Result<(), Attempt> {
+    async fn refresh(&self, first: bool) -> Result<Revision, Attempt> {
+        self.compare_clock().await?;
+        self.fares_otherwise().await;
         let key = self.key()?;
         let joined = self.client.joined(&key).await?;
         let intent = joined.intent.as_ref().ok_or(Attempt::NotAdmitted)?;
@@ -269,7 +371,8 @@ impl Keeper {
         self.host.advance.want(&spec.prefetch);
         self.follow_incarnation(spec.incarnation).await?;
         self.report(&joined, spec.incarnation).await?;
-        self.beat().await
+        self.beat().await?;
+        Ok(intent.modified)
     }
 
     /// A newer incarnation is the order to end what was started under the older one.
@@ -301,14 +404,23 @@ impl Keeper {
             "AgentRuns",
             "the node's agent runs",
         );
-        conditions.set(ready, generation, self.host.environment.now());
+        let now = self.host.environment.now();
+        conditions.set(ready, generation, now);
+        let machine = self
+            .machine
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        for condition in machine.conditions() {
+            conditions.set(condition, generation, now);
+        }
         let status = Status::<NodeStatus> {
             phase: Phase::default(),
             observed_generation: Some(generation),
             observed_spec: joined.intent.as_ref().map(|it| it.value.spec_digest()),
             conditions,
             detail: NodeStatus {
-                attributes: facts(),
+                attributes: machine::facts(),
                 agent_version: env!("CARGO_PKG_VERSION").to_owned(),
                 incarnation,
                 pods: self.pods.count(),
@@ -359,9 +471,26 @@ impl Keeper {
             count,
             at: self.host.environment.now(),
         };
-        let transaction = Transaction::new().put(self.beat_key()?, serde_json::to_vec(&beat)?);
+        let mut transaction = Transaction::new().put(self.beat_key()?, serde_json::to_vec(&beat)?);
+        // Who lost the node's record has no business to beat for it.
+        transaction.compares.extend(self.fence.compare());
         self.client.store().commit(transaction).await?;
         Ok(())
+    }
+}
+
+/// Whether the watched record changed. One that can be watched no more is looked at by and by.
+async fn changed(changes: &mut Option<WatchStream>) -> bool {
+    let Some(stream) = changes else {
+        return std::future::pending().await;
+    };
+    match stream.next().await {
+        Some(Ok(WatchEvent::Changes { .. })) => true,
+        Some(Ok(WatchEvent::Progress(_))) => false,
+        Some(Ok(_) | Err(_)) | None => {
+            *changes = None;
+            false
+        }
     }
 }
 
@@ -374,21 +503,4 @@ fn in_use(other: Option<Beat>) -> NodeError {
         None => "it has not beaten yet".to_owned(),
     };
     NodeError::NameInUse { other }
-}
-
-/// Facts about the machine. A selector may name them; nothing is trusted for them.
-pub(crate) fn facts() -> BTreeMap<String, String> {
-    let uname = rustix::system::uname();
-    let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
-    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let memory = rustix::system::sysinfo();
-    let bytes = memory.totalram.saturating_mul(u64::from(memory.mem_unit));
-    BTreeMap::from([
-        ("attr.os".into(), std::env::consts::OS.into()),
-        ("attr.arch".into(), std::env::consts::ARCH.into()),
-        ("attr.kernel".into(), text(uname.release())),
-        ("attr.hostname".into(), text(uname.nodename())),
-        ("attr.cpus".into(), cpus.to_string()),
-        ("attr.memory".into(), bytes.to_string()),
-    ])
 }

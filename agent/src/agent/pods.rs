@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use platctrl_framework::controller::{Absent, Action, Context, ReconcileError, Trigger};
 use platctrl_framework::model::{
-    Conditions, Intent, KindDefinition, Object, ObjectKey, Resource as _, Status, Tree, Uid, schema,
+    Conditions, EventType, Intent, KindDefinition, Object, ObjectKey, Resource as _, Status, Tree,
+    Uid, schema,
 };
 use platctrl_kinds::{Grant, Pod, PodPhase, PodStatus};
 use serde_json::Value;
@@ -340,6 +341,9 @@ impl Pods {
             self.record_events(&name, context);
             return Ok(Action::await_change());
         }
+        if !ends && let Some(why) = self.host.circumstances.refuses(&name) {
+            return self.hold_back(&name, &uid, &why, context, fence).await;
+        }
         if !ends {
             context.claim().await?;
         }
@@ -353,6 +357,25 @@ impl Pods {
         self.pass_grant(&name, &uid, context);
         if let Some(report) = report {
             self.publish(context, &report, fence).await?;
+        }
+        Ok(Action::await_change())
+    }
+
+    /// A pod that may not be begun now: what runs of it goes on and is reported.
+    async fn hold_back(
+        &self,
+        name: &PodName,
+        uid: &Uid,
+        why: &str,
+        context: &Context,
+        fence: &Fence,
+    ) -> Result<Action, ReconcileError> {
+        // So that it is looked at when more may be begun.
+        self.told.known().entry(name.clone()).or_default();
+        self.record_events(name, context);
+        match self.report_on(name, uid) {
+            Some(report) => self.publish(context, &report, fence).await?,
+            None => context.event(EventType::Normal, "NotYet", why),
         }
         Ok(Action::await_change())
     }

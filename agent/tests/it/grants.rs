@@ -55,6 +55,23 @@ impl Site {
         })
     }
 
+    /// The pod, once it asks for nothing and is ready.
+    fn lives(&self) -> Object<Pod> {
+        self.wait("a pod that lives", || {
+            let pod = self.pod()?;
+            let asks = pod.status.detail.restart_request.is_some();
+            (!asks && pod.status.conditions.is_true("Ready")).then_some(pod)
+        })
+    }
+
+    fn other_than(&self, before: &RestartRequest) -> (Object<Pod>, RestartRequest) {
+        self.wait("another request", || {
+            let pod = self.pod()?;
+            let request = pod.status.detail.restart_request.clone()?;
+            (request.id != before.id).then_some((pod, request))
+        })
+    }
+
     fn grant(&self, uid: &str, request: &str) {
         let grant = Grant {
             uid: uid.into(),
@@ -65,7 +82,15 @@ impl Site {
         let value = serde_json::to_vec(&grant).unwrap();
         let key = key().store_key(Tree::Grant);
         let put = Transaction::new().put(key, value);
-        self.rig.block_on(self.store.commit(put)).unwrap();
+        let written = self.rig.block_on(self.store.commit(put)).unwrap();
+        // What was put before is seen by the agent from here on.
+        self.wait("the agent's view", || {
+            let Some(status) = self.handle.as_ref()?.runtime().status() else {
+                return Some(());
+            };
+            let mut sources = status.sources.iter();
+            sources.all(|it| it.revision >= Some(written)).then_some(())
+        });
     }
 }
 
@@ -87,10 +112,18 @@ fn a_pod_that_does_not_live_is_not_ready_and_is_restarted_only_by_a_grant_for_it
     let (pod, request) = site.asked();
     assert_eq!(reason(&pod), "NotAlive");
     assert!(request.reason.contains("503"), "{request:?}");
-    // For another pod of that name, and for another request.
+    // For another pod of that name, and for another request: neither is for this one.
     let uid = pod.metadata.uid.to_string();
     site.grant("another", &request.id);
+    site.ail(&name(), false);
+    assert_eq!(pid(&site.lives()), pid(&before));
+    site.ail(&name(), true);
+    let (_, request) = site.other_than(&request);
     site.grant(&uid, "another");
+    site.ail(&name(), false);
+    assert_eq!(pid(&site.lives()), pid(&before));
+    site.ail(&name(), true);
+    let (_, request) = site.other_than(&request);
     site.grant(&uid, &request.id);
     let again = site.wait("a restart", || {
         let pod = site.pod()?;

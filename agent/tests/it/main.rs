@@ -14,6 +14,7 @@ mod hostile;
 mod isolation;
 mod launchables;
 mod machine;
+mod node;
 mod pods;
 mod rig;
 mod runit;

@@ -23,7 +23,7 @@ pub(crate) struct Site {
     pub(crate) rig: Rig,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) client: Client,
-    running: Option<(CancellationToken, JoinHandle<Result<(), AgentError>>)>,
+    pub(crate) running: Option<(CancellationToken, JoinHandle<Result<(), AgentError>>)>,
     pub(crate) handle: Option<AgentHandle>,
 }
 
@@ -77,6 +77,11 @@ impl Site {
     pub(crate) fn start(&mut self) {
         let config = AgentConfig::new(self.rig.host_config(), Arc::clone(&self.store));
         let agent = self.rig.block_on(Agent::new(config)).unwrap();
+        self.run(agent);
+    }
+
+    /// Lets an agent work.
+    pub(crate) fn run(&mut self, agent: Agent) {
         self.handle = Some(agent.handle());
         let shutdown = CancellationToken::new();
         let task = self.rig.spawn(agent.run(shutdown.clone()));

@@ -16,6 +16,7 @@ mod explain;
 pub(crate) mod failsafe;
 mod find;
 mod get;
+mod here;
 mod hoist;
 mod hooks;
 mod local;
@@ -135,6 +136,14 @@ enum Verb {
     Explain(explain::ExplainArgs),
     /// Show what a pod's programs wrote
     Logs(logs::LogsArgs),
+    /// Restart a pod of this machine, once that takes no more pods away than may be
+    Restart(here::ControlArgs),
+    /// Stop a pod of this machine until it is started again, or gets a new version
+    Stop(here::ControlArgs),
+    /// Start a pod of this machine that was stopped
+    Start(here::StartArgs),
+    /// Run a command with the user, the cgroup and the environment of a pod of this machine
+    Exec(here::ExecArgs),
     /// Show what happened, oldest first
     Events(events::EventsArgs),
     /// Wait until something is so
@@ -462,6 +471,10 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Edit(args) => client(edit::run(&args, setting)),
         Verb::Explain(args) => client(explain::run(&args, setting)),
         Verb::Logs(args) => client(logs::run(&args, setting)),
+        Verb::Restart(args) => client(here::restart(&args, setting)),
+        Verb::Stop(args) => client(here::stop(&args, setting)),
+        Verb::Start(args) => client(here::start(&args, setting)),
+        Verb::Exec(args) => here::exec(&args, setting),
         Verb::Events(args) => client(events::run(&args, setting)),
         Verb::Wait(args) => client(wait::run(&args, setting)),
         Verb::Failsafe(verb) => client(failsafe::run(&verb, setting)),

@@ -1,6 +1,7 @@
 //! `node`: admits machines, so that their agents may work; empties them, and gives them up.
 
 mod drain;
+mod inspect;
 mod life;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,8 @@ pub(crate) enum NodeVerb {
         #[arg(long = "address", value_name = "ADDRESS")]
         addresses: Vec<String>,
     },
+    /// Show what is on this machine: what is wanted, what runs, and what it takes; also without a server
+    Inspect(inspect::InspectArgs),
     /// Put no new pods on a node
     Cordon {
         /// The name of the node
@@ -57,6 +60,9 @@ fn label(text: &str) -> Result<(String, String), String> {
 }
 
 pub(crate) async fn run(verb: &NodeVerb, setting: &Setting) -> Result<()> {
+    if let NodeVerb::Inspect(args) = verb {
+        return inspect::run(args, setting).await;
+    }
     let NodeVerb::Admit {
         name,
         store,

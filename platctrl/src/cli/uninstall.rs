@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// What the parts of platctrl keep in a data directory, beside what the agent removes itself.
-const KEPT: [&str; 13] = [
+const KEPT: [&str; 15] = [
     "store",
     "artifacts",
     "failsafe",
@@ -26,6 +26,8 @@ const KEPT: [&str; 13] = [
     "token",
     "listens",
     "platctrl.sock",
+    "agent.sock",
+    "agent.lock",
     "platctrl.lock",
     "controllers.sock",
     "controllers.lock",

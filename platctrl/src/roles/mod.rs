@@ -4,13 +4,14 @@
 //! The parts meet only in the store. [`up`](crate::up) has all of them in one process.
 
 pub(crate) mod admission;
+pub(crate) mod desk;
 pub(crate) mod listen;
 mod process;
 
 use std::path::Path;
 use std::sync::Arc;
 
-use platctrl_agent::{Agent, AgentConfig, AgentHandle, HostConfig, hoist};
+use platctrl_agent::{Agent, AgentConfig, AgentHandle, BootGates, HostConfig, hoist};
 use platctrl_controllers::{
     daemon_set, disruption_budget, node_lifecycle, replication_controller, rolling_update,
 };
@@ -31,7 +32,9 @@ use crate::server::{self, Network, Server, ServerConfig};
 use crate::{output, place};
 use listen::Listening;
 
-pub(crate) use process::{AgentArgs, ControllersArgs, ServerArgs, agent, controllers, server};
+pub(crate) use process::{
+    AgentArgs, BeginFlags, ControllersArgs, ServerArgs, agent, controllers, server,
+};
 
 /// The kinds that platctrl itself knows.
 pub(crate) fn kinds() -> Kinds {
@@ -106,11 +109,20 @@ impl Parts {
         &mut self,
         mut host: HostConfig,
         store: Arc<dyn Store>,
+        gates: BootGates,
     ) -> Result<AgentHandle> {
         host.network = hoist::Network::from_env();
-        let agent = Agent::new(AgentConfig::new(host, store)).await;
-        let agent = agent.map_err(Failure::failed)?;
+        let data_dir = host.data_dir.clone();
+        let mut config = AgentConfig::new(host, store);
+        config.gates = gates;
+        let agent = Agent::new(config).await.map_err(Failure::failed)?;
         let handle = agent.handle();
+        let (desk, told) = (
+            desk::bind(&data_dir).map_err(Failure::failed)?,
+            handle.clone(),
+        );
+        let stop = self.stop.clone().cancelled_owned();
+        self.run("agent's socket", desk::serve(desk, told, stop));
         let stop = self.stop.clone();
         self.run("agent", async move { agent.run(stop).await });
         Ok(handle)

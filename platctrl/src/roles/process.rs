@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use platctrl_agent::{HostConfig, hoist};
+use platctrl_agent::health::ProbeFiles;
+use platctrl_agent::{BootGates, HostConfig, hoist};
 use platctrl_framework::environment::Environment;
 use platctrl_framework::model::identity::{self, AnchorState, IdentityError};
 use platctrl_framework::root::RootedStore;
@@ -50,6 +51,44 @@ pub(crate) struct AgentArgs {
     /// Where pods' secrets come from: NAMESPACE/FILE in it, which only root may touch
     #[arg(long, value_name = "DIR", default_value = "/etc/platctrl/secrets")]
     secrets_dir: PathBuf,
+    #[command(flatten)]
+    begin: BeginFlags,
+}
+
+/// What holds for an agent, alone or in `up`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct BeginFlags {
+    /// Begin no pod while this file is missing; what runs goes on
+    #[arg(long, value_name = "FILE")]
+    require_file: Option<PathBuf>,
+    /// While this file is there and not empty, begin only the pods in it: one NAMESPACE/NAME a line
+    #[arg(long, value_name = "FILE")]
+    pod_whitelist: Option<PathBuf>,
+    /// The authorities that HTTPS checks of pods believe (PEM) [default: anybody]
+    #[arg(long, value_name = "FILE")]
+    health_ca: Option<PathBuf>,
+    /// The certificate that HTTPS checks of pods show (PEM)
+    #[arg(long, value_name = "FILE", requires = "health_key")]
+    health_cert: Option<PathBuf>,
+    /// The key of that certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "health_cert")]
+    health_key: Option<PathBuf>,
+}
+
+impl BeginFlags {
+    pub(crate) fn gates(&self) -> BootGates {
+        BootGates {
+            require_file: self.require_file.clone(),
+            whitelist: self.pod_whitelist.clone(),
+        }
+    }
+
+    pub(crate) fn probes(&self) -> ProbeFiles {
+        ProbeFiles {
+            ca: self.health_ca.clone(),
+            identity: self.health_cert.clone().zip(self.health_key.clone()),
+        }
+    }
 }
 
 /// Opens a store that is in use elsewhere too, and checks that it is one.
@@ -156,7 +195,8 @@ pub(crate) async fn agent(args: &AgentArgs, setting: &Setting) -> Result<()> {
     host.secrets_dir.clone_from(&args.secrets_dir);
     host.server = Some(artifacts_from(setting, &data_dir)?);
     let mut parts = Parts::new();
-    parts.agent(host, store).await?;
+    host.probes = args.begin.probes();
+    parts.agent(host, store, args.begin.gates()).await?;
     attend(parts, signals, "agent").await
 }
 

@@ -23,7 +23,7 @@ use crate::output;
 use crate::place::{self, Lock, Pointer};
 use crate::roles::admission::Admitted;
 use crate::roles::listen::{ListenFlags, Missing};
-use crate::roles::{self, Parts, Signals};
+use crate::roles::{self, BeginFlags, Parts, Signals};
 use crate::server::ServerConfig;
 
 pub(crate) use admission::{has_pods, host_name};
@@ -48,6 +48,8 @@ pub(crate) struct UpArgs {
     /// The directory of this node's hooks [default: hooks in the data directory]
     #[arg(long, value_name = "DIR")]
     hooks: Option<PathBuf>,
+    #[command(flatten)]
+    begin: BeginFlags,
     #[command(flatten)]
     listen: ListenFlags,
 }
@@ -136,7 +138,10 @@ async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
     host.environment = environment.clone();
     host.hooks.clone_from(&args.hooks);
     host.server = Some(hoist::Server::Unix(place::socket(data_dir)));
-    let agent = parts.agent(host, Arc::clone(&store)).await?;
+    host.probes = args.begin.probes();
+    let agent = parts
+        .agent(host, Arc::clone(&store), args.begin.gates())
+        .await?;
     let mut config = ServerConfig::new(Arc::clone(&store), kinds, data_dir);
     config.environment = environment.clone();
     config.maintained = Some(embedded);

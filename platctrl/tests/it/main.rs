@@ -16,6 +16,7 @@ mod failsafe;
 mod first_light;
 mod fleet;
 mod full_disk;
+mod here;
 mod insight;
 mod kubectl;
 mod machine;
