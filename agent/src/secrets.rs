@@ -294,8 +294,7 @@ mod tests {
     impl Node {
         /// None without root, who alone can do this.
         fn new() -> Option<Self> {
-            if !rustix::process::geteuid().is_root() {
-                eprintln!("skipped: secrets need root");
+            if !platctrl_test_support::needs::root() {
                 return None;
             }
             let dir = tempfile::tempdir().unwrap();

@@ -8,6 +8,7 @@
 pub mod certificates;
 pub mod failsafe;
 pub mod fencing;
+pub mod needs;
 pub mod network;
 pub mod processes;
 pub mod slow_disk;

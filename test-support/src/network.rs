@@ -33,8 +33,7 @@ impl Network {
     /// A network for so many members; None, with a word, where nobody may make one.
     #[must_use]
     pub fn new(members: usize) -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: network namespaces need root");
+        if !crate::needs::root() {
             return None;
         }
 

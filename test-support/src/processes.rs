@@ -94,6 +94,26 @@ pub fn wait_until(patience: Duration, what: &str, mut is_true: impl FnMut() -> b
     }
 }
 
+/// How long what is about to happen may take on the busiest machine. Nothing takes that long.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// Asks until there is an answer: for what the kernel or another process does and tells nobody.
+/// The pause between two looks synchronises nothing, it leaves the processor to the others.
+///
+/// # Panics
+/// There is none within [`SOON`].
+#[track_caller]
+pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + SOON;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Whether a process was stopped by a signal.
 #[must_use]
 pub fn is_stopped(pid: u32) -> bool {

@@ -1,5 +1,7 @@
 //! Real users with random names, removed whatever happens.
 
+use platctrl_test_support::needs;
+
 use super::*;
 
 struct Real {
@@ -10,8 +12,8 @@ struct Real {
 impl Real {
     /// None without root, which is said.
     fn new() -> Option<Self> {
-        if !rustix::process::geteuid().is_root() {
-            eprintln!("skipped: only root makes users");
+        // Only root makes users.
+        if !needs::root() {
             return None;
         }
         let app = format!("pct{:016x}", rand::random::<u64>());

@@ -250,6 +250,13 @@ async fn an_endless_body_is_refused() {
     assert!(reason.contains("longer than 1024 KiB"), "{reason}");
 }
 
+/// Writes a little, slowly: the pause is what is tested, nothing waits for its end.
+async fn trickle(stream: &mut TcpStream, bytes: &[u8]) -> std::io::Result<()> {
+    stream.write_all(bytes).await?;
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    Ok(())
+}
+
 #[tokio::test]
 async fn whatever_takes_too_long_times_out_at_every_stage() {
     let short = Duration::from_millis(50);
@@ -262,8 +269,7 @@ async fn whatever_takes_too_long_times_out_at_every_stage() {
         read_request(&mut stream).await?;
         stream.write_all(b"HTTP/1.1 200 OK\r\nx: ").await?;
         loop {
-            stream.write_all(b"x").await?;
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            trickle(&mut stream, b"x").await?;
         }
     });
     let slow_body = Server::new(|mut stream, _| async move {
@@ -272,15 +278,13 @@ async fn whatever_takes_too_long_times_out_at_every_stage() {
             .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
             .await?;
         loop {
-            stream.write_all(b"x").await?;
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            trickle(&mut stream, b"x").await?;
         }
     });
     let for_ever_100 = Server::new(|mut stream, _| async move {
         read_request(&mut stream).await?;
         loop {
-            stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            trickle(&mut stream, b"HTTP/1.1 100 Continue\r\n\r\n").await?;
         }
     });
     let too_late = Server::new(|mut stream, _| async move {

@@ -258,7 +258,7 @@ mod tests {
             ]
         });
         let Some(denied) = denied else {
-            eprintln!("skipped: this kernel has no Landlock");
+            platctrl_test_support::needs::lacks("Landlock in its kernel");
             return;
         };
         for (what, outcome) in denied {

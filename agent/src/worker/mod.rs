@@ -113,6 +113,12 @@ impl Worker {
         self.task.is_finished()
     }
 
+    /// Waits until the pod is gone and the worker has ended.
+    pub async fn finished(&mut self) {
+        // A worker that panicked has ended too.
+        let _ = (&mut self.task).await;
+    }
+
     /// Ends the worker and waits until it has; the pod's programs keep running.
     pub async fn leave(self) {
         drop(self.orders);

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::PathBuf;
 
+use platctrl_test_support::needs;
 use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::json;
 
@@ -67,8 +68,8 @@ impl Drop for Small {
 
 #[test]
 fn at_whatever_write_the_disk_is_full_the_old_version_runs_and_the_update_follows() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: mounting a small file system needs root");
+    // It mounts a small file system.
+    if !needs::root() {
         return;
     }
     let rig = Rig::new();

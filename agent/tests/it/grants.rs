@@ -255,6 +255,13 @@ fn somebody_on_the_node_restarts_stops_and_starts_a_pod_by_grants_too() {
         assert!(site.handle.as_ref().unwrap().control(&name(), word));
     };
     let by = || "user 0".to_owned();
+    let stop_now = |site: &Site| {
+        let (by, now) = (by(), true);
+        say(site, Control::Stop { by, now });
+        site.wait("a stopped pod", || {
+            (reason(&site.pod()?) == "Stopped").then_some(())
+        });
+    };
     say(
         &site,
         Control::Restart {
@@ -274,16 +281,7 @@ fn somebody_on_the_node_restarts_stops_and_starts_a_pod_by_grants_too() {
             .filter(|pod| pod.status.conditions.is_true("Ready"))?;
         (pid(&pod) != pid(&before)).then_some(pod)
     });
-    say(
-        &site,
-        Control::Stop {
-            by: by(),
-            now: true,
-        },
-    );
-    site.wait("a stopped pod", || {
-        (reason(&site.pod()?) == "Stopped").then_some(())
-    });
+    stop_now(&site);
     assert!(!is_alive(pid(&second)));
     // It stays so over a restart of the agent.
     site.stop();
@@ -297,16 +295,7 @@ fn somebody_on_the_node_restarts_stops_and_starts_a_pod_by_grants_too() {
     let third = site.ready();
     assert_eq!(get(third.status.detail.ports["http"], "/version"), "one");
     // A newer version is started, too, whoever stopped the older.
-    say(
-        &site,
-        Control::Stop {
-            by: by(),
-            now: true,
-        },
-    );
-    site.wait("a stopped pod", || {
-        (reason(&site.pod()?) == "Stopped").then_some(())
-    });
+    stop_now(&site);
     let mut pod = site.pod().unwrap();
     pod.spec.config = json!({"new": 1});
     site.rig.block_on(site.client.update(&pod)).unwrap();

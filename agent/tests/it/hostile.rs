@@ -5,15 +5,9 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 
-use crate::rig::{Rig, eventually, get, is_alive, kill, name, tombstone, want};
+use platctrl_test_support::needs;
 
-fn is_root() -> bool {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: an app of another user needs root");
-        return false;
-    }
-    true
-}
+use crate::rig::{Rig, eventually, get, is_alive, kill, name, tombstone, want};
 
 /// Everything below a directory: kind, mode, owner, names, content.
 fn picture(root: &Path) -> Vec<String> {
@@ -73,7 +67,7 @@ exec sleep 1000
 
 #[test]
 fn root_follows_nothing_that_a_hostile_app_left_in_its_home() {
-    if !is_root() {
+    if !needs::root() {
         return;
     }
     let rig = Rig::new();
@@ -121,7 +115,7 @@ fn root_follows_nothing_that_a_hostile_app_left_in_its_home() {
 
 #[test]
 fn a_user_that_was_deleted_costs_no_restart_and_is_made_again_with_its_number() {
-    if !is_root() {
+    if !needs::root() {
         return;
     }
     let rig = Rig::new();
@@ -168,7 +162,7 @@ fn a_user_that_was_deleted_costs_no_restart_and_is_made_again_with_its_number() 
 
 #[test]
 fn a_group_that_was_removed_is_made_again_and_the_program_started() {
-    if !is_root() {
+    if !needs::root() {
         return;
     }
     let rig = Rig::new();
@@ -178,7 +172,7 @@ fn a_group_that_was_removed_is_made_again_and_the_program_started() {
     let pid = told.ready().status.pids["web"];
     let groups = groups_of(pid);
     if groups.is_empty() {
-        eprintln!("skipped: no control groups here");
+        needs::lacks("control groups");
         return;
     }
     // Somebody moves the process out and removes its groups.

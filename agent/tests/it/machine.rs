@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use platctrl_agent::{PodName, launch_local};
 use platctrl_framework::model::RawObject;
+use platctrl_test_support::needs;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +19,7 @@ fn is_root() -> bool {
 
 #[test]
 fn a_pod_runs_as_its_apps_user_in_a_cgroup_of_its_own_and_leaves_neither() {
-    if !is_root() {
+    if !needs::root() {
         return;
     }
     let rig = Rig::new();

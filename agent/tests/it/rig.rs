@@ -16,10 +16,8 @@ use platctrl_agent::{
 };
 use platctrl_framework::environment::{Clock, Environment};
 use platctrl_framework::model::Digest;
+pub(crate) use platctrl_test_support::processes::{SOON, eventually};
 use serde_json::{Value, json};
-
-/// Long enough for a busy machine; nothing here takes that long.
-pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 /// Remembers what it is told.
 #[derive(Debug, Default)]
@@ -106,6 +104,7 @@ impl Clock for Hasty {
     }
 
     fn sleep(&self, duration: Duration) -> futures::future::BoxFuture<'static, ()> {
+        // The waits of whoever has this clock, not of a test.
         Box::pin(async move { tokio::time::sleep(duration / 100).await })
     }
 }
@@ -339,7 +338,7 @@ impl Drop for Rig {
             ));
             match result {
                 Err(UninstallError::Running { .. }) if Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(5));
+                    std::thread::yield_now();
                 }
                 result => break result,
             }
@@ -412,17 +411,6 @@ pub(crate) fn try_get(port: u16, path: &str) -> Option<String> {
 
 pub(crate) fn get(port: u16, path: &str) -> String {
     eventually("an HTTP answer", || try_get(port, path))
-}
-
-pub(crate) fn eventually<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + SOON;
-    loop {
-        if let Some(found) = poll() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "{what} did not come");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 pub(crate) fn is_alive(pid: u32) -> bool {

@@ -1,7 +1,6 @@
 //! The agent on a store: orders, reports, and what it does when records are lost.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use platctrl_agent::{Agent, AgentConfig, AgentError, AgentHandle, watched_prefixes};
 use platctrl_framework::cache::write_prefix_anchor;
@@ -14,7 +13,7 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::rig::{Rig, SOON, get, hasty, is_alive};
+use crate::rig::{Rig, SOON, eventually, get, hasty, is_alive};
 
 pub(crate) const NODE: &str = "node-under-test";
 
@@ -123,19 +122,16 @@ impl Site {
         })
     }
 
+    /// Waits for it. Should it not come, the pod as it is then is shown.
+    #[track_caller]
     pub(crate) fn wait<T>(&self, what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
         let deadline = std::time::Instant::now() + SOON;
-        loop {
-            if let Some(found) = poll() {
-                return found;
-            }
-            assert!(
-                std::time::Instant::now() < deadline,
-                "{what} did not come: {:#?}",
-                self.pod()
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        eventually(what, || {
+            let found = poll();
+            let late = found.is_none() && std::time::Instant::now() >= deadline;
+            assert!(!late, "{what} did not come: {:#?}", self.pod());
+            found
+        })
     }
 
     pub(crate) fn ready(&self) -> Object<Pod> {

@@ -48,10 +48,8 @@ pub(crate) fn pod(mut args: impl Iterator<Item = OsString>) -> ExitCode {
         config.shim = Some(std::env::current_exe().unwrap());
         let host = Arc::new(Host::open(config).unwrap());
         let order = Order::Want(Box::new(desired));
-        let worker = Worker::spawn(host, Arc::new(Printer), name, order);
-        while !worker.is_finished() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
+        let mut worker = Worker::spawn(host, Arc::new(Printer), name, order);
+        worker.finished().await;
     });
     ExitCode::SUCCESS
 }

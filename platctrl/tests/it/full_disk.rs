@@ -61,8 +61,8 @@ fn fill(disk: &Path, leave: usize) -> PathBuf {
 
 #[test]
 fn a_full_disk_is_told_and_stops_nothing() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: mounting a small disk needs root");
+    // It mounts a small disk.
+    if !platctrl_test_support::needs::root() {
         return;
     }
     let mut small = SmallDisk::new(48);

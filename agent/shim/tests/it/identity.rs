@@ -5,7 +5,9 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use platctrl_shim_lib::{ExitStatus, Phase, Resource, RestartPolicy, Rlimit, User};
 
-use crate::rig::{Rig, SOON, is_root, running, wait_for};
+use platctrl_test_support::needs;
+
+use crate::rig::{Rig, SOON, running, wait_for};
 
 /// Runs the script to its end and gives its output.
 fn output(rig: &mut Rig) -> String {
@@ -97,7 +99,7 @@ fn it_starts_with_three_files_clean_signals_a_session_and_its_limits() {
 
 #[test]
 fn root_runs_it_as_the_user_with_exactly_its_groups_and_no_way_back() {
-    if !is_root("becoming another user") {
+    if !needs::root() {
         return;
     }
     let mut rig = Rig::new(
@@ -134,7 +136,7 @@ fn root_runs_it_as_the_user_with_exactly_its_groups_and_no_way_back() {
 
 #[test]
 fn a_user_that_cannot_enter_its_directory_is_told_so() {
-    if !is_root("becoming another user") {
+    if !needs::root() {
         return;
     }
     let mut rig = Rig::new("exec sleep 1000");
@@ -177,7 +179,7 @@ fn an_unprivileged_shim_runs_it_as_itself() {
     use std::os::unix::process::CommandExt as _;
     let mut rig = Rig::new("id -u; id -g; echo end");
     rig.spec.restart.policy = RestartPolicy::Never;
-    if !is_root("becoming an unprivileged user (this one runs as itself)") {
+    if !rustix::process::geteuid().is_root() {
         let text = output(&mut rig);
         let uid = rustix::process::getuid().as_raw().to_string();
         assert_eq!(text.lines().next(), Some(uid.as_str()));

@@ -11,10 +11,10 @@ use platctrl_shim_lib::{
     Client, ExitRecord, Phase, ProcessId, Request, Spec, State, read_exits, read_state, spawn,
     write_spec,
 };
+use platctrl_test_support::needs;
+pub(crate) use platctrl_test_support::processes::SOON;
+use platctrl_test_support::processes::eventually;
 use rustix::process::{Pid, Signal, kill_process};
-
-/// Long enough for a busy machine; nothing here takes that long.
-pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 pub(crate) struct Rig {
     /// Unmounted at the end: after the shim has left, before the directories go.
@@ -123,8 +123,11 @@ impl Rig {
 
     /// A cgroup of this rig's own in the v2 hierarchy, when this test is root and there is one.
     pub(crate) fn track(&mut self) -> bool {
-        let Some(group) = cgroup_v2().filter(|_| is_root("a tracking cgroup")) else {
-            eprintln!("SKIPPED: no cgroup v2 hierarchy that this test may use");
+        if !needs::root() {
+            return false;
+        }
+        let Some(group) = cgroup_v2() else {
+            needs::lacks("version 2 of control groups");
             return false;
         };
         let group = group.join(self.root.path().file_name().unwrap());
@@ -166,7 +169,7 @@ struct Tmpfs(PathBuf);
 
 impl Tmpfs {
     fn mount(at: &Path, size: &str) -> Option<Self> {
-        if !is_root("mounting a small tmpfs") {
+        if !needs::root() {
             return None;
         }
         let mounted = Command::new("mount")
@@ -180,7 +183,7 @@ impl Tmpfs {
             .arg(at)
             .status();
         if !mounted.is_ok_and(|status| status.success()) {
-            eprintln!("SKIPPED: a small tmpfs cannot be mounted here");
+            needs::lacks("right to mount a small tmpfs");
             return None;
         }
         Some(Self(at.to_owned()))
@@ -208,11 +211,7 @@ pub(crate) fn running_again(client: &mut Client, before: &State) -> State {
 
 #[track_caller]
 pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    eventually(what, || condition().then_some(()));
 }
 
 /// The number a script wrote to this file, once it is there.
@@ -244,15 +243,6 @@ pub(crate) fn kill(process: ProcessId, signal: Signal) {
     if alive(process) {
         let _ = kill_process(Pid::from_raw(process.pid.cast_signed()).unwrap(), signal);
     }
-}
-
-/// Whether this test runs as root; says what is skipped otherwise.
-pub(crate) fn is_root(what: &str) -> bool {
-    let root = rustix::process::geteuid().is_root();
-    if !root {
-        eprintln!("SKIPPED: {what} needs root");
-    }
-    root
 }
 
 fn cgroup_v2() -> Option<PathBuf> {

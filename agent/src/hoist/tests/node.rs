@@ -107,6 +107,7 @@ pub(super) async fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < deadline, "{what} did not come");
+        // Between two looks at what tells nobody; the store under test works on this executor.
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

@@ -5,7 +5,9 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::node::{Node, Tmpfs, ensured, good, is_root};
+use platctrl_test_support::needs;
+
+use super::node::{Node, Tmpfs, ensured, good};
 use super::raw::Raw;
 use crate::hoist::{Collected, Digest, Error, Water};
 
@@ -130,8 +132,8 @@ async fn the_longest_unused_goes_first_and_no_more_than_needed() {
 
 #[tokio::test]
 async fn a_full_disk_is_told_as_such_and_leaves_nothing() {
-    if !is_root() {
-        eprintln!("skipped: mounting a small file system needs root");
+    // It mounts a small file system.
+    if !needs::root() {
         return;
     }
     let node = Node::new();

@@ -216,6 +216,7 @@ async fn converse(
             loop {
                 stream.write_all(b"x").await.ok()?;
                 stream.flush().await.ok()?;
+                // What a drip is.
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
