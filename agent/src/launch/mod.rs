@@ -4,6 +4,7 @@
 //! supervisors through [`Supervisor`] alone; [`Shims`] implements it with one `platctrl-shim` for
 //! each unit.
 
+mod alike;
 mod configuration;
 mod environment;
 mod limits;

@@ -16,7 +16,8 @@ use futures::future::BoxFuture;
 use platctrl_shim_lib::{Phase, Spec, State, read_exits, read_spec, read_state, write_spec};
 use tokio::sync::mpsc;
 
-use super::shim::{blocking, from_exit, from_state, to_shim};
+use super::alike::{self, blocking};
+use super::shim::{from_exit, from_state, to_shim};
 use super::{SuperviseError, Supervisor, Unit, UnitEvent, UnitSpec};
 
 /// Time between two looks at a unit.
@@ -108,7 +109,7 @@ impl Runit {
             .name("runsv".into())
             .stack_size(64 << 10)
             .spawn(move || drop(child.wait()))?;
-        wait(|| runs(dir), "runsv does not begin")?;
+        alike::wait(PATIENCE, "runsv does not begin", || Ok(runs(dir)))?;
         std::fs::write(dir.join("runsv.pid"), pid.to_string())?;
         let rests = service.join("down").exists();
         let exited = read_state(dir)?.is_some_and(|state| {
@@ -222,21 +223,10 @@ fn current(dir: &Path) -> io::Result<Option<u64>> {
     Ok(read_spec(dir).ok().map(|spec| spec.generation))
 }
 
-fn wait(mut done: impl FnMut() -> bool, otherwise: &str) -> io::Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        if Instant::now() > deadline {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, otherwise));
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    Ok(())
-}
-
 fn quit(dir: &Path) -> io::Result<()> {
     if runs(dir) {
         control(dir, b"x")?;
-        wait(|| !runs(dir), "runsv does not end")?;
+        alike::wait(PATIENCE, "runsv does not end", || Ok(!runs(dir)))?;
     }
     Ok(())
 }
@@ -336,15 +326,9 @@ impl Supervisor for Runit {
     }
 
     fn watch(&self, unit: &Unit, after_exit: u64) -> mpsc::Receiver<UnitEvent> {
-        let (sender, receiver) = mpsc::channel(64);
-        let dir = unit.dir.clone();
-        tokio::spawn(async move {
-            if let Err(error) = follow(&dir, after_exit, &sender).await {
-                tracing::debug!(dir = %dir.display(), %error, "a runsv is not heard any more");
-            }
-            let _ = sender.send(UnitEvent::Lost).await;
-        });
-        receiver
+        alike::watch(unit, |dir, to| async move {
+            follow(&dir, after_exit, &to).await
+        })
     }
 
     fn stop<'a>(
@@ -357,13 +341,6 @@ impl Supervisor for Runit {
     }
 
     fn forget<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<(), SuperviseError>> {
-        let dir = unit.dir.clone();
-        Box::pin(blocking("forget", unit, move || {
-            quit(&dir)?;
-            match std::fs::remove_dir_all(&dir) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            }
-        }))
+        Box::pin(alike::forget(unit, quit))
     }
 }

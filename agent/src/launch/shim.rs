@@ -15,10 +15,9 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
+use super::alike::{self, blocking};
 use super::{Activity, SuperviseError, Supervisor, Unit, UnitEvent, UnitExit, UnitSpec, UnitState};
 
-/// Records of a unit that wait to be taken: a slow pod holds up its own shim's news only.
-const QUEUE: usize = 64;
 /// How long a shim that was told to end may take.
 const QUIT: Duration = Duration::from_secs(5);
 
@@ -67,16 +66,9 @@ impl Supervisor for Shims {
     }
 
     fn watch(&self, unit: &Unit, after_exit: u64) -> mpsc::Receiver<UnitEvent> {
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        let dir = unit.dir.clone();
-        tokio::spawn(async move {
-            // However it ends, nobody hears of the unit any more.
-            if let Err(error) = follow(&dir, after_exit, &sender).await {
-                tracing::debug!(dir = %dir.display(), %error, "a shim is not heard any more");
-            }
-            let _ = sender.send(UnitEvent::Lost).await;
-        });
-        receiver
+        alike::watch(unit, |dir, to| async move {
+            follow(&dir, after_exit, &to).await
+        })
     }
 
     fn stop<'a>(
@@ -102,31 +94,8 @@ impl Supervisor for Shims {
     }
 
     fn forget<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<(), SuperviseError>> {
-        let dir = unit.dir.clone();
-        Box::pin(blocking("forget", unit, move || {
-            quit(&dir)?;
-            match std::fs::remove_dir_all(&dir) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            }
-        }))
+        Box::pin(alike::forget(unit, quit))
     }
-}
-
-pub(super) async fn blocking<T: Send + 'static>(
-    doing: &'static str,
-    unit: &Unit,
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<T, SuperviseError> {
-    let result = match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(panic) => Err(io::Error::other(panic)),
-    };
-    result.map_err(|source| SuperviseError {
-        doing,
-        program: unit.program.clone(),
-        source,
-    })
 }
 
 /// Nobody listens: there is no shim.
@@ -189,16 +158,10 @@ fn quit(dir: &Path) -> io::Result<()> {
                     }
                 }
             }
-            while read_state(dir)?.is_some_and(|state| is_alive(&state)) {
-                if std::time::Instant::now() > deadline {
-                    return Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        "the shim does not end",
-                    ));
-                }
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            Ok(())
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            alike::wait(left, "the shim does not end", || {
+                Ok(!read_state(dir)?.is_some_and(|state| is_alive(&state)))
+            })
         }
         Err(error) if is_absent(&error) => Ok(()),
         Err(error) => Err(error),
