@@ -3,10 +3,12 @@
 //! `failpoint!("agent.unpack.rename")` does nothing unless the environment variable
 //! `PLATCTRL_FAILPOINTS` names it, as in `agent.unpack.rename=abort;x=sleep:50`. The variable is
 //! read once per process, so that a run without it pays one atomic load per place. Actions:
-//! `abort` (die at once, as by `kill -9`), `exit:N`, `sleep:MILLISECONDS`, and `after:N:ACTION`,
-//! which lets N passages through first.
+//! `abort` (die at once, as by `kill -9`), `exit:N`, `sleep:MILLISECONDS`, `hold:FILE` (the first time,
+//! makes that file and waits until somebody removes it), and `after:N:ACTION`, which lets N passages through
+//! first.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,6 +18,7 @@ enum Action {
     Abort,
     Exit(i32),
     Sleep(Duration),
+    Hold(PathBuf),
 }
 
 #[derive(Debug)]
@@ -40,6 +43,7 @@ fn parse(text: &str) -> HashMap<String, Place> {
             let action = match action.split_once(':') {
                 None if action == "abort" => Action::Abort,
                 Some(("exit", code)) => Action::Exit(code.parse().ok()?),
+                Some(("hold", file)) => Action::Hold(file.into()),
                 Some(("sleep", ms)) => Action::Sleep(Duration::from_millis(ms.parse().ok()?)),
                 _ => return None,
             };
@@ -69,13 +73,21 @@ pub fn pass(name: &str) {
     let Some(place) = places.get(name) else {
         return;
     };
-    if place.passed.fetch_add(1, Ordering::Relaxed) < place.skip {
+    let passed = place.passed.fetch_add(1, Ordering::Relaxed);
+    if passed < place.skip {
         return;
     }
-    match place.action {
+    match &place.action {
         Action::Abort => std::process::abort(),
-        Action::Exit(code) => std::process::exit(code),
-        Action::Sleep(duration) => std::thread::sleep(duration),
+        Action::Exit(code) => std::process::exit(*code),
+        Action::Sleep(duration) => std::thread::sleep(*duration),
+        Action::Hold(file) => {
+            // One that cannot be made holds nobody, and whoever waits for it will say so.
+            let made = passed == place.skip && std::fs::write(file, "").is_ok();
+            while made && file.exists() {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
     }
 }
 
@@ -93,13 +105,14 @@ mod tests {
 
     #[test]
     fn actions_are_read_and_nonsense_is_left_out() {
-        let places = parse("a=abort; b=after:3:sleep:20;c=exit:7;d=dance;e");
-        assert_eq!(places.len(), 3);
+        let places = parse("a=abort; b=after:3:sleep:20;c=exit:7;d=dance;e;f=hold:/a/b");
+        assert_eq!(places.len(), 4);
         assert!(matches!(places["a"].action, Action::Abort));
         assert!(
             matches!(places["b"], Place { skip: 3, action: Action::Sleep(d), .. } if d.as_millis() == 20)
         );
         assert!(matches!(places["c"].action, Action::Exit(7)));
+        assert!(matches!(&places["f"].action, Action::Hold(file) if file.ends_with("a/b")));
     }
 
     #[test]

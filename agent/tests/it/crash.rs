@@ -16,7 +16,22 @@ pub(crate) struct Subject {
 }
 
 impl Subject {
+    /// With a failpoint the agent dies there.
     pub(crate) fn start(rig: &Rig, order: &Order, failpoint: Option<&str>) -> Self {
+        let point = failpoint.map(|point| format!("agent.{point}=abort"));
+        Self::with(rig, order, point)
+    }
+
+    /// An agent that stands still at that point, once this returns. It goes on when the file is
+    /// removed.
+    pub(crate) fn held(rig: &Rig, order: &Order, point: &str, file: &std::path::Path) -> Self {
+        let point = format!("agent.{point}=hold:{}", file.display());
+        let subject = Self::with(rig, order, Some(point));
+        crate::rig::eventually("the point to be reached", || file.exists().then_some(()));
+        subject
+    }
+
+    fn with(rig: &Rig, order: &Order, failpoint: Option<String>) -> Self {
         let Order::Want(desired) = order else {
             unreachable!("tests order something")
         };
@@ -34,7 +49,7 @@ impl Subject {
             .arg(file);
         command.stdout(Stdio::piped()).stderr(Stdio::null());
         if let Some(point) = failpoint {
-            command.env("PLATCTRL_FAILPOINTS", format!("agent.{point}=abort"));
+            command.env("PLATCTRL_FAILPOINTS", point);
         }
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();

@@ -68,8 +68,16 @@ fn settled(rig: &Rig) {
     });
 }
 
-/// Walks through an update for each of these places to die at; `together` with its supervisors.
-fn walk(points: &[&str], together: bool) {
+/// Who is killed.
+#[derive(Clone, Copy, PartialEq)]
+enum Victim {
+    Agent,
+    AgentAndSupervisors,
+    Supervisors,
+}
+
+/// Walks through an update for each of these places to be killed at.
+fn walk(points: &[&str], victim: Victim) {
     let rig = Rig::new();
     let calls = rig.artifacts().join("calls");
     let call = format!(
@@ -92,20 +100,38 @@ fn walk(points: &[&str], together: bool) {
         current = spec(&rig, &new);
         let old_generation = generation;
         generation += 1;
-        Subject::start(&rig, &want(generation, &current), Some(point)).dies(point);
-        let position = UPDATE
-            .iter()
-            .position(|row| row.step.name() == point.trim_end_matches(".done"));
-        let stop = UPDATE.iter().position(|row| row.step.name() == "stop");
+        let hold = rig.artifacts().join("hold");
+        let order = want(generation, &current);
+        let alive = match victim {
+            Victim::Supervisors => Some(Subject::held(&rig, &order, point, &hold)),
+            Victim::Agent | Victim::AgentAndSupervisors => {
+                Subject::start(&rig, &order, Some(point)).dies(point);
+                None
+            }
+        };
+        let place = |step: &str| UPDATE.iter().position(|row| row.step.name() == step);
+        let position = place(point.trim_end_matches(".done"));
+        let old_runs = position < place("stop") || *point == "stop";
         assert_eq!(
             is_alive(pid(&before)),
-            position < stop || *point == "stop",
+            old_runs,
             "the old version runs until it is stopped: {point}"
         );
-        if together {
-            kill_supervisors(&rig);
+        if victim != Victim::Agent {
+            let killed = kill_supervisors(&rig);
+            let new_runs = position > place("start") || *point == "start.done";
+            assert!(
+                killed > 0 || !(old_runs || new_runs),
+                "none was there: {point}"
+            );
         }
-        let mut again = Subject::start(&rig, &want(generation, &current), None);
+        let mut again = match alive {
+            Some(agent) => {
+                std::fs::remove_file(&hold).unwrap();
+                agent
+            }
+            None => Subject::start(&rig, &order, None),
+        };
         let after = again.ready(generation);
         settled(&rig);
         assert_eq!(get(port(&after), "/version"), new, "{point}");
@@ -148,14 +174,16 @@ fn walk(points: &[&str], together: bool) {
     assert_eq!(rig.layout().pods().unwrap(), []);
 }
 
-/// Kills every supervisor of the pod that lives.
-fn kill_supervisors(rig: &Rig) {
+/// Kills every supervisor of the pod that lives; returns how many.
+fn kill_supervisors(rig: &Rig) -> usize {
     let pods = platctrl_agent::inspect(&rig.data_dir()).unwrap();
     let programs = pods.iter().flat_map(|pod| &pod.programs);
-    for shim in programs.filter_map(|program| program.supervisor) {
-        crate::rig::kill(shim);
-        eventually("a supervisor to die", || (!is_alive(shim)).then_some(()));
+    let shims: Vec<_> = programs.filter_map(|program| program.supervisor).collect();
+    for shim in &shims {
+        crate::rig::kill(*shim);
+        eventually("a supervisor to die", || (!is_alive(*shim)).then_some(()));
     }
+    shims.len()
 }
 
 fn counted(lines: &[String]) -> BTreeMap<String, usize> {
@@ -210,35 +238,48 @@ const LAUNCHING: [&str; 13] = [
 
 #[test]
 fn an_agent_that_dies_while_it_gets_a_version_ready_is_followed_by_one_that_does() {
-    walk(&PREPARING, false);
+    walk(&PREPARING, Victim::Agent);
 }
 
 #[test]
 fn an_agent_that_dies_while_the_old_version_leaves_is_followed_by_one_that_starts_the_new() {
-    walk(&LEAVING, false);
+    walk(&LEAVING, Victim::Agent);
 }
 
 #[test]
 fn an_agent_that_dies_while_the_new_version_is_launched_is_followed_by_one_that_ends_it() {
-    walk(&LAUNCHING, false);
+    walk(&LAUNCHING, Victim::Agent);
 }
 
 #[test]
-fn an_agent_that_dies_with_its_supervisors_is_followed_by_one_that_leaves_no_second_copy() {
-    let points = [
-        "fetch.done",
-        "configure.done",
-        "disable.done",
-        "stop",
-        "stop.done",
-        "flip.done",
-        "post-activate.done",
-        "start.done",
-        "enable.done",
-        "healthy.done",
-        "prune",
-    ];
-    walk(&points, true);
+fn an_agent_that_dies_with_its_supervisors_while_it_gets_a_version_ready_leaves_no_second_copy() {
+    walk(&PREPARING, Victim::AgentAndSupervisors);
+}
+
+#[test]
+fn an_agent_that_dies_with_its_supervisors_while_the_old_version_leaves_leaves_no_second_copy() {
+    walk(&LEAVING, Victim::AgentAndSupervisors);
+}
+
+#[test]
+fn an_agent_that_dies_with_its_supervisors_while_the_new_version_is_launched_leaves_no_second_copy()
+{
+    walk(&LAUNCHING, Victim::AgentAndSupervisors);
+}
+
+#[test]
+fn supervisors_that_die_while_a_version_is_got_ready_are_replaced_and_the_update_ends() {
+    walk(&PREPARING, Victim::Supervisors);
+}
+
+#[test]
+fn supervisors_that_die_while_the_old_version_leaves_do_not_stop_the_update() {
+    walk(&LEAVING, Victim::Supervisors);
+}
+
+#[test]
+fn supervisors_that_die_while_the_new_version_is_launched_are_replaced_and_it_stays() {
+    walk(&LAUNCHING, Victim::Supervisors);
 }
 
 #[test]
