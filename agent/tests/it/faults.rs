@@ -3,16 +3,13 @@
 use std::fs;
 
 use platctrl_agent::Order;
+use platctrl_test_support::needs;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::crash::Subject;
 use crate::rig::{Rig, eventually, get, is_alive, kill, name, tombstone, want};
 use crate::updates::lines;
-
-fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
 
 /// The supervisor of a program, which has to live.
 pub(crate) fn shim_of(rig: &Rig, program: &str) -> u32 {
@@ -78,7 +75,7 @@ fn after_a_reboot_every_program_is_back_without_the_store() {
 
 #[test]
 fn a_program_that_forks_without_end_reaches_its_limit_and_is_ended_whole() {
-    if !is_root() {
+    if !needs::root() {
         return;
     }
     let rig = Rig::new();
@@ -92,7 +89,7 @@ fn a_program_that_forks_without_end_reaches_its_limit_and_is_ended_whole() {
         it.phase.as_str() == "Failed" || it.is_ready()
     });
     if !told.events("LimitsNotEnforced").is_empty() {
-        eprintln!("SKIPPED: there is no pids controller here");
+        needs::lacks("controller that counts processes");
         return;
     }
     let log = rig.layout().pod(&name()).log().join("web.log");
@@ -109,7 +106,7 @@ fn a_program_that_forks_without_end_reaches_its_limit_and_is_ended_whole() {
 
 #[test]
 fn a_program_that_takes_too_much_memory_is_told_so_and_started_again() {
-    if !is_root() {
+    if !needs::root() {
         return;
     }
     let rig = Rig::new();
@@ -121,7 +118,7 @@ fn a_program_that_takes_too_much_memory_is_told_so_and_started_again() {
     let (_worker, told) = rig.worker(&host, want(1, &spec));
     told.wait("its end", |it| !it.status.exits.is_empty() || it.is_ready());
     if !told.events("LimitsNotEnforced").is_empty() {
-        eprintln!("SKIPPED: there is no memory controller here");
+        needs::lacks("controller of memory");
         return;
     }
     let report = told.wait("its end", |it| !it.status.exits.is_empty());

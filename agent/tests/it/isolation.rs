@@ -4,22 +4,16 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
+use platctrl_agent::Report;
 use platctrl_framework::environment::Environment;
+use platctrl_test_support::needs;
 use serde_json::json;
 
 use crate::rig::{Rig, eventually, kill, name, tombstone, want};
 
-fn is_root() -> bool {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can do this for a pod");
-        return false;
-    }
-    true
-}
-
 #[test]
 fn a_pods_tmp_is_its_own_and_goes_with_it() {
-    if !is_root() {
+    if !needs::root() {
         return;
     }
     // Below one of the two, that one has to stay as it is, or the pod would not find itself.
@@ -92,7 +86,7 @@ fn limits_of_processes_and_the_mask_are_those_of_the_manifest_or_safe() {
 
 #[test]
 fn a_secret_is_given_in_memory_and_taken_back_with_the_pod() {
-    if !is_root() {
+    if !needs::root() {
         return;
     }
     let rig = Rig::new();
@@ -152,7 +146,7 @@ fn a_secret_is_given_in_memory_and_taken_back_with_the_pod() {
 
 #[test]
 fn a_fork_bomb_that_asked_for_nothing_is_held_by_its_own_group() {
-    if !is_root() {
+    if !needs::root() {
         return;
     }
     let rig = Rig::new();
@@ -169,7 +163,7 @@ fn a_fork_bomb_that_asked_for_nothing_is_held_by_its_own_group() {
             .any(|it| it == "pids" || it.is_empty());
         is_pids.then(|| fields.next()).flatten()
     }) else {
-        eprintln!("skipped: no controller counts processes here");
+        needs::lacks("controller that counts processes");
         return;
     };
     let found = ["pids", "unified", ""].iter().find_map(|mount| {
@@ -178,7 +172,7 @@ fn a_fork_bomb_that_asked_for_nothing_is_held_by_its_own_group() {
     });
     match found {
         Some(limit) => assert_eq!(limit.trim(), "4096"),
-        None => eprintln!("skipped: no controller counts processes here"),
+        None => needs::lacks("controller that counts processes"),
     }
     kill(pid);
 }
@@ -209,8 +203,11 @@ fn limits_change_while_the_program_runs_and_no_process_is_started_again() {
         limits.contains("536870912") || limits.contains("512Mi"),
         "{limits}"
     );
-    if is_root() && memory_limit(second.status.pids["web"]).is_some() {
-        assert_eq!(memory_limit(second.status.pids["web"]), Some(512 << 20));
+    if needs::root() {
+        match memory_limit(second.status.pids["web"]) {
+            Some(limit) => assert_eq!(limit, 512 << 20),
+            None => needs::lacks("controller of memory"),
+        }
     }
     // Anything else is another version, with another process.
     spec["launchables"]["web"]["resources"]["memory"] = "512Mi".into();
@@ -220,6 +217,39 @@ fn limits_change_while_the_program_runs_and_no_process_is_started_again() {
         it.is_ready() && it.observed_generation == 4
     });
     assert_ne!(last.status.pids, first.status.pids);
+}
+
+#[test]
+fn a_limit_of_memory_below_what_is_in_use_is_refused_and_the_program_runs_on() {
+    if !needs::root() {
+        return;
+    }
+    let rig = Rig::new();
+    let holds = "#!/bin/sh\nx=$(head -c 60000000 /dev/zero | tr '\\0' x)\necho end\nwhile :; do sleep 1000; done\n";
+    let mut spec = rig.script("holds", holds);
+    let resources = |memory: &str| json!({"memory": memory});
+    spec["launchables"]["web"]["resources"] = resources("256Mi");
+    let host = rig.host();
+    let (worker, told) = rig.worker(&host, want(1, &spec));
+    let first = told.ready();
+    let pid = first.status.pids["web"];
+    if memory_limit(pid).is_none() {
+        needs::lacks("controller of memory");
+        return;
+    }
+    rig.said("end");
+    spec["launchables"]["web"]["resources"] = resources("16Mi");
+    worker.order(want(2, &spec));
+    told.wait("a refusal", |it| it.status.reason == "LimitRefused");
+    assert_eq!(memory_limit(pid), Some(256 << 20));
+    let runs = told.wait("its running on", Report::is_ready);
+    assert_eq!(runs.status.pids, first.status.pids);
+    assert_eq!(runs.status.restarts, 0);
+    // More is not refused.
+    spec["launchables"]["web"]["resources"] = resources("300Mi");
+    worker.order(want(3, &spec));
+    told.wait("the new limit", |it| it.observed_generation == 3);
+    assert_eq!(memory_limit(pid), Some(300 << 20));
 }
 
 /// The limit of memory that is in force for a process.

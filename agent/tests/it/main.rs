@@ -5,6 +5,8 @@
     reason = "this is a part of tests: what goes wrong is a failure"
 )]
 
+mod checks;
+mod clock;
 mod crash;
 mod faults;
 mod full;

@@ -59,12 +59,31 @@ fn output_keeps_to_its_files_and_to_whole_lines() {
 
 #[test]
 fn a_flood_without_a_newline_is_kept_within_bounds() {
-    let mut rig = Rig::new("head -c 300000000 /dev/zero; echo; echo the end");
+    // A line of a GiB.
+    let mut rig = Rig::new("head -c 1073741824 /dev/zero; echo; echo the end");
     (rig.spec.log.max_bytes, rig.spec.log.max_files) = (1 << 20, 4);
     run_to_end(&mut rig);
     assert!(rig.log().ends_with("\nthe end\n"));
     let total = total(&rig.spec.log.dir);
     assert!((3 << 20..=4 << 20).contains(&total), "{total}");
+    assert_eq!(rig.state().log_dropped, 0);
+}
+
+#[test]
+fn a_flood_of_lines_is_kept_within_bounds_and_to_whole_lines() {
+    // As fast as it can: hundreds of megabytes a second.
+    let mut rig = Rig::new("yes 'one of very many lines' | head -n 10000000; echo the end");
+    (rig.spec.log.max_bytes, rig.spec.log.max_files) = (1 << 20, 4);
+    run_to_end(&mut rig);
+    let total = total(&rig.spec.log.dir);
+    assert!((3 << 20..=4 << 20).contains(&total), "{total}");
+    for file in fs::read_dir(&rig.spec.log.dir).unwrap() {
+        let text = fs::read_to_string(file.unwrap().path()).unwrap();
+        assert!(text.ends_with('\n'));
+        let known = |line: &str| ["one of very many lines", "the end"].contains(&line);
+        assert!(text.lines().all(known));
+    }
+    assert!(rig.log().ends_with("\nthe end\n"));
     assert_eq!(rig.state().log_dropped, 0);
 }
 
