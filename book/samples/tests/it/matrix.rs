@@ -1,4 +1,5 @@
-//! The matrix of failsafes names tests: each is there, and no line is without one.
+//! Tables of the book that name tests, in their last column: each is there, and no line is
+//! without one.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -28,29 +29,34 @@ fn functions(directory: &Path, names: &mut BTreeSet<String>) {
     }
 }
 
-#[test]
-fn every_line_of_the_matrix_of_failsafes_names_tests_that_are_there() {
-    let page = root().join("book/src/operate/failsafe-matrix.md");
+/// A page whose tables begin with a line like this, and have at least so many lines.
+fn check(page: &str, head: &str, least: usize) {
+    let page = root().join("book/src/operate").join(page);
     let text = std::fs::read_to_string(page).unwrap();
     let mut there = BTreeSet::new();
     functions(&root(), &mut there);
     let lines = text.lines().filter(|line| line.starts_with("| "));
     let lines: Vec<&str> = lines
-        .filter(|line| !line.starts_with("| record") && !line.starts_with("|-"))
+        .filter(|line| !line.starts_with(head) && !line.starts_with("|-"))
         .collect();
-    assert!(lines.len() > 50, "{} lines", lines.len());
+    assert!(lines.len() >= least, "{} lines", lines.len());
     for line in lines {
         let cells: Vec<&str> = line.trim_matches('|').split('|').collect();
-        let named: Vec<&str> = cells
-            .last()
-            .unwrap()
-            .split('`')
-            .skip(1)
-            .step_by(2)
-            .collect();
+        let last = cells.last().unwrap();
+        let named: Vec<&str> = last.split('`').skip(1).step_by(2).collect();
         assert!(!named.is_empty(), "no test: {line}");
         for name in named {
             assert!(there.contains(name), "there is no test `{name}`: {line}");
         }
     }
+}
+
+#[test]
+fn every_line_of_the_matrix_of_failsafes_names_tests_that_are_there() {
+    check("failsafe-matrix.md", "| record", 51);
+}
+
+#[test]
+fn every_fault_of_a_node_names_tests_that_are_there() {
+    check("agent-faults.md", "| fault", 30);
 }
