@@ -1,9 +1,11 @@
 //! Carries out what was planned for a workload's pods: in commits that fit the store, each with
 //! the owner's report, and never on nodes that changed since.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join;
 use platctrl_framework::client::DeleteOptions;
 use platctrl_framework::controller::{Changes, CommitError, Context, ReconcileError};
 use platctrl_framework::model::{EventType, Object, Propagation, Resource, Status, Tree};
@@ -14,9 +16,13 @@ use crate::ledger::Ledger;
 use crate::placement::Guard;
 use crate::template::{Workload, is_ready};
 
-/// Pods created, changed or deleted in one commit, at most. Larger work is several commits, each
-/// of which leaves the owner in a state that the next run continues from.
+/// Pods changed or deleted in one commit, at most. Larger work is several commits, each of which
+/// leaves the owner in a state that the next run continues from.
 const BATCH: usize = 40;
+
+/// New pods in one commit, at most. They are little to compare: a commit of more takes less of
+/// everything for each.
+const NEW_BATCH: usize = 120;
 
 /// Commits that one run makes of one plan: as many as this, or as there is [time](PLAN_LASTS) for.
 /// Making a plan costs as much as there are pods.
@@ -28,9 +34,11 @@ const PLAN_LASTS: Duration = Duration::from_secs(2);
 
 /// What one commit carries besides pods: the own report, its compares, a claim.
 const OWN_OPERATIONS: usize = 6;
-/// What a new pod takes: that neither of its records is there, that its node is as it was seen,
-/// and its record.
+/// What a new pod takes: that its node is as it was seen, and its record; where nodes cannot be
+/// compared, or are not as they were seen because of ourselves, that neither of its records is
+/// there.
 const NEW_POD_OPERATIONS: usize = 4;
+const NEW_POD_OPERATIONS_BY_NODE: usize = 2;
 /// What any other takes: two or three compares, its record, and the guard of its node.
 const POD_OPERATIONS: usize = 5;
 
@@ -106,9 +114,10 @@ impl Done {
 fn batch(capabilities: &Capabilities, workload: &Workload, steps: &[Step]) -> usize {
     let limits = &capabilities.limits;
     let is_new = |step: &Step| matches!(step, Step::Create { .. });
-    let for_a_pod = match steps.iter().all(is_new) {
-        true => NEW_POD_OPERATIONS,
-        false => POD_OPERATIONS,
+    let (for_a_pod, most) = match steps.iter().all(is_new) {
+        true if capabilities.group_compare => (NEW_POD_OPERATIONS_BY_NODE, NEW_BATCH),
+        true => (NEW_POD_OPERATIONS, BATCH),
+        false => (POD_OPERATIONS, BATCH),
     };
     // Each pod carries the template, and what is said about it besides.
     let bytes = serde_json::to_vec(&workload.template).map_or(0, |bytes| bytes.len()) + 2048;
@@ -118,7 +127,7 @@ fn batch(capabilities: &Capabilities, workload: &Workload, steps: &[Step]) -> us
     // Room for the own report.
     let bytes = (limits.max_transaction_bytes / 4 * 3) / bytes;
     let least = [operations, compares, writes, bytes].into_iter().min();
-    least.unwrap_or(1).clamp(1, BATCH)
+    least.unwrap_or(1).clamp(1, most)
 }
 
 /// What steps are carried out for, and with what.
@@ -238,23 +247,41 @@ impl<'w, K: Resource> Work<'w, K> {
         let mut carried = Carried::default();
         let capabilities = context.capabilities();
         let size = batch(&capabilities, self.workload, &steps);
+        let compares = capabilities.limits.max_compares;
+        let room = (size, compares.saturating_sub(OWN_OPERATIONS));
         let mut guard = Guard::new(context.view().revision_of::<Pod>(), &capabilities);
         let mut done = Done::default();
         let mut lost = None;
-        let mut chunks = steps.chunks(size);
+        let mut rest = steps.as_slice();
         let clock = context.environment();
         let until = clock.monotonic() + PLAN_LASTS;
         let mut round = 0;
-        let mut next: Vec<Step> = chunks.next().unwrap_or_default().to_vec();
+        let mut next: Vec<Step> = take_some(&mut rest, room, &guard);
+        let mut ready: Option<Draft<'_>> = None;
         loop {
             let before = done;
             let (ledger, made) = self.enter(&books, &mut next);
+            let draft = match ready.take() {
+                Some(draft) => draft,
+                None => self.draft(&next, &guard)?,
+            };
             let entry = ledger.as_deref().map(|ledger| (ledger, made));
-            match self
-                .commit(&next, round, &mut done, &mut guard, entry)
-                .await?
-            {
+            let goes_on = round + 1 < ROUNDS || clock.monotonic() < until;
+            let mut following = None;
+            let commit = self.commit(draft, &next, round, &mut done, entry);
+            // While it is on its way, the next one is written.
+            let ahead = async {
+                if goes_on && self.may_be_ahead(&next, rest, room.0) {
+                    let mut left = rest;
+                    let steps = take_some(&mut left, room, &guard);
+                    let draft = self.draft(&steps, &guard);
+                    following = Some((steps, left, draft));
+                }
+            };
+            let (outcome, ()) = join(commit, ahead).await;
+            match outcome? {
                 Outcome::Done(revision) => {
+                    guard.put(next.iter().map(Step::touches), revision);
                     carried.again |= made;
                     books = match (books, ledger) {
                         // It is decided on again when the view shows it.
@@ -277,34 +304,57 @@ impl<'w, K: Resource> Work<'w, K> {
                 }
             }
             round += 1;
-            let goes_on = round < ROUNDS || clock.monotonic() < until;
-            match chunks.next().filter(|_| goes_on) {
-                Some(chunk) => next = chunk.to_vec(),
-                None => break,
+            if rest.is_empty() || !goes_on {
+                break;
+            }
+            match following {
+                Some((steps, left, draft)) => {
+                    (next, rest, ready) = (steps, left, Some(draft?));
+                }
+                None => next = take_some(&mut rest, room, &guard),
             }
         }
         lost.map_or(Ok(carried), |error| Err(error.into()))
     }
 
+    /// The steps behind `these` can be written before it is known what came of these: they are
+    /// new pods on other nodes.
+    fn may_be_ahead(&self, these: &[Step], behind: &[Step], most: usize) -> bool {
+        let is_new = |step: &Step| matches!(step, Step::Create { .. });
+        let behind = &behind[..behind.len().min(most)];
+        if behind.is_empty() || !these.iter().chain(behind).all(is_new) {
+            return false;
+        }
+        let nodes: HashSet<&str> = these.iter().map(Step::touches).collect();
+        !behind.iter().any(|step| nodes.contains(step.touches()))
+    }
+
+    /// What steps write, without the owner's report.
+    fn draft(&self, steps: &[Step], guard: &Guard) -> Result<Draft<'w>, Unfinished> {
+        let mut changes = self.context.changes();
+        let mut notes: Vec<(&str, String)> = Vec::new();
+        for step in steps {
+            let as_seen = step.guarded().and_then(|node| guard.compare(node));
+            let (reason, what) = self.take(step, as_seen, &mut changes)?;
+            notes.push((reason, format!("{what}: {}", self.counts)));
+        }
+        Ok(Draft { changes, notes })
+    }
+
     async fn commit(
         &self,
+        draft: Draft<'_>,
         steps: &[Step],
         round: usize,
         done: &mut Done,
-        guard: &mut Guard,
         ledger: Option<(&Ledger, bool)>,
     ) -> Result<Outcome, Unfinished> {
         let context = self.context;
-        let mut changes = context.changes();
-        let mut notes: Vec<(&str, String)> = Vec::new();
-        for step in steps {
-            if let Some(compare) = step.guarded().and_then(|node| guard.compare(node)) {
-                changes.require(compare);
-            }
-            let (reason, what) = self.take(step, &mut changes)?;
-            done.count(step);
-            notes.push((reason, format!("{what}: {}", self.counts)));
-        }
+        let Draft {
+            mut changes,
+            mut notes,
+        } = draft;
+        steps.iter().for_each(|step| done.count(step));
         if round > 0 || self.same_intent {
             // The view is not as new as the last commit: whoever changed their mind is heard.
             require_same_intent(context, &mut changes);
@@ -324,7 +374,6 @@ impl<'w, K: Resource> Work<'w, K> {
             Ok(revision) => revision,
             Err(error) => return moved(error),
         };
-        guard.put(steps.iter().map(Step::touches), at);
         for (reason, message) in notes {
             context.event(EventType::Normal, reason, message);
         }
@@ -335,13 +384,18 @@ impl<'w, K: Resource> Work<'w, K> {
     fn take(
         &self,
         step: &Step,
+        as_seen: Option<Compare>,
         changes: &mut Changes<'_>,
     ) -> Result<(&'static str, String), ReconcileError> {
         let workload = self.workload;
         match step {
             Step::Create { node } => {
-                let created = changes.create(&workload.new_pod(node, self.context))?;
-                let name = &created.metadata.name;
+                let pod = workload.new_pod(node, self.context);
+                match as_seen {
+                    Some(as_seen) => drop(changes.create_in(as_seen, &pod)?),
+                    None => drop(changes.create(&pod)?),
+                }
+                let name = &pod.metadata.name;
                 Ok(("Created", format!("created pod {name} on node {node}")))
             }
             Step::Delete { pod, why } => {
@@ -357,6 +411,7 @@ impl<'w, K: Resource> Work<'w, K> {
                 Ok(("Deleted", format!("deleted pod {name}, {why}")))
             }
             Step::Update { pod, .. } => {
+                as_seen.into_iter().for_each(|it| changes.require(it));
                 changes.update(&workload.brought(pod))?;
                 let name = &pod.metadata.name;
                 Ok(("Updated", format!("updated pod {name} in place")))
@@ -379,6 +434,39 @@ impl<'w, K: Resource> Work<'w, K> {
             }
         }
     }
+}
+
+/// What one commit is to write.
+struct Draft<'w> {
+    changes: Changes<'w>,
+    /// What is said when it happened.
+    notes: Vec<(&'static str, String)>,
+}
+
+/// The next steps that fit into one commit: at most `most`, with so many compares.
+fn take_some(rest: &mut &[Step], (most, compares): (usize, usize), guard: &Guard) -> Vec<Step> {
+    let mut left = compares;
+    let mut nodes = HashSet::new();
+    let mut count = 0;
+    for step in rest.iter().take(most) {
+        let needed = match step {
+            Step::Create { node } => {
+                // Of each node one, and where that says too little that there is no such pod.
+                let group = usize::from(guard.works() && nodes.insert(node.as_str()));
+                group + if guard.shows_absence(node) { 0 } else { 2 }
+            }
+            _ => POD_OPERATIONS - 1,
+        };
+        if needed > left {
+            break;
+        }
+        left -= needed;
+        count += 1;
+    }
+    // One always may: the store says if it is too much.
+    let (some, others) = rest.split_at(count.max(1).min(rest.len()));
+    *rest = others;
+    some.to_vec()
 }
 
 /// Work that did not come to its end.

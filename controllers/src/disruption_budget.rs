@@ -23,7 +23,7 @@ const NAMED: usize = 5;
 /// The controller.
 #[must_use]
 pub fn controller() -> Controller<DisruptionBudget> {
-    let budgets = |namespace: Option<&String>, view: &View| {
+    let budgets = |namespace: Option<&str>, view: &View| {
         let query = view.list::<DisruptionBudget>();
         let keys: Vec<ObjectKey> = match namespace {
             Some(namespace) => query.in_namespace(namespace).keys(),
@@ -32,12 +32,12 @@ pub fn controller() -> Controller<DisruptionBudget> {
         keys
     };
     Controller::new("disruptionbudget", reconcile)
-        .watches::<Pod>(move |pod, view| budgets(pod.metadata.namespace.as_ref(), view))
+        .watches_heads::<Pod>(move |pod, view| budgets(pod.key().namespace(), view))
         .watches::<ReplicationController>(move |it, view| {
-            budgets(it.metadata.namespace.as_ref(), view)
+            budgets(it.metadata.namespace.as_deref(), view)
         })
-        .watches::<DaemonSet>(move |it, view| budgets(it.metadata.namespace.as_ref(), view))
-        .watches::<RollingUpdate>(move |it, view| budgets(it.metadata.namespace.as_ref(), view))
+        .watches::<DaemonSet>(move |it, view| budgets(it.metadata.namespace.as_deref(), view))
+        .watches::<RollingUpdate>(move |it, view| budgets(it.metadata.namespace.as_deref(), view))
         .watches::<Node>(move |_, view| budgets(None, view))
 }
 

@@ -4,12 +4,14 @@
 //! reads the view, commits the actions and reports. They meet only in the store.
 
 mod carry_out;
+mod crew;
 pub mod daemon_set;
 pub mod disruption_budget;
 mod end;
 mod grants;
 pub mod ledger;
 pub mod node_lifecycle;
+mod nodes;
 pub mod placement;
 pub mod replication_controller;
 pub mod rolling_update;

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use platctrl_framework::cache::{Cached, View};
+use platctrl_framework::cache::{Cached, Head, View};
 use platctrl_framework::controller::Context;
 use platctrl_framework::model::{Metadata, Object, ObjectKey, OwnerReference, Resource, Selector};
 use platctrl_kinds::{Pod, PodSpec, PodTemplate, ReplicationController, condition};
 
+use crate::crew::Shape;
 use crate::placement::PodNeeds;
 
 /// Letters and digits behind the owner's name in a pod's.
@@ -76,58 +77,36 @@ impl Workload {
 
     /// The pod is as the template wants it. Labels and annotations that others added stay.
     pub(crate) fn is_current(&self, pod: &Object<Pod>) -> bool {
+        self.wants_metadata(&pod.metadata.labels, &pod.metadata.annotations)
+            && self.wants_spec(&pod.spec)
+    }
+
+    /// As [`Workload::is_current`], of all pods that are alike.
+    pub(crate) fn wants(&self, shape: &Shape) -> bool {
+        self.wants_metadata(&shape.labels, &shape.annotations)
+            && shape.spec.app.as_deref() == Some(self.app())
+            && is_same_elsewhere(&shape.spec, &self.template.spec)
+    }
+
+    fn wants_metadata(
+        &self,
+        labels: &BTreeMap<String, String>,
+        annotations: &BTreeMap<String, String>,
+    ) -> bool {
         let wanted = &self.template.metadata;
         let has = |own: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>| {
             wanted
                 .iter()
                 .all(|(name, value)| own.get(name) == Some(value))
         };
-        has(&pod.metadata.labels, &wanted.labels)
-            && has(&pod.metadata.annotations, &wanted.annotations)
-            && self.wants_spec(&pod.spec)
+        has(labels, &wanted.labels) && has(annotations, &wanted.annotations)
     }
 
     /// As the spec would be [made](Self::spec) for its node, without making one.
     pub(crate) fn wants_spec(&self, spec: &PodSpec) -> bool {
-        let wanted = &self.template.spec;
-        let PodSpec {
-            node_name,
-            app,
-            run_as,
-            launchables,
-            config,
-            ports,
-            health,
-            liveness,
-            liveness_offline,
-            termination_grace_period,
-            drain_delay,
-            on_failed_start,
-            start_timeout,
-            secrets,
-            shared_tmp,
-            keep_data,
-            placement,
-            singleton,
-        } = spec;
-        node_name.is_some()
-            && app.as_deref() == Some(self.app())
-            && *run_as == wanted.run_as
-            && *launchables == wanted.launchables
-            && *config == wanted.config
-            && *ports == wanted.ports
-            && *health == wanted.health
-            && *liveness == wanted.liveness
-            && *liveness_offline == wanted.liveness_offline
-            && *termination_grace_period == wanted.termination_grace_period
-            && *drain_delay == wanted.drain_delay
-            && *on_failed_start == wanted.on_failed_start
-            && *start_timeout == wanted.start_timeout
-            && *secrets == wanted.secrets
-            && *shared_tmp == wanted.shared_tmp
-            && *keep_data == wanted.keep_data
-            && *placement == wanted.placement
-            && *singleton == wanted.singleton
+        spec.node_name.is_some()
+            && spec.app.as_deref() == Some(self.app())
+            && is_same_elsewhere(spec, &self.template.spec)
     }
 
     pub(crate) fn new_pod(&self, node: &str, context: &Context) -> Object<Pod> {
@@ -188,6 +167,46 @@ impl Workload {
     }
 }
 
+/// Two specs are the same but for node and app.
+pub(crate) fn is_same_elsewhere(one: &PodSpec, other: &PodSpec) -> bool {
+    let PodSpec {
+        node_name: _,
+        app: _,
+        run_as,
+        launchables,
+        config,
+        ports,
+        health,
+        liveness,
+        liveness_offline,
+        termination_grace_period,
+        drain_delay,
+        on_failed_start,
+        start_timeout,
+        secrets,
+        shared_tmp,
+        keep_data,
+        placement,
+        singleton,
+    } = one;
+    *run_as == other.run_as
+        && *launchables == other.launchables
+        && *config == other.config
+        && *ports == other.ports
+        && *health == other.health
+        && *liveness == other.liveness
+        && *liveness_offline == other.liveness_offline
+        && *termination_grace_period == other.termination_grace_period
+        && *drain_delay == other.drain_delay
+        && *on_failed_start == other.on_failed_start
+        && *start_timeout == other.start_timeout
+        && *secrets == other.secrets
+        && *shared_tmp == other.shared_tmp
+        && *keep_data == other.keep_data
+        && *placement == other.placement
+        && *singleton == other.singleton
+}
+
 /// The name of the owner of this kind that a pod without an owner waits for.
 fn waits_for<'p>(pod: &'p Object<Pod>, kind: &str) -> Option<&'p String> {
     let Metadata {
@@ -203,9 +222,14 @@ fn waits_for<'p>(pod: &'p Object<Pod>, kind: &str) -> Option<&'p String> {
 }
 
 /// The key of the owner that a pod waits for.
-pub(crate) fn adopter<K: Resource>(pod: &Object<Pod>) -> Option<ObjectKey> {
-    let name = waits_for(pod, K::SINGULAR)?;
-    let namespace = pod.metadata.namespace.as_deref()?;
+pub(crate) fn adopter<K: Resource>(pod: &Head<'_>) -> Option<ObjectKey> {
+    let labels = pod.labels();
+    let name = labels.get(ORPHAN_OF)?;
+    let of_kind = labels
+        .get(ORPHAN_KIND)
+        .map_or(KIND_LEFT_OUT, String::as_str);
+    let waits = !pod.is_deleted() && pod.owners().next().is_none() && of_kind == K::SINGULAR;
+    let namespace = pod.key().namespace().filter(|_| waits)?;
     ObjectKey::namespaced(K::GROUP, K::PLURAL, namespace, name).ok()
 }
 

@@ -31,8 +31,8 @@ const ROOT: &str = "scale";
 const AT_ONCE: usize = 256;
 /// What agents write in one transaction.
 const REPORTS: usize = 100;
-/// Pods are about 2 KiB.
-const FILLER: usize = 1_100;
+/// Pods are 2 KiB.
+const FILLER: usize = 1_480;
 /// What takes longer is not waited for.
 const PATIENCE: Duration = Duration::from_secs(300);
 

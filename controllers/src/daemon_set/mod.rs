@@ -38,7 +38,7 @@ pub fn controller() -> Controller<DaemonSet> {
     .on_delete(end)
     .refuses_unknown_fields()
     .owns::<Pod>()
-    .watches::<Pod>(|pod, _| adopter::<DaemonSet>(pod).into_iter().collect())
+    .watches_heads::<Pod>(|pod, _| adopter::<DaemonSet>(pod).into_iter().collect())
     .watches::<Node>(|_, view| view.list::<DaemonSet>().keys())
     // A set that is gone or disabled makes room for another.
     .watches::<DaemonSet>(|set, view| {

@@ -1,6 +1,8 @@
 //! How many healthy pods may be taken away now: plain data in, a number out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use platctrl_framework::model::{Digest, Uid};
@@ -55,8 +57,51 @@ pub struct Member {
 }
 
 impl Member {
-    fn counts(&self) -> bool {
+    pub(crate) fn counts(&self) -> bool {
         self.healthy && !self.leaving
+    }
+}
+
+/// What a view shows of a workload's pods, for an [`Account`].
+pub(crate) trait Members: fmt::Debug + Send + Sync {
+    /// What it shows of one.
+    fn get(&self, pod: &Uid) -> Option<Member>;
+
+    /// How many are healthy, and not on their way out.
+    fn healthy(&self) -> u32;
+
+    /// How many there are.
+    fn count(&self) -> u32;
+
+    /// Those whose agents ask for a restart, in order.
+    fn asking(&self) -> Vec<(Uid, Member)>;
+}
+
+/// All of them, one by one.
+#[derive(Debug, Default)]
+struct Listed {
+    members: BTreeMap<Uid, Member>,
+    /// There may be very many, and it is asked for each entry.
+    healthy: u32,
+}
+
+impl Members for Listed {
+    fn get(&self, pod: &Uid) -> Option<Member> {
+        self.members.get(pod).cloned()
+    }
+
+    fn healthy(&self) -> u32 {
+        self.healthy
+    }
+
+    fn count(&self) -> u32 {
+        count(self.members.len())
+    }
+
+    fn asking(&self) -> Vec<(Uid, Member)> {
+        let members = self.members.iter();
+        let asking = members.filter(|(_, member)| member.request.is_some());
+        asking.map(|(pod, it)| (pod.clone(), it.clone())).collect()
     }
 }
 
@@ -64,13 +109,13 @@ impl Member {
 ///
 /// `allowed = recorded healthy − victims of open entries − floor`. Nobody closes an entry: it is
 /// dropped by whoever writes the ledger next with a view that shows its effect.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Account {
-    members: BTreeMap<Uid, Member>,
-    /// Those of them that are healthy: there may be very many, and it is asked for each entry.
-    healthy: u32,
+    members: Arc<dyn Members>,
     floor: u32,
     open: BTreeMap<Uid, Entry>,
+    /// Healthy pods that something was decided about.
+    going: u32,
     /// Entries were dropped or made since the record was read.
     changed: bool,
 }
@@ -103,20 +148,42 @@ impl Account {
         entries: Vec<Entry>,
         current: bool,
     ) -> Self {
-        let mut account = Self {
+        let listed = Listed {
             healthy: count(members.values().filter(|pod| pod.counts()).count()),
             members,
+        };
+        Self::of(Arc::new(listed), floor, entries, current)
+    }
+
+    /// As [`Account::new`], of pods that are known otherwise than one by one.
+    pub(crate) fn of(
+        members: Arc<dyn Members>,
+        floor: u32,
+        entries: Vec<Entry>,
+        current: bool,
+    ) -> Self {
+        let mut account = Self {
+            members,
             floor,
-            ..Self::default()
+            open: BTreeMap::new(),
+            going: 0,
+            changed: false,
         };
         for entry in entries {
             if current && account.shows(&entry) {
                 account.changed = true;
             } else {
-                account.open.insert(entry.victim.clone(), entry);
+                account.insert(entry);
             }
         }
         account
+    }
+
+    fn insert(&mut self, entry: Entry) {
+        let healthy = self.is_healthy(&entry.victim);
+        if self.open.insert(entry.victim.clone(), entry).is_none() {
+            self.going += u32::from(healthy);
+        }
     }
 
     /// The effect of an entry is seen.
@@ -149,13 +216,13 @@ impl Account {
     /// This pod is recorded as healthy, and not on its way out.
     #[must_use]
     pub fn is_healthy(&self, pod: &Uid) -> bool {
-        self.members.get(pod).is_some_and(Member::counts)
+        self.members.get(pod).is_some_and(|pod| pod.counts())
     }
 
     /// The pods recorded as healthy.
     #[must_use]
     pub fn healthy(&self) -> u32 {
-        self.healthy
+        self.members.healthy()
     }
 
     /// The pods that have to stay healthy.
@@ -167,8 +234,7 @@ impl Account {
     /// Healthy pods that something was decided about.
     #[must_use]
     pub fn going(&self) -> u32 {
-        let counts = |pod: &&Uid| self.members.get(*pod).is_some_and(Member::counts);
-        count(self.open.keys().filter(counts).count())
+        self.going
     }
 
     /// How many healthy pods may be taken away now.
@@ -191,7 +257,7 @@ impl Account {
     /// # Errors
     /// [`Refused`] when it is healthy and none may go.
     pub fn enter(&mut self, pod: &Uid, act: Act, by: &str, at: Timestamp) -> Result<(), Refused> {
-        let costs = self.members.get(pod).is_some_and(Member::counts) && !self.is_open(pod);
+        let costs = self.is_healthy(pod) && !self.is_open(pod);
         let refused = Refused {
             healthy: self.healthy(),
             open: self.going(),
@@ -211,7 +277,7 @@ impl Account {
                 by: by.to_owned(),
                 at,
             };
-            self.open.insert(pod.clone(), entry);
+            self.insert(entry);
             self.changed = true;
         }
         Ok(())
@@ -222,7 +288,7 @@ impl Account {
     /// all of them at once: as many at a time as may be missing, and at least one.
     #[must_use]
     pub fn restarts_allowed(&self) -> u32 {
-        let most = count(self.members.len()).saturating_sub(self.floor).max(1);
+        let most = (self.members.count()).saturating_sub(self.floor).max(1);
         let under_way = self.open.values();
         let under_way = under_way.filter(|entry| matches!(entry.act, Act::Restart { .. }));
         most.saturating_sub(count(under_way.count()))
@@ -231,11 +297,11 @@ impl Account {
     /// The pods whose agents ask for a restart that nobody granted yet, in order.
     #[must_use]
     pub fn asking(&self) -> BTreeSet<(Uid, String)> {
-        let asks = |(pod, member): (&Uid, &Member)| {
-            let request = member.request.clone().filter(|_| !member.leaving)?;
-            (!self.is_open(pod)).then(|| (pod.clone(), request))
+        let asks = |(pod, member): (Uid, Member)| {
+            let request = member.request.filter(|_| !member.leaving)?;
+            (!self.is_open(&pod)).then_some((pod, request))
         };
-        self.members.iter().filter_map(asks).collect()
+        self.members.asking().into_iter().filter_map(asks).collect()
     }
 }
 
@@ -260,11 +326,14 @@ mod tests {
         }
     }
 
+    fn members(healthy: usize, unhealthy: usize) -> BTreeMap<Uid, Member> {
+        let members = 0..healthy + unhealthy;
+        let member = |i| (uid(&format!("p{i:02}")), member(i < healthy));
+        members.map(member).collect()
+    }
+
     fn account(healthy: usize, unhealthy: usize, floor: u32, entries: Vec<Entry>) -> Account {
-        let members = (0..healthy + unhealthy)
-            .map(|i| (uid(&format!("p{i:02}")), member(i < healthy)))
-            .collect();
-        Account::new(members, floor, entries, true)
+        Account::new(members(healthy, unhealthy), floor, entries, true)
     }
 
     fn entry(victim: &str, act: Act) -> Entry {
@@ -294,7 +363,7 @@ mod tests {
         assert_eq!(account.open().count(), 2);
 
         // A later view: p00 is gone, and something else is healthy in its place.
-        let mut members = account.members.clone();
+        let mut members = members(10, 1);
         members.remove(&uid("p00"));
         members.insert(uid("q"), member(true));
         let entries: Vec<_> = account.open().cloned().collect();
@@ -313,7 +382,7 @@ mod tests {
         };
         let open = account(3, 0, 2, vec![entry("p00", act.clone())]);
         assert_eq!(open.allowed(), 0);
-        let mut members = open.members;
+        let mut members = members(3, 0);
         members.get_mut(&uid("p00")).unwrap().spec = Some(digest("two"));
         let seen = Account::new(members, 2, vec![entry("p00", act)], true);
         assert_eq!((seen.open().count(), seen.allowed()), (0, 1));
@@ -321,10 +390,11 @@ mod tests {
 
     #[test]
     fn restarts_are_granted_as_many_at_a_time_as_may_be_missing() {
-        let mut account = account(0, 5, 3, vec![]);
-        for (pod, member) in &mut account.members {
+        let mut members = members(0, 5);
+        for (pod, member) in &mut members {
             member.request = Some(format!("r-{pod}"));
         }
+        let mut account = Account::new(members.clone(), 3, vec![], true);
         let asking = account.asking();
         assert_eq!(asking.len(), 5);
         let granted = asking.iter().filter(|(pod, request)| {
@@ -339,7 +409,6 @@ mod tests {
         assert_eq!(account.asking().len(), 3);
         // Restarted, or healthy again without: the request is gone either way.
         let entries: Vec<_> = account.open().cloned().collect();
-        let mut members = account.members.clone();
         members.get_mut(&entries[0].victim).unwrap().request = None;
         assert_eq!(
             Account::new(members, 3, entries, true).restarts_allowed(),

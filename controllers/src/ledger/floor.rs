@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use platctrl_framework::cache::View;
-use platctrl_framework::model::{Object, Selector};
+use platctrl_framework::model::{Metadata, Object, Selector};
 use platctrl_kinds::{DisruptionBudget, Pod, default_floor};
+
+use crate::crew::Crew;
 
 /// How many pods have to stay healthy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +21,34 @@ pub struct Floor {
 /// pods. Where nobody says anything: all but one, or all but a tenth.
 #[must_use]
 pub fn floor(view: &View, pods: &[Arc<Object<Pod>>], wanted: u32, minimum: Option<u32>) -> Floor {
+    let any = |budget: &Metadata, selector: &Selector| {
+        let mut metadata = pods.iter().map(|pod| &pod.metadata);
+        metadata.any(|pod| pod.namespace == budget.namespace && selector.matches(&pod.labels))
+    };
+    floor_where(view, wanted, minimum, any)
+}
+
+/// As [`floor`], of pods that are known as far as what they have in common.
+pub(super) fn floor_of(
+    view: &View,
+    crews: &[Arc<Crew>],
+    wanted: u32,
+    minimum: Option<u32>,
+) -> Floor {
+    let any = |budget: &Metadata, selector: &Selector| {
+        let shapes = crews.iter().flat_map(|crew| crew.alike());
+        let mut shapes = shapes.map(|alike| &alike.shape);
+        shapes.any(|pod| pod.namespace == budget.namespace && selector.matches(&pod.labels))
+    };
+    floor_where(view, wanted, minimum, any)
+}
+
+fn floor_where(
+    view: &View,
+    wanted: u32,
+    minimum: Option<u32>,
+    selects_any: impl Fn(&Metadata, &Selector) -> bool,
+) -> Floor {
     let mut found = minimum.map(|pods| Floor { pods, budget: None });
     for budget in view.list::<DisruptionBudget>() {
         if budget.metadata.is_deleted() {
@@ -28,11 +58,7 @@ pub fn floor(view: &View, pods: &[Arc<Object<Pod>>], wanted: u32, minimum: Optio
         let Ok(selector) = budget.spec.pod_selector.parse::<Selector>() else {
             continue;
         };
-        let selects = |pod: &Arc<Object<Pod>>| {
-            pod.metadata.namespace == budget.metadata.namespace
-                && selector.matches(&pod.metadata.labels)
-        };
-        if !pods.iter().any(selects) {
+        if !selects_any(&budget.metadata, &selector) {
             continue;
         }
         let asked = budget.spec.minimum_healthy.rounded_up(wanted).min(wanted);

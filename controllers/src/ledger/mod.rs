@@ -12,6 +12,7 @@
 mod account;
 mod floor;
 mod person;
+mod present;
 #[cfg(test)]
 mod schedules;
 
@@ -19,7 +20,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use platctrl_framework::cache::View;
+use platctrl_framework::cache::{Head, HeadOwner, View};
 use platctrl_framework::client::ClientError;
 use platctrl_framework::controller::Changes;
 use platctrl_framework::model::{ConditionStatus, Digest, Object, ObjectKey, Resource, Tree, Uid};
@@ -34,6 +35,10 @@ pub use account::{Account, Act, Entry, Member, Refused};
 pub use floor::{Floor, floor};
 pub use person::{DeleteError, enter_delete};
 pub use platctrl_kinds::Grant;
+
+use crate::crew::Crew;
+use crate::nodes::Names;
+use present::Present;
 
 /// The condition of a node that says whether it is heard of. The health of pods on a node for
 /// which it is not true is old, and counts for nothing.
@@ -134,6 +139,16 @@ pub fn controller_of(pod: &Object<Pod>) -> Option<ObjectKey> {
     ObjectKey::namespaced(group, plural, namespace, &owner.name).ok()
 }
 
+/// The keys of the replication controllers that a pod was made for.
+pub(crate) fn controllers_of(pod: &Head<'_>) -> impl Iterator<Item = ObjectKey> {
+    let namespace = pod.key().namespace().unwrap_or_default();
+    let is = |owner: &HeadOwner<'_>| {
+        owner.kind == ReplicationController::KIND && owner.group == ReplicationController::GROUP
+    };
+    let owners = pod.owners().filter(is);
+    owners.filter_map(move |owner| replication_controller_key(namespace, owner.name))
+}
+
 /// The rolling update that claims a replication controller and has not come to its end.
 #[must_use]
 pub fn claimant(
@@ -151,6 +166,12 @@ pub fn claimant(
 pub(crate) fn roll_key(namespace: &str, name: &str) -> Option<ObjectKey> {
     let (group, plural) = (RollingUpdate::GROUP, RollingUpdate::PLURAL);
     ObjectKey::namespaced(group, plural, namespace, name).ok()
+}
+
+fn key_of_roll(roll: &Object<RollingUpdate>) -> Result<ObjectKey, LedgerError> {
+    let namespace = roll.metadata.namespace.as_deref().unwrap_or_default();
+    let name = &roll.metadata.name;
+    roll_key(namespace, name).ok_or_else(|| LedgerError::Moving { key: name.clone() })
 }
 
 pub(crate) fn node_key(name: &str) -> Option<ObjectKey> {
@@ -236,6 +257,70 @@ impl Ledger {
         })
     }
 
+    /// As [`Ledger::open`], of pods that are kept from view to view.
+    fn of_crews(
+        view: &View,
+        key: ObjectKey,
+        crews: &[Arc<Crew>],
+        (wanted, minimum): (u32, Option<u32>),
+        silent: &Names,
+    ) -> Result<Self, LedgerError> {
+        let read = read(view, &key);
+        if read.record.moved_to.is_some() {
+            return Err(LedgerError::Moving {
+                key: key.to_string(),
+            });
+        }
+        let current = read.at.is_none_or(|revision| revision <= view.revision());
+        let mut entries = read.record.entries.clone();
+        if read.lost {
+            let asking = crews.iter().flat_map(|crew| crew.asking());
+            entries.extend(asking.filter_map(|pod| {
+                // The record is lost, and what was granted is not.
+                granted(view, &pod.key, &pod.uid, pod.request.as_deref()?)
+            }));
+        }
+        let victims = entries.iter().map(|entry| &entry.victim);
+        let present = Present::new(view, crews, silent, victims);
+        let floor = floor::floor_of(view, crews, wanted, minimum);
+        let account = Account::of(Arc::new(present), floor.pods, entries, current);
+        Ok(Self {
+            key,
+            read,
+            current,
+            used: false,
+            floor,
+            account,
+        })
+    }
+
+    /// As [`Ledger::of_controller`], for who keeps what is known of pods and nodes.
+    pub(crate) fn of_controller_with(
+        view: &View,
+        controller: &Object<ReplicationController>,
+        crew: impl Fn(&Uid) -> Arc<Crew>,
+        silent: &Names,
+    ) -> Result<Self, LedgerError> {
+        let namespace = controller.metadata.namespace.as_deref().unwrap_or_default();
+        let name = &controller.metadata.name;
+        if let Some(roll) = claimant(view, controller)
+            && roll.status.detail.to_replicas.is_some()
+        {
+            let sides = [&roll.spec.from, &roll.spec.to].into_iter();
+            let sides = sides.filter_map(|name| {
+                let key = replication_controller_key(namespace, name)?;
+                view.get::<ReplicationController>(&key)
+            });
+            let crews: Vec<_> = sides.map(|side| crew(&side.metadata.uid)).collect();
+            return Self::of_roll_with(view, &roll, &crews, silent);
+        }
+        let key = replication_controller_key(namespace, name)
+            .ok_or_else(|| LedgerError::Moving { key: name.clone() })?;
+        let wanted = (controller.spec.replicas, None);
+        let crews = [crew(&controller.metadata.uid)];
+        Self::of_crews(view, key, &crews, wanted, silent)
+    }
+
     /// The ledger of a replication controller: its own, or that of the roll that claims it.
     ///
     /// # Errors
@@ -279,22 +364,20 @@ impl Ledger {
         for side in sides {
             pods.extend(view.list::<Pod>().owned_by(&side.metadata.uid).to_vec());
         }
-        Self::of_roll_and(view, roll, &pods, &silent_nodes(view))
+        let wanted = (roll.spec.replicas, Some(roll.spec.floor()));
+        Self::beside(view, key_of_roll(roll)?, &pods, wanted, &silent_nodes(view))
     }
 
-    /// As [`Ledger::of_roll`], for who has looked up the pods and the silent nodes already.
-    pub(crate) fn of_roll_and(
+    /// As [`Ledger::of_roll`], for who keeps what is known of pods and nodes.
+    pub(crate) fn of_roll_with(
         view: &View,
         roll: &Object<RollingUpdate>,
-        pods: &[Arc<Object<Pod>>],
-        silent: &HashSet<String>,
+        crews: &[Arc<Crew>],
+        silent: &Names,
     ) -> Result<Self, LedgerError> {
-        let namespace = roll.metadata.namespace.as_deref().unwrap_or_default();
-        let name = &roll.metadata.name;
-        let key =
-            roll_key(namespace, name).ok_or_else(|| LedgerError::Moving { key: name.clone() })?;
+        let key = key_of_roll(roll)?;
         let wanted = (roll.spec.replicas, Some(roll.spec.floor()));
-        Self::beside(view, key, pods, wanted, silent)
+        Self::of_crews(view, key, crews, wanted, silent)
     }
 
     /// The record was lost, or there never was one. It has to be [written](Self::establish)

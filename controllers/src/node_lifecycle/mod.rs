@@ -81,8 +81,8 @@ pub fn controller(
         let keeper = ended.clone();
         async move { keeper.end(&context).await }
     })
-    .watches::<Pod>(|pod, _| {
-        let node = pod.spec.node_name.as_deref();
+    .watches_heads::<Pod>(|pod, _| {
+        let node = pod.key().node();
         node.and_then(crate::ledger::node_key).into_iter().collect()
     })
     // Whether the pods of a drained node go is for their controllers to say.

@@ -39,6 +39,16 @@ impl Guard {
         Some(Compare::RangeNotNewer(prefix, seen))
     }
 
+    /// Nodes can be compared.
+    pub(crate) fn works(&self) -> bool {
+        self.works
+    }
+
+    /// A node's compare shows also that what was not seen there is not there.
+    pub(crate) fn shows_absence(&self, node: &str) -> bool {
+        self.works && !self.own.contains_key(node)
+    }
+
     /// A commit that put pods on these nodes happened.
     pub fn put<'n>(&mut self, nodes: impl IntoIterator<Item = &'n str>, at: Revision) {
         for node in nodes {

@@ -13,22 +13,24 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use platctrl_framework::cache::Owners;
+use platctrl_framework::cache::{Owners, View};
 use platctrl_framework::controller::{Action, Context, Controller, ReconcileError};
-use platctrl_framework::model::{Object, Resource, Selector};
+use platctrl_framework::model::{Object, Resource, Selector, Uid};
 use platctrl_kinds::{
-    DisruptionBudget, Node, Pod, PodPhase, PodSpec, ReplicationController, RollingUpdate, Span,
-    Strategy,
+    DisruptionBudget, Node, Pod, PodSpec, ReplicationController, RollingUpdate, Span, Strategy,
 };
 
-pub use plan::{Astray, Budget, Observed, Plan, PodFacts, Victim, Wait, astray, plan};
+pub use plan::{
+    Astray, Budget, Observed, Plan, PodFacts, Sums, Victim, Wait, astray, at_rest, plan,
+};
 
 use crate::carry_out::{Done, Step, Work};
-use crate::end::ended_with_owner;
+use crate::crew::{Brief, Crew, Kept};
 use crate::grants;
 use crate::ledger::{self, Ledger, LedgerError};
-use crate::placement::{Accounts, NodeState, Placement, PodNeeds, Request, Spread};
-use crate::template::{Workload, adopter, created, is_ready};
+use crate::nodes::Nodes;
+use crate::placement::{Accounts, NodeState, Placement, Request, Spread};
+use crate::template::{Workload, adopter};
 
 type RunResult = Result<Action, ReconcileError>;
 
@@ -52,7 +54,7 @@ pub fn with_placement(placement: impl Placement) -> Controller<ReplicationContro
     .on_delete(end)
     .refuses_unknown_fields()
     .owns::<Pod>()
-    .watches::<Pod>(|pod, _| adopter::<ReplicationController>(pod).into_iter().collect())
+    .watches_heads::<Pod>(|pod, _| adopter::<ReplicationController>(pod).into_iter().collect())
     .watches::<Node>(|_, view| view.list::<ReplicationController>().keys())
     .watches::<DisruptionBudget>(|budget, view| {
         let namespace = budget.metadata.namespace.as_deref().unwrap_or_default();
@@ -76,14 +78,69 @@ pub(crate) fn wanted_spec(owner: &Object<ReplicationController>, node: &str) -> 
 #[derive(Clone, Debug, Default)]
 struct Memory {
     accounts: Accounts,
-    pods: Owners<Pod>,
+    pods: Owners<Pod, Kept>,
+    nodes: Nodes,
+}
+
+/// What can be told without looking at each pod.
+struct Glance {
+    sums: Sums,
+    /// Those whose agents ask for a restart.
+    asking: Vec<Arc<Object<Pod>>>,
+}
+
+impl Memory {
+    fn glance(
+        &self,
+        owner: &Object<ReplicationController>,
+        workload: &Workload,
+        view: &View,
+    ) -> Glance {
+        let homes = self.nodes.homes(view, &owner.spec.node_selector);
+        self.pods.of(view, &owner.metadata.uid, |kept| {
+            let astray = kept.astray(&homes);
+            let crew = kept.crew();
+            let current = crew.alike().filter(|alike| workload.wants(&alike.shape));
+            let (live, ready) = current.fold((0, 0), |(live, ready), alike| {
+                (live + alike.live, ready + alike.ready)
+            });
+            let with_owner =
+                ended_with_owner(ReplicationController::SINGULAR, &owner.metadata.name);
+            let holds_its_place = |pod: &Brief| {
+                pod.shape.spec.singleton || pod.end_reason.as_deref() == Some(&*with_owner)
+            };
+            let asking = crew.asking();
+            let asking = asking.filter_map(|pod| view.get::<Pod>(&pod.key));
+            Glance {
+                sums: Sums {
+                    live: u32::try_from(crew.live()).unwrap_or(u32::MAX),
+                    ready,
+                    current: live,
+                    astray: u32::try_from(astray).unwrap_or(u32::MAX),
+                    ending: crew.ending().any(holds_its_place),
+                },
+                asking: asking.collect(),
+            }
+        })
+    }
+
+    fn crew(&self, view: &View, owner: &Uid) -> Arc<Crew> {
+        self.pods.of(view, owner, |kept| kept.crew().clone())
+    }
+
+    fn ledger(
+        &self,
+        view: &View,
+        owner: &Object<ReplicationController>,
+    ) -> Result<Ledger, LedgerError> {
+        let silent = self.nodes.silent(view);
+        Ledger::of_controller_with(view, owner, |uid| self.crew(view, uid), &silent)
+    }
 }
 
 /// What one run works with.
 struct Seen {
     observed: Observed,
-    /// Those that wait for it, and those it owns.
-    pods: Vec<Arc<Object<Pod>>>,
     /// If pods may have to go.
     ledger: Option<Result<Ledger, LedgerError>>,
 }
@@ -92,73 +149,66 @@ fn observe(
     owner: &Object<ReplicationController>,
     workload: &Workload,
     selector: Selector,
-    context: &Context,
+    orphans: &[Arc<Object<Pod>>],
+    view: &View,
     memory: &Memory,
 ) -> Seen {
-    let view = context.view();
-    let owned = memory.pods.owned(view, &owner.metadata.uid);
-    let is_current = |pod: &Arc<Object<Pod>>| workload.is_current(pod);
-    let current: Vec<bool> = owned.iter().map(is_current).collect();
-    let both = owned.iter().zip(&current);
-    let live = both.clone().filter(|(pod, _)| !pod.metadata.is_deleted());
-    let all_current = live.clone().all(|(_, current)| *current);
-    let live = live.count();
+    let crew = memory.crew(view, &owner.metadata.uid);
+    let mut wanted = HashMap::new();
+    for alike in crew.alike() {
+        wanted.insert(Arc::as_ptr(&alike.shape), workload.wants(&alike.shape));
+    }
+    let is_current = |pod: &Brief| wanted.get(&Arc::as_ptr(&pod.shape)) == Some(&true);
     let needs = workload.needs();
     let fleet = memory.accounts.fleet(view);
     let dynamic = owner.spec.strategy == Strategy::Dynamic;
-    let moves = owned.iter().any(|pod| {
-        let node = fleet.node(pod.spec.node_name.as_deref().unwrap_or_default());
-        match node {
-            None => dynamic,
-            Some(node) if node.state == NodeState::Draining && node.moves_static => true,
-            Some(node) => dynamic && !(node.keeps_pods() && selector.matches(&node.labels)),
-        }
-    });
-    // What takes nothing away needs no ledger, and reading it costs as much as there are pods.
-    let takes_away = live > owner.spec.replicas as usize || !all_current || moves;
-    let ledger = takes_away.then(|| Ledger::of_controller(view, owner));
+    let has_to_move = |node: &str| match fleet.node(node) {
+        None => dynamic,
+        Some(node) if node.state == NodeState::Draining && node.moves_static => true,
+        Some(node) => dynamic && !(node.keeps_pods() && selector.matches(&node.labels)),
+    };
     let with_owner = ended_with_owner(ReplicationController::SINGULAR, &owner.metadata.name);
-    let facts = both.map(|(pod, &current)| {
-        let node = pod.spec.node_name.clone().unwrap_or_default();
-        let leaving = pod.metadata.is_deleted();
+    let (mut moves, mut all_current) = (false, true);
+    let mut facts = Vec::with_capacity(crew.len());
+    let mut last = "";
+    for pod in crew.pods() {
+        let (node, current) = (pod.node(), is_current(pod));
+        // Those of one node come one after the other.
+        if node != last || facts.is_empty() {
+            moves |= has_to_move(node);
+            last = node;
+        }
         let (mut grows, mut stuck) = (false, None);
-        if !current && !leaving {
-            let from = PodNeeds::of_pod(pod);
+        if !current && !pod.leaving {
+            all_current = false;
+            let from = pod.needs();
             grows = needs.asks_more_than(&from);
-            stuck = match fleet.node(&node) {
-                Some(_) => fleet.refuses_change(&node, &from, &needs),
+            stuck = match fleet.node(node) {
+                Some(_) => fleet.refuses_change(node, &from, &needs),
                 None => None,
             };
         }
-        PodFacts {
-            name: pod.metadata.name.clone(),
-            node,
-            ready: is_ready(pod),
-            leaving,
-            singleton: pod.spec.singleton,
-            taken_back: pod
-                .metadata
-                .deletion
-                .as_ref()
-                .and_then(|end| end.reason.as_deref())
-                == Some(&*with_owner),
-            gone: PodPhase::of(&pod.status.phase) == Some(PodPhase::Gone),
+        facts.push(PodFacts {
+            name: pod.name().to_owned(),
+            node: node.to_owned(),
+            ready: pod.ready,
+            leaving: pod.leaving,
+            singleton: pod.shape.spec.singleton,
+            taken_back: pod.end_reason.as_deref() == Some(&*with_owner),
+            gone: pod.gone,
             current,
-            created: created(pod),
+            created: pod.created,
             grows,
             stuck,
-        }
-    });
-    let facts: Vec<PodFacts> = facts.collect();
-    let own = on_each_node(&facts);
-    let orphans = workload.orphans(view);
-    let named = |pod: &Arc<Object<Pod>>| pod.metadata.name.clone();
-    let (mut pods, orphans) = (orphans.clone(), orphans.iter().map(named).collect());
-    pods.extend(owned);
+        });
+    }
+    // What takes nothing away needs no ledger.
+    let takes_away = crew.live() > owner.spec.replicas as usize || !all_current || moves;
+    let ledger = takes_away.then(|| memory.ledger(view, owner));
     let request = Request {
         needs,
         per_node: owner.spec.max_per_node,
-        own,
+        own: on_each_node(&facts),
         spread_over: owner.spec.spread_over.clone(),
         ..Request::new(workload.path(), selector)
     };
@@ -171,7 +221,9 @@ fn observe(
         claimed: owner.spec.claimed_by.is_some(),
         disabled: owner.spec.disabled,
         pods: facts,
-        orphans,
+        orphans: (orphans.iter())
+            .map(|pod| pod.metadata.name.clone())
+            .collect(),
         budget: match &ledger {
             Some(Ok(ledger)) => Budget {
                 floor: ledger.floor().pods,
@@ -184,11 +236,7 @@ fn observe(
             },
         },
     };
-    Seen {
-        observed,
-        pods,
-        ledger,
-    }
+    Seen { observed, ledger }
 }
 
 /// How many pods each node has. Those of one node mostly come one after the other.
@@ -215,25 +263,38 @@ async fn reconcile(
         .parse()
         .map_err(ReconcileError::terminal)?;
     let workload = Workload::of(&*owner, &owner.spec.template);
+    let view = context.view();
+    let Glance { sums, asking } = memory.glance(&owner, &workload, view);
     if !owner.spec.disabled {
-        let view = context.view();
-        let pods = memory.pods.owned(view, &owner.metadata.uid);
-        let ledger = || Ledger::of_controller(view, &owner);
-        if let Some(next) = grants::answer(&context, &pods, ledger, &workload.title()).await? {
+        let ledger = || memory.ledger(view, &owner);
+        if let Some(next) = grants::answer(&context, &asking, ledger, &workload.title()).await? {
             return Ok(next);
         }
     }
-    let Seen {
-        observed,
-        pods,
-        ledger,
-    } = observe(&owner, &workload, selector, &context, &memory);
-    let plan = plan(&observed, &*placement);
+    let orphans = workload.orphans(view);
+    // What apps run beside one another has to be looked at node by node.
+    let by_sums = orphans.is_empty() && workload.template.spec.placement.with.is_empty();
+    let at_rest = plan::at_rest(&sums, owner.spec.replicas).filter(|_| by_sums);
+    let (plan, steps, news, ledger) = match at_rest {
+        Some(plan) => {
+            let news = report::News::of(&owner, &plan, None, memory.nodes.are_none(view));
+            (plan, Vec::new(), news, None)
+        }
+        None => {
+            let Seen { observed, ledger } =
+                observe(&owner, &workload, selector, &orphans, view, &memory);
+            let plan = plan(&observed, &*placement);
+            let no_nodes = observed.fleet.nodes().is_empty();
+            let news = report::News::of(&owner, &plan, Some(&observed), no_nodes);
+            let pods = pods_of(&plan, &owner, view, &memory, &orphans);
+            let steps = steps(&plan, &observed, &pods);
+            (plan, steps, news, ledger)
+        }
+    };
     let counts = format!(
         "{} of {} there, {} ready",
         plan.live, owner.spec.replicas, plan.ready
     );
-    let news = report::News::of(&owner, &plan, &observed);
     let (ledger, unusable) = match ledger {
         None => (None, None),
         Some(Ok(ledger)) => (Some(ledger), None),
@@ -243,7 +304,7 @@ async fn reconcile(
         |done: Done| report::status(&owner, &plan, &news, &context, done, unusable.clone());
     let work = Work::<ReplicationController>::new(&context, &workload, &status, &counts)
         .with_ledger(ledger);
-    let carried = match work.carry_out(steps(&plan, &observed, &pods)).await {
+    let carried = match work.carry_out(steps).await {
         Ok(carried) => carried,
         Err(unfinished) => {
             if let Some(why) = unfinished.held {
@@ -259,13 +320,35 @@ async fn reconcile(
     report::next_look(&owner, &plan, &news, &context)
 }
 
-fn steps(plan: &Plan, observed: &Observed, pods: &[Arc<Object<Pod>>]) -> Vec<Step> {
-    // Most plans are about new pods alone, or about nothing.
-    let about = plan.adopt.len() + plan.delete.len() + plan.update.len();
-    let pods = if about == 0 { &[] } else { pods };
-    let by_name = pods.iter().map(|pod| (pod.metadata.name.as_str(), pod));
-    let by_name: HashMap<&str, &Arc<Object<Pod>>> = by_name.collect();
-    let pod = |name: &String| by_name.get(name.as_str()).map(|pod| Arc::clone(pod));
+/// The pods that a plan does something with.
+fn pods_of(
+    plan: &Plan,
+    owner: &Object<ReplicationController>,
+    view: &View,
+    memory: &Memory,
+    orphans: &[Arc<Object<Pod>>],
+) -> HashMap<String, Arc<Object<Pod>>> {
+    let deleted = plan.delete.iter().map(|victim| &victim.name);
+    let about = plan.update.iter().chain(deleted);
+    let about: HashSet<&str> = about.map(String::as_str).collect();
+    let mut pods = HashMap::new();
+    if !plan.adopt.is_empty() {
+        let named = orphans
+            .iter()
+            .map(|pod| (pod.metadata.name.clone(), pod.clone()));
+        pods.extend(named);
+    }
+    if !about.is_empty() {
+        let crew = memory.crew(view, &owner.metadata.uid);
+        let named = crew.pods().filter(|pod| about.contains(pod.name()));
+        let named = named.filter_map(|pod| Some((pod.name().to_owned(), view.get(&pod.key)?)));
+        pods.extend(named);
+    }
+    pods
+}
+
+fn steps(plan: &Plan, observed: &Observed, pods: &HashMap<String, Arc<Object<Pod>>>) -> Vec<Step> {
+    let pod = |name: &String| pods.get(name).cloned();
     let growing: HashSet<&String> = observed
         .pods
         .iter()
@@ -274,8 +357,10 @@ fn steps(plan: &Plan, observed: &Observed, pods: &[Arc<Object<Pod>>]) -> Vec<Ste
         .collect();
     let adopt = plan.adopt.iter().filter_map(pod);
     let adopt = adopt.map(|pod| Step::Adopt { pod });
-    let create = plan.create.iter().cloned();
-    let create = create.map(|node| Step::Create { node });
+    let mut create = plan.create.clone();
+    // What several pods of one node compare is compared once if they are in one commit.
+    create.sort_unstable();
+    let create = create.into_iter().map(|node| Step::Create { node });
     let delete = plan.delete.iter().filter_map(|victim| {
         Some(Step::Delete {
             pod: pod(&victim.name)?,

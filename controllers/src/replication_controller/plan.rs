@@ -222,8 +222,8 @@ impl Plan {
     }
 }
 
-/// New pods that one plan is about: more than a run makes of it, and few beside a large fleet.
-const MOST_NEW: u32 = 8_192;
+/// New pods that one plan is about: more than a run makes of it.
+const MOST_NEW: u32 = 65_536;
 
 /// Why a pod on this node is not where it should be.
 #[must_use]
@@ -346,6 +346,36 @@ pub fn plan(observed: &Observed, placement: &dyn Placement) -> Plan {
     }
     update(observed, &mut plan, &kept);
     plan
+}
+
+/// What is known of all pods without looking at each of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// Pods that are not on their way out.
+    pub live: u32,
+    /// Those of them that are ready and of the present template.
+    pub ready: u32,
+    /// Those of them that are of the present template.
+    pub current: u32,
+    /// Those of them whose nodes do not match, are not there, or do not keep their pods.
+    pub astray: u32,
+    /// Some are on their way out that hold their places until they are gone, as those do that never
+    /// run twice.
+    pub ending: bool,
+}
+
+/// What [`plan`] says where nothing is to be done, as far as sums can tell: every pod is there,
+/// of the present template and where it may be. None: it has to be asked. For a controller of
+/// whose name no orphans are, and whose pods run beside no others.
+#[must_use]
+pub fn at_rest(sums: &Sums, replicas: u32) -> Option<Plan> {
+    let rests =
+        sums.live == replicas && sums.current == replicas && sums.astray == 0 && !sums.ending;
+    rests.then(|| Plan {
+        live: sums.live,
+        ready: sums.ready,
+        ..Plan::default()
+    })
 }
 
 type Strays = BTreeMap<String, Astray>;

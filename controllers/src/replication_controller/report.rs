@@ -43,11 +43,13 @@ impl News {
     pub(super) fn of(
         owner: &Object<ReplicationController>,
         plan: &Plan,
-        observed: &Observed,
+        observed: Option<&Observed>,
+        no_nodes: bool,
     ) -> Self {
         let waits_for_place = matches!(plan.wait, Some(Wait::Place { .. }));
         let mut never_fits = false;
-        let unplaced = (plan.unplaced > 0 || waits_for_place).then(|| {
+        let observed = observed.filter(|_| plan.unplaced > 0 || waits_for_place);
+        let unplaced = observed.map(|observed| {
             // As it is after what is created now.
             let mut request = observed.request.clone();
             for node in &plan.create {
@@ -98,7 +100,7 @@ impl News {
             next,
             progressing,
             stuck,
-            no_nodes: observed.fleet.nodes().is_empty(),
+            no_nodes,
         }
     }
 

@@ -129,8 +129,8 @@ pub(super) fn finish(
         changes.update(&free)?;
     }
     let ledgers = [
-        (sides.from.key()?, uids(&sides.of_from)),
-        (sides.to.key()?, uids(&sides.of_to)),
+        (sides.from.key()?, sides.of_from.uids()),
+        (sides.to.key()?, sides.of_to.uids()),
     ];
     let (view, open) = (context.view(), ledger.open_entries());
     ledger::move_back(view, changes, context.key(), &open, &ledgers)?;

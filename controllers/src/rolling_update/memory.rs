@@ -4,7 +4,7 @@
 //! No agent's clock is asked, and no clock that jumps. A process that takes over begins anew: it
 //! waits once more until it has seen pods healthy for long enough itself.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -13,14 +13,15 @@ use platctrl_framework::model::Uid;
 use platctrl_framework::store::Revision;
 use platctrl_kinds::Pod;
 
-use super::nodes::Nodes;
+use crate::crew::Kept;
+use crate::nodes::{Names, Nodes};
 
 /// What is remembered, by roll.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
     tracks: Arc<Mutex<HashMap<Uid, Track>>>,
     /// The pods of the controllers that are rolled.
-    pods: Owners<Pod>,
+    pods: Owners<Pod, Kept>,
     nodes: Nodes,
 }
 
@@ -33,6 +34,11 @@ pub(super) struct Track {
     generation: u64,
     /// Since when a pod, with its spec of that generation, is healthy.
     healthy: HashMap<Uid, (u64, Duration)>,
+    /// Those of them that were not healthy for `counted` when that was looked at last.
+    young: BTreeSet<(Duration, Uid)>,
+    counted: Duration,
+    /// The nodes that were not heard of when health was last looked at; None: it never was.
+    silent: Option<Names>,
     /// The furthest that it came, and when.
     progress: Option<(u64, Duration)>,
     moved: Option<Duration>,
@@ -45,7 +51,7 @@ impl Memory {
         look(tracks.entry(roll.clone()).or_default())
     }
 
-    pub(super) fn pods(&self) -> &Owners<Pod> {
+    pub(super) fn pods(&self) -> &Owners<Pod, Kept> {
         &self.pods
     }
 
@@ -96,17 +102,63 @@ impl Track {
             Some((of, since)) if *of == generation => now.saturating_sub(*since),
             _ => {
                 self.healthy.insert(pod.clone(), (generation, now));
+                self.young.insert((now, pod.clone()));
                 Duration::ZERO
             }
         }
     }
 
+    /// Health is to be looked at with these nodes not heard of. False: of all pods anew, and not
+    /// only of those that changed.
+    pub(super) fn looks_on(&mut self, silent: &Names) -> bool {
+        let before = self.silent.replace(silent.clone());
+        before.is_some_and(|before| Arc::ptr_eq(&before, silent))
+    }
+
+    /// For now nobody asks since when pods are healthy.
+    pub(super) fn looks_away(&mut self) {
+        self.healthy.clear();
+        self.young.clear();
+        self.silent = None;
+    }
+
+    /// The pods that are healthy for less than `least`, and how much of it is left.
+    pub(super) fn unconfirmed(&mut self, least: Duration, now: Duration) -> HashMap<Uid, Duration> {
+        if least > self.counted {
+            let since = self.healthy.iter();
+            self.young = since
+                .map(|(pod, (_, since))| (*since, pod.clone()))
+                .collect();
+        }
+        self.counted = least;
+        while let Some((since, _)) = self.young.first()
+            && now.saturating_sub(*since) >= least
+        {
+            self.young.pop_first();
+        }
+        let (young, healthy) = (&self.young, &self.healthy);
+        let still = |since: Duration, pod: &Uid| {
+            (healthy.get(pod)).is_some_and(|(_, healthy)| *healthy == since)
+        };
+        let young = young.iter().filter(|(since, pod)| still(*since, pod));
+        young
+            .map(|(since, pod)| {
+                (
+                    pod.clone(),
+                    least.saturating_sub(now.saturating_sub(*since)),
+                )
+            })
+            .collect()
+    }
+
     /// Forgets pods that are no more, once it remembers more than there are. No other pod will
     /// have the uid of one that is gone.
-    pub(super) fn keep<'p>(&mut self, there: impl ExactSizeIterator<Item = &'p Uid>) {
-        if self.healthy.len() > there.len() {
-            let there: HashSet<&Uid> = there.collect();
-            self.healthy.retain(|pod, _| there.contains(pod));
+    pub(super) fn keep(&mut self, count: usize, is_there: impl Fn(&Uid) -> bool) {
+        if self.healthy.len() > count {
+            self.healthy.retain(|pod, _| is_there(pod));
+        }
+        if self.young.len() > count {
+            self.young.retain(|(_, pod)| is_there(pod));
         }
     }
 

@@ -9,19 +9,17 @@
 mod claim;
 pub mod history;
 mod memory;
-mod nodes;
 mod observe;
 mod plan;
 mod tell;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use platctrl_framework::cache::View;
 use platctrl_framework::client::DeleteOptions;
 use platctrl_framework::controller::{Action, Changes, Context, Controller, ReconcileError};
-use platctrl_framework::model::{EventType, Object, ObjectKey, Resource, Uid};
+use platctrl_framework::model::{EventType, Object, ObjectKey, Resource};
 use platctrl_kinds::{
     DisruptionBudget, Node, OnFailure, Pod, ReplicationController, RollPhase, RollingUpdate,
 };
@@ -49,11 +47,11 @@ pub fn controller() -> Controller<RollingUpdate> {
     .on_delete(move |roll, context| claim::cancel(roll, context, ended.clone()))
     .refuses_unknown_fields()
     .watches::<ReplicationController>(rolls_of)
-    .watches::<Pod>(|pod, view| {
-        let owner = ledger::controller_of(pod);
-        let owner = owner.and_then(|key| view.get::<ReplicationController>(&key));
-        let roll = owner.and_then(|owner| ledger::claimant(view, &owner));
-        roll.and_then(|roll| roll.key().ok()).into_iter().collect()
+    .watches_heads::<Pod>(|pod, view| {
+        let owners = ledger::controllers_of(pod);
+        let owners = owners.filter_map(|key| view.get::<ReplicationController>(&key));
+        let rolls = owners.filter_map(|owner| ledger::claimant(view, &owner));
+        rolls.filter_map(|roll| roll.key().ok()).collect()
     })
     .watches::<Node>(|_, view| active(view, None))
     .watches::<DisruptionBudget>(|budget, view| active(view, budget.metadata.namespace.as_deref()))
@@ -110,9 +108,8 @@ async fn reconcile(
     if let Some(why) = claim::contest(&roll, &sides) {
         return tell::blocked(&roll, &context, "Contested", &why).await;
     }
-    let pods: Vec<_> = sides.pods().cloned().collect();
     let silent = memory.nodes().silent(context.view());
-    let mut ledger = match Ledger::of_roll_and(context.view(), &roll, &pods, &silent) {
+    let mut ledger = match Ledger::of_roll_with(context.view(), &roll, &sides.crews(), &silent) {
         Ok(ledger) => ledger,
         Err(error) => return Err(ReconcileError::retry_after(Duration::from_secs(1), error)),
     };
@@ -233,12 +230,12 @@ async fn act(
                 changes.update(&side)?;
             }
         }
-        let by_uid: HashMap<&Uid, _> = sides.pods().map(|pod| (&pod.metadata.uid, pod)).collect();
         for it in &next.plan.moves {
             let (Move::InPlace(uid) | Move::Elsewhere(uid) | Move::Remove(uid)) = it;
-            let pod = by_uid.get(uid).copied();
-            let Some(pod) = pod else { continue };
-            let note = take_pod(it, pod, roll, sides, ledger, context, &mut changes)?;
+            let Some(pod) = sides.pod(uid, context.view()) else {
+                continue;
+            };
+            let note = take_pod(it, &pod, roll, sides, ledger, context, &mut changes)?;
             notes.push((
                 EventType::Normal,
                 note.0,

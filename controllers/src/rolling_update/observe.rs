@@ -1,24 +1,27 @@
 //! What a roll sees: its two controllers, their pods, and since when they are healthy.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use platctrl_framework::cache::{Owners, View};
 use platctrl_framework::controller::{Context, Fence};
-use platctrl_framework::model::{ConditionStatus, Object, Uid};
-use platctrl_kinds::{Pod, PodPhase, ReplicationController, RollingUpdate, condition};
+use platctrl_framework::model::{Object, Uid};
+use platctrl_kinds::{Pod, ReplicationController, RollingUpdate};
 
-use super::memory::Memory;
-use super::plan::{self, Observed, PodFacts, Side};
-use crate::ledger::{Ledger, replication_controller_key};
+use super::memory::{Memory, Track};
+use super::plan::{self, Observed, Others, PodFacts, Side};
+use crate::crew::{Brief, Crew, Kept, News};
+use crate::ledger::{Account, Ledger, replication_controller_key};
+use crate::nodes::Names;
 
 /// The two controllers of a roll, with their pods.
 #[derive(Debug)]
 pub(super) struct Sides {
     pub(super) from: Arc<Object<ReplicationController>>,
     pub(super) to: Arc<Object<ReplicationController>>,
-    pub(super) of_from: Vec<Arc<Object<Pod>>>,
-    pub(super) of_to: Vec<Arc<Object<Pod>>>,
+    pub(super) of_from: Arc<Crew>,
+    pub(super) of_to: Arc<Crew>,
 }
 
 impl Sides {
@@ -26,7 +29,7 @@ impl Sides {
     pub(super) fn find(
         view: &View,
         roll: &Object<RollingUpdate>,
-        pods: &Owners<Pod>,
+        pods: &Owners<Pod, Kept>,
     ) -> Result<Self, String> {
         let namespace = roll.metadata.namespace.as_deref().unwrap_or_default();
         let side = |name: &str| {
@@ -43,16 +46,48 @@ impl Sides {
             }
         };
         let (from, to) = (side(&roll.spec.from)?, side(&roll.spec.to)?);
+        let crew = |owner: &Uid| pods.of(view, owner, |kept| kept.crew().clone());
         Ok(Self {
-            of_from: pods.owned(view, &from.metadata.uid),
-            of_to: pods.owned(view, &to.metadata.uid),
+            of_from: crew(&from.metadata.uid),
+            of_to: crew(&to.metadata.uid),
             from,
             to,
         })
     }
 
-    pub(super) fn pods(&self) -> impl Iterator<Item = &Arc<Object<Pod>>> {
-        self.of_from.iter().chain(&self.of_to)
+    pub(super) fn crews(&self) -> [Arc<Crew>; 2] {
+        [self.of_from.clone(), self.of_to.clone()]
+    }
+
+    /// A pod of one of them.
+    pub(super) fn pod(&self, uid: &Uid, view: &View) -> Option<Arc<Object<Pod>>> {
+        let pod = self.of_from.get(uid).or_else(|| self.of_to.get(uid))?;
+        view.get(&pod.key)
+    }
+
+    /// Takes note of since when pods are healthy: of those that changed, or of all.
+    fn note_health(
+        &self,
+        track: &mut Track,
+        pods: &Owners<Pod, Kept>,
+        view: &View,
+        silent: &Names,
+        now: Duration,
+    ) {
+        let as_before = track.looks_on(silent);
+        let mut note = |pod: &Brief| {
+            let healthy = pod.ready && !pod.leaving && !silent.contains(pod.node());
+            track.healthy_for(&pod.uid, pod.generation, healthy, now);
+        };
+        for (side, crew) in [(&self.from, &self.of_from), (&self.to, &self.of_to)] {
+            match pods.of(view, &side.metadata.uid, Kept::news) {
+                News::Of(keys) if as_before => {
+                    let pods = keys.iter().filter_map(|key| crew.at(key.path()));
+                    pods.for_each(&mut note);
+                }
+                News::All | News::Of(_) => crew.pods().for_each(&mut note),
+            }
+        }
     }
 
     /// Where pods come from, and where they go.
@@ -91,14 +126,67 @@ pub(super) struct Words {
     pub(super) waiting: String,
 }
 
-/// It was reported on, with its present spec, and cannot do its work.
-fn is_failed(pod: &Object<Pod>) -> bool {
-    let ready = pod.status.conditions.get(condition::READY);
-    let unhealthy = ready.is_some_and(|ready| {
-        ready.status == ConditionStatus::False
-            && matches!(ready.reason.as_str(), "Unhealthy" | "Crashed")
-    });
-    unhealthy || PodPhase::of(&pod.status.phase) == Some(PodPhase::Failed)
+/// What is asked of each pod of a side.
+struct Asked<'s> {
+    account: &'s Account,
+    /// The nodes that are not heard of.
+    silent: &'s Names,
+    /// How long pods still have to be healthy.
+    unconfirmed: &'s HashMap<Uid, Duration>,
+    /// How many one commit moves.
+    batch: usize,
+}
+
+impl Asked<'_> {
+    fn facts(&self, pod: &Brief, misfits: &Names) -> PodFacts {
+        let (uid, node) = (&pod.uid, pod.node());
+        PodFacts {
+            uid: uid.clone(),
+            name: pod.name().to_owned(),
+            healthy: pod.ready && !pod.leaving && !self.silent.contains(node),
+            unconfirmed: self.unconfirmed.get(uid).copied().unwrap_or_default(),
+            leaving: pod.leaving,
+            open: self.account.is_open(uid),
+            // Another one of these is not made before it is gone: its controller sees to that.
+            fits: pod.shape.spec.singleton || !misfits.contains(node),
+        }
+    }
+
+    /// A controller with so many replicas. Of very many pods, those that decide are looked at.
+    fn side(&self, crew: &Crew, replicas: u32, misfits: &Names) -> Side {
+        if !self.silent.is_empty() || !misfits.is_empty() {
+            let pods = crew.pods().map(|pod| self.facts(pod, misfits));
+            return Side {
+                replicas,
+                pods: pods.collect(),
+                ..Side::default()
+            };
+        }
+        let free = crew
+            .in_order()
+            .filter(|pod| !self.account.is_open(&pod.uid));
+        let first: Vec<&Brief> = free.take(self.batch.max(plan::BATCH) + 1).collect();
+        let listed: HashSet<&Uid> = first.iter().map(|pod| &pod.uid).collect();
+        let young = self.unconfirmed.keys().filter(|uid| !listed.contains(uid));
+        let young = young.filter_map(|uid| crew.get(uid));
+        let listed: Vec<&Brief> = first.iter().copied().chain(young).collect();
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let live = listed.iter().filter(|pod| !pod.leaving);
+        let (live, ready) = live.fold((0, 0), |(live, ready), pod| {
+            (live + 1, ready + u32::from(pod.ready))
+        });
+        Side {
+            replicas,
+            others: Others {
+                there: number(crew.len() - listed.len()),
+                live: number(crew.live()).saturating_sub(live),
+                confirmed: crew.ready().saturating_sub(ready),
+            },
+            pods: (listed.into_iter())
+                .map(|pod| self.facts(pod, misfits))
+                .collect(),
+        }
+    }
 }
 
 /// How many pods one commit moves, at most: what the store takes, and not so many that a commit
@@ -136,47 +224,45 @@ impl Roll {
         let misfits = memory
             .nodes()
             .misfits(view, &target_owner.spec.node_selector);
+        let silent = memory.nodes().silent(view);
         // What never runs twice is never made beside another.
-        let once =
-            target_owner.spec.template.spec.singleton || sides.pods().any(|pod| pod.spec.singleton);
+        let once = target_owner.spec.template.spec.singleton
+            || sides.of_from.singletons() + sides.of_to.singletons() > 0;
         let account = ledger.account();
         let least = spec.min_healthy_time.duration();
+        let batch = batch(context, target_owner);
         memory.with(&roll.metadata.uid, |track| {
             track.begin(epoch, roll.metadata.generation, now);
-            let mut side = |replicas: u32, pods: &'_ [Arc<Object<Pod>>]| {
-                let facts = pods.iter().map(|pod| {
-                    let uid = &pod.metadata.uid;
-                    let healthy = account.is_healthy(uid);
-                    let generation = pod.metadata.generation;
-                    let so_far = track.healthy_for(uid, generation, healthy, now);
-                    PodFacts {
-                        uid: uid.clone(),
-                        name: pod.metadata.name.clone(),
-                        healthy,
-                        unconfirmed: least.saturating_sub(so_far),
-                        leaving: pod.metadata.is_deleted(),
-                        open: account.is_open(uid),
-                        fits: true,
-                    }
-                });
-                Side {
-                    replicas,
-                    pods: facts.collect(),
-                }
+            let unconfirmed = if least.is_zero() {
+                track.looks_away();
+                HashMap::new()
+            } else {
+                sides.note_health(track, memory.pods(), view, &silent, now);
+                track.unconfirmed(least, now)
             };
-            let from = side(sides.from.spec.replicas, &sides.of_from);
-            let to = side(sides.to.spec.replicas, &sides.of_to);
-            let ((mut source, source_pods), (target, target_pods)) = match spec.rollback {
-                true => ((to, &sides.of_to), (from, &sides.of_from)),
-                false => ((from, &sides.of_from), (to, &sides.of_to)),
+            let asked = Asked {
+                account,
+                silent: &silent,
+                unconfirmed: &unconfirmed,
+                batch,
             };
-            for (facts, pod) in source.pods.iter_mut().zip(source_pods) {
-                let node = pod.spec.node_name.as_deref().unwrap_or_default();
-                // Another one of these is not made before it is gone: its controller sees to that.
-                facts.fits = pod.spec.singleton || !misfits.contains(node);
-            }
-            let all: Vec<&Uid> = sides.pods().map(|pod| &pod.metadata.uid).collect();
-            track.keep(all.into_iter());
+            let (from, to) = (sides.from.spec.replicas, sides.to.spec.replicas);
+            let anywhere = Names::default();
+            let (source, target, target_pods) = match spec.rollback {
+                true => (
+                    asked.side(&sides.of_to, to, &misfits),
+                    asked.side(&sides.of_from, from, &anywhere),
+                    &sides.of_from,
+                ),
+                false => (
+                    asked.side(&sides.of_from, from, &misfits),
+                    asked.side(&sides.of_to, to, &anywhere),
+                    &sides.of_to,
+                ),
+            };
+            let is_there =
+                |uid: &Uid| sides.of_from.get(uid).is_some() || sides.of_to.get(uid).is_some();
+            track.keep(sides.of_from.len() + sides.of_to.len(), is_there);
             let budget = spec.failure_budget.map(|it| it.rounded_down(spec.replicas));
             let tolerated = budget.unwrap_or(0);
             let settled = plan::is_settled(&target, tolerated);
@@ -184,14 +270,8 @@ impl Roll {
                 true => (spec.replicas, spec.replicas),
                 false => (plan::limit(spec, target.replicas, settled), spec.goal()),
             };
-            let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-            let confirmed = target
-                .pods
-                .iter()
-                .filter(|pod| pod.healthy && !pod.leaving && pod.unconfirmed.is_zero());
-            let confirmed = count(confirmed.count());
-            let failed = target_pods.iter().filter(|pod| is_failed(pod));
-            let failures = count(failed.count());
+            let confirmed = target.confirmed();
+            let failures = target_pods.failed();
             let mark = u64::from(target.replicas) + u64::from(confirmed);
             let waits_for_a_person = spec.paused || (settled && limit < goal);
             if waits_for_a_person {
@@ -204,11 +284,7 @@ impl Roll {
             if account.going() > 0 {
                 waiting.push_str(&format!(", {} on their way out", account.going()));
             }
-            let young = target
-                .pods
-                .iter()
-                .filter(|pod| pod.healthy && !pod.leaving && !pod.unconfirmed.is_zero());
-            let young = young.count();
+            let young = target.young().count();
             if young > 0 {
                 let time = spec.min_healthy_time;
                 waiting.push_str(&format!(", {young} of them for less than {time}"));
@@ -222,7 +298,7 @@ impl Roll {
                     limit,
                     goal,
                     surge: if once { 0 } else { spec.most_surge() },
-                    batch: batch(context, target_owner),
+                    batch,
                     allowed: ledger.allowed(),
                     tolerated,
                     // Nothing has to be waited for before the first move.
@@ -242,3 +318,6 @@ impl Roll {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,8 +45,22 @@ pub struct Observed {
 pub struct Side {
     /// How many pods it is to have.
     pub replicas: u32,
-    /// Its pods, also those on their way out.
+    /// Its pods, also those on their way out: all that are not counted in `others`.
     pub pods: Vec<PodFacts>,
+    /// The rest of them.
+    pub others: Others,
+}
+
+/// Pods that a decision needs the number of, and no more. None of them is healthy for less than
+/// it has to be, and none is among those that would be taken first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// How many there are.
+    pub there: u32,
+    /// Those of them that are not on their way out.
+    pub live: u32,
+    /// Those of them that are healthy for long enough.
+    pub confirmed: u32,
 }
 
 /// A pod, as far as a plan is about it.
@@ -80,11 +94,22 @@ impl Side {
     }
 
     fn count(&self) -> u32 {
-        count(self.live().count())
+        count(self.live().count()).saturating_add(self.others.live)
     }
 
-    fn confirmed(&self) -> u32 {
-        count(self.live().filter(|pod| pod.is_confirmed()).count())
+    fn there(&self) -> u32 {
+        count(self.pods.len()).saturating_add(self.others.there)
+    }
+
+    /// The pods that are healthy for long enough.
+    pub(super) fn confirmed(&self) -> u32 {
+        let confirmed = self.live().filter(|pod| pod.is_confirmed()).count();
+        count(confirmed).saturating_add(self.others.confirmed)
+    }
+
+    /// The pods that are healthy, and not for long enough.
+    pub(super) fn young(&self) -> impl Iterator<Item = &PodFacts> {
+        self.live().filter(|pod| pod.healthy && !pod.is_confirmed())
     }
 }
 
@@ -177,10 +202,7 @@ pub fn plan(observed: &Observed) -> Plan {
         wait: Wait::No,
         look_again: None,
     };
-    let unconfirmed = target
-        .live()
-        .filter(|pod| pod.healthy && !pod.is_confirmed());
-    let unconfirmed: Vec<Duration> = unconfirmed.map(|pod| pod.unconfirmed).collect();
+    let unconfirmed: Vec<Duration> = target.young().map(|pod| pod.unconfirmed).collect();
     plan.look_again = unconfirmed.iter().min().copied();
     // What has just become healthy is not counted on yet.
     let mut room = observed.allowed.saturating_sub(count(unconfirmed.len()));
@@ -224,9 +246,9 @@ pub fn plan(observed: &Observed) -> Plan {
 
     // Fewer than there may be: more are made, new ones as far as the next stop.
     let remaining = observed.limit.saturating_sub(target.replicas);
-    let there = source.pods.len() + target.pods.len();
+    let there = source.there().saturating_add(target.there());
     let most = observed.replicas.saturating_add(observed.surge);
-    let free = most.saturating_sub(total.max(count(there)));
+    let free = most.saturating_sub(total.max(there));
     let grown = if total <= most {
         remaining.min(free)
     } else {
@@ -337,6 +359,7 @@ mod tests {
         Side {
             replicas: healthy + unhealthy,
             pods: pods.collect(),
+            ..Side::default()
         }
     }
 
@@ -483,6 +506,7 @@ mod tests {
                         ..pod(name, it.1 == 0 && it.2)
                     })
                     .collect(),
+                ..Side::default()
             };
             let (mut source, mut target) = (side(false, self.source), side(true, self.target));
             if reverse {

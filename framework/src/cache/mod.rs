@@ -13,6 +13,7 @@
 mod edit;
 mod entry;
 mod fill;
+mod head;
 mod header;
 mod index;
 mod labels;
@@ -27,9 +28,10 @@ mod writer;
 
 pub(crate) use edit::EntryChange;
 pub(crate) use entry::{Entry, Slot};
+pub use head::{Head, HeadOwner};
 pub(crate) use options::Options;
 pub use options::{Cached, Index, Keep};
-pub use owners::Owners;
+pub use owners::{Owners, Tally};
 pub use reader::Reader;
 pub(crate) use source::{Feed, Source, SourceState, feed};
 pub use source::{SourceError, SourceStatus, write_prefix_anchor};

@@ -1,8 +1,8 @@
-//! The objects of a kind by whom they were made for, brought from view to view.
+//! What is to be known of the objects that were made for each owner, brought from view to view.
 //!
 //! A controller that looks up what its object owns pays for each of them in each run, however few
-//! have changed. [`Owners`] remembers them, and pays for what is different between the view that
-//! it was asked about last and the one that it is asked about now.
+//! have changed. [`Owners`] keeps a [`Tally`] for each owner, and pays for what is different
+//! between the view that it was asked about last and the one that it is asked about now.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -10,26 +10,40 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::entry::Entry;
 use super::view::{InVain, View};
-use crate::model::{Object, RecordError, Resource, Uid};
+use crate::model::{Object, ObjectKey, RecordError, Resource, Uid};
 
-/// Remembers which objects of the kind `K` each owner has. Clones share what is remembered.
+/// What is kept of the objects of one owner: as much of each as is asked for, and sums.
+pub trait Tally<K: Resource>: Default + Send + 'static {
+    /// An object came, changed, or is not this owner's any more (None).
+    fn put(&mut self, key: &Arc<ObjectKey>, object: Option<&Object<K>>);
+
+    /// It has no object.
+    fn is_empty(&self) -> bool;
+}
+
+/// Keeps a tally of the objects of the kind `K` for each owner. Clones share it.
 ///
 /// What it keeps alive is the last view that it was asked about, so whoever is done with it for a
 /// longer time should [forget](Owners::forget) that.
-pub struct Owners<K: Resource> {
-    known: Arc<Mutex<Known<K>>>,
+pub struct Owners<K: Resource, T> {
+    known: Arc<Mutex<Known<K, T>>>,
 }
 
-type OfOwner<K> = BTreeMap<Arc<str>, Result<Arc<Object<K>>, Arc<RecordError>>>;
-
-struct Known<K: Resource> {
+struct Known<K: Resource, T> {
     /// The view that `owned` is of.
     view: Option<View>,
-    /// By the owner's uid, by the path of their keys.
-    owned: HashMap<Uid, OfOwner<K>>,
+    /// By the owner's uid.
+    owned: HashMap<Uid, Owned<T>>,
+    kind: std::marker::PhantomData<fn() -> K>,
 }
 
-impl<K: Resource> fmt::Debug for Owners<K> {
+struct Owned<T> {
+    tally: T,
+    /// By the path of their keys.
+    unreadable: BTreeMap<Arc<str>, Arc<RecordError>>,
+}
+
+impl<K: Resource, T> fmt::Debug for Owners<K, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Owners")
             .field("kind", &K::KIND)
@@ -37,7 +51,7 @@ impl<K: Resource> fmt::Debug for Owners<K> {
     }
 }
 
-impl<K: Resource> Clone for Owners<K> {
+impl<K: Resource, T> Clone for Owners<K, T> {
     fn clone(&self) -> Self {
         Self {
             known: self.known.clone(),
@@ -45,23 +59,33 @@ impl<K: Resource> Clone for Owners<K> {
     }
 }
 
-impl<K: Resource> Default for Known<K> {
+impl<K: Resource, T> Default for Known<K, T> {
     fn default() -> Self {
         Self {
             view: None,
             owned: HashMap::new(),
+            kind: std::marker::PhantomData,
         }
     }
 }
 
-impl<K: Resource> Default for Owners<K> {
+impl<T: Default> Default for Owned<T> {
+    fn default() -> Self {
+        Self {
+            tally: T::default(),
+            unreadable: BTreeMap::new(),
+        }
+    }
+}
+
+impl<K: Resource, T: Tally<K>> Default for Owners<K, T> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl<K: Resource> Owners<K> {
-    /// Nothing is remembered yet.
+impl<K: Resource, T: Tally<K>> Owners<K, T> {
+    /// Nothing is known yet.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -69,25 +93,21 @@ impl<K: Resource> Owners<K> {
         }
     }
 
-    /// The objects that name this uid as an owner, in the order of their keys: what
-    /// `view.list::<K>().owned_by(uid).to_vec()` returns. As there, a reconcile that asked for
-    /// them commits nothing if one of them cannot be read.
-    #[must_use]
-    pub fn owned(&self, view: &View, owner: &Uid) -> Vec<Arc<Object<K>>> {
+    /// Looks at the tally of the objects that name this uid as an owner, as a view shows them: of
+    /// what `view.list::<K>().owned_by(uid)` returns. As there, a reconcile that asked for them
+    /// commits nothing if one of them cannot be read.
+    pub fn of<R>(&self, view: &View, owner: &Uid, look: impl FnOnce(&mut T) -> R) -> R {
         view.ask::<K>();
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.bring_to(view);
-        let Some(owned) = known.owned.get(owner) else {
-            return Vec::new();
+        let Some(owned) = known.owned.get_mut(owner) else {
+            drop(known);
+            return look(&mut T::default());
         };
-        let readable = |object: &Result<Arc<Object<K>>, _>| match object {
-            Ok(object) => Some(object.clone()),
-            Err(error) => {
-                view.note_in_vain(InVain::Unreadable(Arc::clone(error)));
-                None
-            }
-        };
-        owned.values().filter_map(readable).collect()
+        if let Some(error) = owned.unreadable.values().next() {
+            view.note_in_vain(InVain::Unreadable(error.clone()));
+        }
+        look(&mut owned.tally)
     }
 
     /// Forgets everything, and begins anew when it is asked.
@@ -99,7 +119,7 @@ impl<K: Resource> Owners<K> {
     }
 }
 
-impl<K: Resource> Known<K> {
+impl<K: Resource, T: Tally<K>> Known<K, T> {
     fn bring_to(&mut self, view: &View) {
         // A view that notes questions notes them for its own run.
         let seen = self.view.replace(view.clone().silent());
@@ -110,23 +130,54 @@ impl<K: Resource> Known<K> {
     }
 
     fn change(&mut self, view: &View, was: Option<&Arc<Entry>>, is: Option<&Arc<Entry>>) {
+        let is = is.filter(|entry| !entry.owners().is_empty());
+        let stays = |owner: &Uid| {
+            let mut now = is.iter().flat_map(|entry| entry.owners());
+            now.any(|now| now.uid == *owner)
+        };
         for owner in was.iter().flat_map(|was| was.owners()) {
-            if let Some(owned) = self.owned.get_mut(&owner.uid) {
-                owned.remove(was.map_or("", |was| was.key.path()));
-                if owned.is_empty() {
-                    self.owned.remove(&owner.uid);
-                }
+            if !stays(&owner.uid) {
+                self.put(was, &owner.uid, None);
             }
         }
-        let Some(entry) = is.filter(|entry| !entry.owners().is_empty()) else {
-            return;
-        };
-        let Some(object) = view.typed::<K>(entry) else {
-            return;
-        };
+        let Some(entry) = is else { return };
+        // It is looked at once: what is kept of it is the tally's to say.
+        let object = view.typed_once::<K>(entry);
         for owner in entry.owners() {
-            let owned = self.owned.entry(owner.uid.clone()).or_default();
-            owned.insert(entry.key.shared_path().clone(), object.clone());
+            self.put(is, &owner.uid, object.as_ref());
+        }
+    }
+
+    fn put(
+        &mut self,
+        entry: Option<&Arc<Entry>>,
+        owner: &Uid,
+        object: Option<&Result<Arc<Object<K>>, Arc<RecordError>>>,
+    ) {
+        let Some(entry) = entry else { return };
+        let path = entry.key.shared_path();
+        let owned = match self.owned.get_mut(owner) {
+            Some(owned) => owned,
+            None if object.is_none() => return,
+            None => self.owned.entry(owner.clone()).or_default(),
+        };
+        let readable = match object {
+            Some(Err(error)) => {
+                owned.unreadable.insert(path.clone(), error.clone());
+                None
+            }
+            Some(Ok(object)) => {
+                owned.unreadable.remove(path);
+                Some(&**object)
+            }
+            None => {
+                owned.unreadable.remove(path);
+                None
+            }
+        };
+        owned.tally.put(&entry.key, readable);
+        if owned.tally.is_empty() && owned.unreadable.is_empty() {
+            self.owned.remove(owner);
         }
     }
 }

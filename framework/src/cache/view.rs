@@ -122,6 +122,11 @@ impl View {
             .unwrap_or(Revision::ZERO)
     }
 
+    /// There is no record of an object.
+    pub(crate) fn is_nothing(&self, key: &ObjectKey) -> bool {
+        self.entry(key).is_none()
+    }
+
     /// How many objects there are.
     pub(crate) fn len(&self) -> usize {
         self.state.objects.len()

@@ -1,9 +1,10 @@
 //! One transaction over objects, with the compares that make it safe.
 
+mod create;
+
 use serde_json::{Map, Value};
 
 use super::{ClientError, Result};
-use crate::environment::Environment;
 use crate::model::{
     Deletion, FieldError, Intent, Joined, KindChecks, Metadata, Object, ObjectKey, Phase,
     Propagation, RawObject, Reality, RealityMetadata, Resource, Status, Tree, Uid, Versioned,
@@ -159,71 +160,6 @@ impl Batch {
                 self.require(Compare::Revision(key, part.modified));
             }
         }
-    }
-
-    /// Creates an object. It gets a uid, its first generation and a creation time; a status it
-    /// may have is left out. Nothing of its name may exist, neither intent nor reality.
-    ///
-    /// # Errors
-    /// `Invalid` when it is too large.
-    pub fn create(
-        &mut self,
-        environment: &Environment,
-        key: &ObjectKey,
-        object: RawObject,
-    ) -> Result<RawObject> {
-        let metadata = Metadata {
-            name: key.name().to_owned(),
-            namespace: key.namespace().map(ToOwned::to_owned),
-            uid: environment.uid(),
-            resource_version: None,
-            generation: 1,
-            creation_timestamp: Some(environment.now()),
-            deletion: None,
-            ..object.metadata
-        };
-        let intent = Intent {
-            api_version: object.api_version,
-            kind: object.kind,
-            metadata,
-            spec: object.spec,
-            other: Map::new(),
-        };
-        self.require(Compare::Absent(key.store_key(Tree::Intent)));
-        self.require(Compare::Absent(key.store_key(Tree::Reality)));
-        self.put(key, Tree::Intent, &intent)?;
-        let Intent {
-            api_version,
-            kind,
-            metadata,
-            spec,
-            ..
-        } = intent;
-        Ok(RawObject {
-            api_version,
-            kind,
-            metadata,
-            spec,
-            status: Status::default(),
-        })
-    }
-
-    /// Creates an object of a known kind and returns it with its uid.
-    ///
-    /// # Errors
-    /// See [`Batch::create`]; also for names that break the rules.
-    pub fn create_typed<K: Resource>(
-        &mut self,
-        environment: &Environment,
-        object: &Object<K>,
-    ) -> Result<Object<K>> {
-        let key = object.key()?;
-        let created = self.create(environment, &key, object.to_raw()?)?;
-        Ok(Object {
-            metadata: created.metadata,
-            spec: object.spec.clone(),
-            status: Status::default(),
-        })
     }
 
     /// Replaces labels, annotations, owners and spec. Name, uid, creation time and a tombstone

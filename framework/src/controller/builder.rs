@@ -13,7 +13,7 @@ use super::action::Action;
 use super::context::Context;
 use super::error::ReconcileError;
 use super::unsupported::Known;
-use crate::cache::{Entry, EntryChange, View};
+use crate::cache::{Entry, EntryChange, Head, View};
 use crate::model::{
     EventType, GroupPlural, Kinds, Object, ObjectKey, Reality, Resource, Versioned,
 };
@@ -274,6 +274,31 @@ impl<K: Resource> Controller<K> {
                 }
                 if let Some(Ok(object)) = view.typed::<T>(entry) {
                     for key in map(&object, view) {
+                        emit(Arc::new(key));
+                    }
+                }
+            }
+        }));
+        self
+    }
+
+    /// As [`Controller::watches`], for a map that needs no more of the object than its
+    /// [`Head`]: nothing is decoded for it, which counts where very many objects change.
+    #[must_use]
+    pub fn watches_heads<T: Resource>(
+        mut self,
+        map: impl Fn(&Head<'_>, &View) -> Vec<ObjectKey> + Send + Sync + 'static,
+    ) -> Self {
+        self.kinds = self.kinds.with::<T>();
+        self.checks.push(View::check::<T>);
+        let kind = T::group_plural();
+        self.maps.push(Box::new(move |change, view, emit| {
+            for entry in [&change.before, &change.after].into_iter().flatten() {
+                if *entry.key.kind() != kind {
+                    return;
+                }
+                if entry.has_intent() {
+                    for key in map(&Head::of(entry), view) {
                         emit(Arc::new(key));
                     }
                 }

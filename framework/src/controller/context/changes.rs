@@ -3,8 +3,8 @@
 use super::Context;
 use crate::client::{Batch, ClientError, DeleteOptions, Outcome};
 use crate::controller::error::CommitError;
-use crate::model::{FieldError, Joined, Object, ObjectKey, Resource, Status};
-use crate::store::{Compare, Revision};
+use crate::model::{FieldError, Joined, Metadata, Object, ObjectKey, Resource, Status, Tree};
+use crate::store::{Compare, Prefix, Revision};
 
 /// Changes that happen together or not at all. Each one compares what the run saw.
 #[derive(Debug)]
@@ -28,6 +28,38 @@ impl Changes<'_> {
     /// See [`Batch::create_typed`].
     pub fn create<K: Resource>(&mut self, object: &Object<K>) -> Result<Object<K>, ClientError> {
         self.batch.create_typed(self.context.environment(), object)
+    }
+
+    /// Creates an object in a group of objects that is `as_seen`, and returns its metadata, with
+    /// its uid. Where that shows that there is nothing of its name, nothing else is compared: of
+    /// many objects in one group only the group is.
+    ///
+    /// # Errors
+    /// See [`Batch::create_typed`].
+    pub fn create_in<K: Resource>(
+        &mut self,
+        as_seen: Compare,
+        object: &Object<K>,
+    ) -> Result<Metadata, ClientError> {
+        let key = object.key()?;
+        // No intent was put there since the view, and the view has none. A reality is begun by
+        // who works on an intent, and one of another uid is nobody's.
+        let shows = |group: &Prefix, seen: Revision| {
+            let view = self.context.view();
+            key.store_key(Tree::Intent).is_under(group)
+                && seen <= view.revision_of::<K>()
+                && view.is_nothing(&key)
+        };
+        let is_shown = match &as_seen {
+            Compare::RangeNotNewer(group, seen) => shows(group, *seen),
+            _ => false,
+        };
+        self.batch.require(as_seen);
+        if !is_shown {
+            self.batch.require_nothing_of(&key);
+        }
+        let environment = self.context.environment();
+        self.batch.create_unseen(environment, &key, object)
     }
 
     /// Replaces labels, annotations, owners and spec of an object.
