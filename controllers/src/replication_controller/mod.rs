@@ -26,6 +26,7 @@ pub use plan::{
 
 use crate::carry_out::{Done, Step, Work};
 use crate::crew::{Brief, Crew, Kept};
+use crate::end::ended_with_owner;
 use crate::grants;
 use crate::ledger::{self, Ledger, LedgerError};
 use crate::nodes::Nodes;
