@@ -408,18 +408,13 @@ pub(crate) struct Kept {
 }
 
 /// Which pods are new to somebody.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) enum News {
     /// All of them.
+    #[default]
     All,
     /// Those with these keys, which may be gone.
     Of(Vec<Arc<ObjectKey>>),
-}
-
-impl Default for News {
-    fn default() -> Self {
-        Self::All
-    }
 }
 
 /// The pods on nodes that they should not be on.

@@ -24,6 +24,8 @@ struct Books {
     pods: HashMap<Box<str>, Entry>,
     /// Needs that many pods have in common.
     shared: HashMap<PodNeedsKey, Arc<PodNeeds>>,
+    /// What the last pod needed: the next one is mostly made of the same template.
+    last: Option<Arc<PodNeeds>>,
     /// From so many on, those that no pod has are dropped.
     sweep_at: usize,
     /// The newest fleet, and the view that it is of.
@@ -41,6 +43,10 @@ type PodNeedsKey = String;
 
 /// Shared needs that are kept without a look at whether somebody has them.
 const FEW: usize = 64;
+
+/// Changes of the store after which a view is not held on to any longer: it keeps alive all that
+/// was replaced since.
+const HELD: u64 = 1024;
 
 /// As much of a pod's intent as is asked of nodes.
 #[derive(Deserialize)]
@@ -66,6 +72,17 @@ impl Accounts {
         };
         books.newest = Some((view.clone(), fleet.clone()));
         fleet
+    }
+
+    /// For who needs no fleet now: lets go of a view that is much older than this one.
+    pub(crate) fn pass(&self, view: &View) {
+        let books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = books.newest.as_ref();
+        let held = newest.map(|(view, _)| view.revision().counter());
+        drop(books);
+        if held.is_some_and(|held| view.revision().counter().saturating_sub(held) > HELD) {
+            drop(self.fleet(view));
+        }
     }
 }
 
@@ -149,11 +166,15 @@ impl Books {
             self.shared.retain(|_, needs| Arc::strong_count(needs) > 1);
             self.sweep_at = self.shared.len() * 2;
         }
-        let needs = self
-            .shared
-            .entry(format!("{needs:?}"))
-            .or_insert_with(|| Arc::new(needs))
-            .clone();
+        let needs = match self.last.take().filter(|last| **last == needs) {
+            Some(last) => last,
+            None => self
+                .shared
+                .entry(format!("{needs:?}"))
+                .or_insert_with(|| Arc::new(needs))
+                .clone(),
+        };
+        self.last = Some(needs.clone());
         let entry = Entry {
             modified,
             needs: needs.clone(),

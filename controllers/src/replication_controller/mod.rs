@@ -278,6 +278,7 @@ async fn reconcile(
     let at_rest = plan::at_rest(&sums, owner.spec.replicas).filter(|_| by_sums);
     let (plan, steps, news, ledger) = match at_rest {
         Some(plan) => {
+            memory.accounts.pass(view);
             let news = report::News::of(&owner, &plan, None, memory.nodes.are_none(view));
             (plan, Vec::new(), news, None)
         }
