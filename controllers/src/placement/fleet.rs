@@ -1,6 +1,7 @@
 //! Nodes and what runs on them, as plain data.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use platctrl_kinds::{Capacity, Node, Pod, PodSpec, app_matches, node_condition};
@@ -247,6 +248,32 @@ pub struct Fleet {
     nodes: Vec<Arc<FleetNode>>,
     /// What each node's pods use, at the same places.
     used: Vec<Amounts>,
+    names: Arc<NamesOfNodes>,
+}
+
+/// Nodes by name: a fleet changes seldom which nodes it has, and is asked for them often.
+#[derive(Debug, Default)]
+struct NamesOfNodes {
+    places: HashMap<Arc<str>, usize>,
+    /// A hash of each name, at the same places.
+    hashes: Vec<u64>,
+}
+
+impl NamesOfNodes {
+    fn of(nodes: &[Arc<FleetNode>]) -> Arc<Self> {
+        let names = nodes.iter().map(|node| node.name.clone());
+        Arc::new(Self {
+            places: names.zip(0..).collect(),
+            hashes: nodes.iter().map(|node| hash(&node.name)).collect(),
+        })
+    }
+}
+
+/// With fixed keys: the same on every run and machine of one build.
+pub(super) fn hash(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 impl Fleet {
@@ -256,7 +283,8 @@ impl Fleet {
         let mut nodes: Vec<Arc<FleetNode>> = nodes.into_iter().map(Arc::new).collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         let used = nodes.iter().map(|node| node.used()).collect();
-        Self { nodes, used }
+        let names = NamesOfNodes::of(&nodes);
+        Self { nodes, used, names }
     }
 
     /// Puts a node in the place of the one of its name, or adds it.
@@ -268,6 +296,7 @@ impl Fleet {
             Err(place) => {
                 self.nodes.insert(place, node);
                 self.used.insert(place, used);
+                self.names = NamesOfNodes::of(&self.nodes);
             }
         }
     }
@@ -277,6 +306,7 @@ impl Fleet {
         if let Some(place) = self.position(name) {
             self.nodes.remove(place);
             self.used.remove(place);
+            self.names = NamesOfNodes::of(&self.nodes);
         }
     }
 
@@ -288,15 +318,18 @@ impl Fleet {
 
     /// A node's place.
     fn position(&self, name: &str) -> Option<usize> {
-        self.nodes
-            .binary_search_by(|node| (*node.name).cmp(name))
-            .ok()
+        self.names.places.get(name).copied()
     }
 
     /// A node.
     #[must_use]
     pub fn node(&self, name: &str) -> Option<&FleetNode> {
         Some(&self.nodes[self.position(name)?])
+    }
+
+    /// A hash of a node's name.
+    pub(super) fn hash(&self, place: usize) -> u64 {
+        self.names.hashes[place]
     }
 
     pub(super) fn used(&self, place: usize) -> Amounts {

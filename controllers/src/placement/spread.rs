@@ -2,8 +2,8 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
-use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::fleet::hash;
 use super::{Fleet, NodeState, Placement, Request, Room};
 
 /// Spreads an owner's pods evenly: first over the values of the label that it names, then over
@@ -20,11 +20,13 @@ const LARGE: usize = 64;
 /// Steps that a load is told in.
 const STEPS: u64 = 16;
 
-fn tie(owner: &str, what: &str) -> u64 {
-    // Fixed keys: the same on every run and machine of one build.
-    let mut hasher = DefaultHasher::new();
-    (owner, what).hash(&mut hasher);
-    hasher.finish()
+/// A number that is made of two others, and looks like neither.
+fn tie(owner: u64, what: u64) -> u64 {
+    let mut mixed = owner.rotate_left(32) ^ what;
+    for multiplier in [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb] {
+        mixed = (mixed ^ (mixed >> 29)).wrapping_mul(multiplier);
+    }
+    mixed ^ (mixed >> 32)
 }
 
 /// A number to its three highest bits: exact below eight, then in steps of about an eighth.
@@ -83,16 +85,22 @@ impl Placement for Spread {
                 put,
             }
         };
+        let owner = hash(&request.owner);
         let mut groups: BTreeMap<&str, (u32, Vec<Reverse<Rank>>)> = BTreeMap::new();
+        // Both are sorted by name.
+        let mut all_own = request.own.iter().peekable();
         for (place, node) in fleet.nodes().iter().enumerate() {
-            let own = request.own.get(&*node.name).copied().unwrap_or(0);
+            while all_own.next_if(|(name, _)| ***name < *node.name).is_some() {}
+            let own = all_own.next_if(|(name, _)| ***name == *node.name);
+            let own = own.map_or(0, |(_, own)| *own);
             let value = match &request.spread_over {
                 Some(label) => node.labels.get(label).map_or("", String::as_str),
                 None => "",
             };
             let open = node.state == NodeState::Open
                 || (request.also_cordoned && node.state == NodeState::Cordoned);
-            let open = open && own < request.per_node && request.selector.matches(&node.labels);
+            // Whether the selector matches is looked at when one comes to its turn.
+            let open = open && own < request.per_node;
             if own == 0 && !open {
                 continue;
             }
@@ -100,19 +108,14 @@ impl Placement for Spread {
             // What runs there counts for its value, also where no more can be put.
             *count += own;
             if open {
-                nodes.push(Reverse(rank(
-                    place,
-                    own,
-                    0,
-                    tie(&request.owner, &node.name),
-                )));
+                nodes.push(Reverse(rank(place, own, 0, tie(owner, fleet.hash(place)))));
             }
         }
         let mut groups: Vec<Group> = groups
             .into_iter()
             .map(|(value, (own, nodes))| Group {
                 own,
-                tie: tie(&request.owner, value),
+                tie: tie(owner, hash(value)),
                 nodes: nodes.into(),
             })
             .collect();
