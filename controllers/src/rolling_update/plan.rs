@@ -262,7 +262,9 @@ pub fn plan(observed: &Observed) -> Plan {
     // And the rest changes hands, where that is how it is done.
     let mut left = remaining - grown;
     if observed.surge == 0 && surplus == 0 && plan.moves.is_empty() && left > 0 {
-        let taken = take(source, left, &mut room, batch, false);
+        // It may have more pods than replicas: those are its own to take away.
+        let most = left.min(plan.source);
+        let taken = take(source, most, &mut room, batch, false);
         wants_room |= taken.short_of_room;
         let done = taken.missing + count(taken.pods.len());
         plan.moves
