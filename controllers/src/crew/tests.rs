@@ -48,7 +48,7 @@ fn pod(key: &ObjectKey, like: &Like) -> Object<Pod> {
     metadata.uid = format!("u{}-{}", like.uid, key.path()).into();
     if like.leaving {
         let deletion = json!({"uid": metadata.uid, "at": "2026-01-01T00:00:00Z", "by": "ann", "propagation": "Orphan",
-            "reason": if like.uid % 2 == 0 { "with its owner" } else { "another" }});
+            "reason": if like.uid.is_multiple_of(2) { "with its owner" } else { "another" }});
         metadata.deletion = Some(serde_json::from_value(deletion).unwrap());
     }
     let mut pod = Object::new(metadata, serde_json::from_value(spec).unwrap());
