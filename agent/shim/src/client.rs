@@ -22,6 +22,8 @@ const MAX_LINE: usize = 16 << 10;
 
 /// The exit code of a shim that found another one at work in its directory.
 pub(crate) const ALREADY_RUNNING: i32 = 10;
+/// The word, before the directory, that asks for a shim that starts nothing.
+pub(crate) const DOWN: &str = "down";
 
 /// Starts a shim for `dir` and connects to it; to the one that runs already if there is one.
 ///
@@ -34,6 +36,20 @@ pub(crate) const ALREADY_RUNNING: i32 = 10;
 /// # Errors
 /// When the shim cannot be executed or refuses to start; the message is the shim's own.
 pub fn spawn(shim: &Path, dir: &Path) -> io::Result<Client> {
+    spawn_with(shim, &[], dir)
+}
+
+/// Starts a shim for `dir` that only ends what a killed one left running: it starts nothing, not
+/// even for a moment, and stays with a launchable that is stopped. Connects to the one that runs
+/// already if there is one, which is as it was: [`Request::Stop`] has to be asked of it.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn spawn_down(shim: &Path, dir: &Path) -> io::Result<Client> {
+    spawn_with(shim, &[DOWN], dir)
+}
+
+fn spawn_with(shim: &Path, words: &[&str], dir: &Path) -> io::Result<Client> {
     if !dir.is_absolute() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -46,6 +62,7 @@ pub fn spawn(shim: &Path, dir: &Path) -> io::Result<Client> {
     // Without `pre_exec`, so that std can use posix_spawn, whose cost does not grow with the
     // caller's memory; the shim makes itself independent.
     let output = Command::new(shim)
+        .args(words)
         .arg(dir)
         .env_clear()
         .current_dir("/")

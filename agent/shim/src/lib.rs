@@ -25,7 +25,8 @@
 //! - When the launchable's process ends by itself, what it left behind is killed before the next
 //!   start. When it is stopped, what it started has the stop timeout, too.
 //! - A killed shim ends nothing by itself. The next one kills what is left, records the end as
-//!   unknown and applies the restart policy.
+//!   unknown and applies the restart policy. Whoever wants the launchable down, and finds its shim
+//!   killed, starts the next one by [`spawn_down`]: any other would start the launchable first.
 //! - SIGTERM to a shim (the machine goes down, or everything is to be cleared away by hand) stops
 //!   the launchable and then the shim; the next shim starts it again.
 //! - Quit the shim before removing its directory: without it nobody can reach the shim any more.
@@ -54,7 +55,7 @@ mod spec;
 mod state;
 mod supervisor;
 
-pub use client::{Client, Event, spawn};
+pub use client::{Client, Event, spawn, spawn_down};
 pub use protocol::{Reply, Request};
 pub use spec::{
     LogSpec, Resource, Restart, RestartPolicy, Rlimit, Spec, SpecError, User, read_spec, write_spec,

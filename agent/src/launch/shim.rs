@@ -9,7 +9,7 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 use platctrl_shim_lib::{
     Client, ExitRecord, ExitStatus, Phase, Reply, Request, RestartPolicy, Spec, State, User,
-    is_alive, read_state, spawn, write_spec,
+    is_alive, read_state, spawn, spawn_down, write_spec,
 };
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -83,9 +83,10 @@ impl Supervisor for Shims {
             };
             match Client::connect(&dir) {
                 Ok(mut client) => client.request(request).map(|()| true),
-                // What a killed shim left behind is found and ended by a new one.
+                // What a killed shim left behind is found and ended by a new one, which starts
+                // nothing first: it may run elsewhere by now.
                 Err(error) if is_absent(&error) && has_started(&dir)? => {
-                    spawn(&program, &dir)?.request(request).map(|()| true)
+                    spawn_down(&program, &dir)?.request(request).map(|()| true)
                 }
                 Err(error) if is_absent(&error) => Ok(false),
                 Err(error) => Err(error),

@@ -45,6 +45,51 @@ fn an_agent_and_its_shims_that_are_killed_together_leave_one_copy_of_each_progra
 }
 
 #[test]
+fn what_is_to_end_is_not_started_first_though_its_supervisor_is_gone() {
+    // Alone; with its program; with the machine.
+    for (dies, boots) in [(false, false), (true, false), (true, true)] {
+        let mut rig = Rig::new();
+        let script = "#!/bin/sh\necho $$ >> \"$HOME/starts\"\nexec sleep 1000\n";
+        let mut spec = rig.script("sleeper", script);
+        spec["keepData"] = true.into();
+        let starts = rig.layout().pod(&name()).data().join("starts");
+        let host = rig.host();
+        let (worker, told) = rig.worker(&host, want(1, &spec));
+        told.ready();
+        eventually("its start", || (lines(&starts).len() == 1).then_some(()));
+        let (shim, program) = (shim_of(&rig, "web"), lines(&starts)[0].parse().unwrap());
+        drop((worker, host));
+        rig.crash();
+        kill(shim);
+        eventually("the shim to be gone", || (!is_alive(shim)).then_some(()));
+        assert!(is_alive(program), "nobody watches over it");
+        if dies {
+            kill(program);
+            eventually("it to be gone", || (!is_alive(program)).then_some(()));
+        }
+        if boots {
+            another_boot(&rig);
+        }
+        let host = rig.host();
+        let (_worker, told) = rig.worker(&host, tombstone(1, &spec));
+        told.wait("the end", |it| it.phase.as_str() == "Gone");
+        assert!(!is_alive(program));
+        assert_eq!(lines(&starts).len(), 1, "it was not started to be ended");
+    }
+}
+
+/// What lives in memory is gone with the machine, and the boot has another name.
+fn another_boot(rig: &Rig) {
+    let dir = rig.layout().pod(&name()).shim("web");
+    for runtime in ["sock", "out", "lock"] {
+        let _ = fs::remove_file(dir.join(runtime));
+    }
+    let mut state = platctrl_shim_lib::read_state(&dir).unwrap().unwrap();
+    state.boot_id = "00000000-0000-0000-0000-000000000000".into();
+    fs::write(dir.join("state"), state.encode()).unwrap();
+}
+
+#[test]
 fn after_a_reboot_every_program_is_back_without_the_store() {
     let mut rig = Rig::new();
     let spec = rig.spec(&rig.app("one"));
@@ -58,14 +103,7 @@ fn after_a_reboot_every_program_is_back_without_the_store() {
         kill(pid);
         eventually("it to be gone", || (!is_alive(pid)).then_some(()));
     }
-    // What lives in memory is gone with the machine, and the boot has another name.
-    let dir = rig.layout().pod(&name()).shim("web");
-    for runtime in ["sock", "out", "lock"] {
-        let _ = fs::remove_file(dir.join(runtime));
-    }
-    let mut state = platctrl_shim_lib::read_state(&dir).unwrap().unwrap();
-    state.boot_id = "00000000-0000-0000-0000-000000000000".into();
-    fs::write(dir.join("state"), state.encode()).unwrap();
+    another_boot(&rig);
     let host = rig.host();
     let (_worker, told) = rig.worker(&host, Order::Unknown);
     let again = told.ready();

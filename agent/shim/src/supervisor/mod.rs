@@ -61,6 +61,8 @@ struct Parts {
     before: Option<State>,
     exits: Vec<ExitRecord>,
     boot_id: String,
+    /// The launchable is to be down, whatever it was before.
+    down: bool,
     output: Output,
     control: Control,
     signals: OwnedFd,
@@ -108,6 +110,7 @@ impl Supervisor {
             before,
             exits,
             boot_id,
+            down,
             output,
             control,
             signals,
@@ -132,7 +135,11 @@ impl Supervisor {
             exits_file.write(ended.seq, &ended.encode(), true)?;
             state.last_exit = ended.seq;
         }
-        let begin = policy::begin(before.as_ref(), ended.as_ref(), spec.generation, same_boot);
+        let mut begin = policy::begin(before.as_ref(), ended.as_ref(), spec.generation, same_boot);
+        if down {
+            begin = begin.without_a_start();
+            state.wanted = false;
+        }
         state.boot_id = boot_id;
         state.shim = identify(std::process::id());
         state.child = None;

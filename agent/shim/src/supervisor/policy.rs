@@ -68,6 +68,16 @@ pub(super) enum Begin {
     Ended,
 }
 
+impl Begin {
+    /// The same for a launchable that is not to be started, now or later. What finished stays so.
+    pub(super) fn without_a_start(self) -> Self {
+        match self {
+            Self::Stay(phase) => Self::Stay(phase),
+            Self::Start { .. } | Self::StartAt(_) | Self::Ended => Self::Stay(Phase::Stopped),
+        }
+    }
+}
+
 /// Decides what a new shim does, from what the one before left. `ended` is the record of the run
 /// that was under way, when there was one.
 pub(super) fn begin(
@@ -209,5 +219,20 @@ mod tests {
         );
         let newer = begin(Some(&state(Phase::Exited, false)), None, 2, true);
         assert_eq!(newer, Begin::Start { fresh: true });
+    }
+
+    #[test]
+    fn one_that_is_to_be_down_starts_nothing_and_leaves_what_finished() {
+        let starts = [
+            Begin::Start { fresh: true },
+            Begin::StartAt(77),
+            Begin::Ended,
+            Begin::Stay(Phase::Stopped),
+        ];
+        for begin in starts {
+            assert_eq!(begin.without_a_start(), Begin::Stay(Phase::Stopped));
+        }
+        let finished = Begin::Stay(Phase::Exited);
+        assert_eq!(finished.clone().without_a_start(), finished);
     }
 }

@@ -14,7 +14,7 @@ use super::adopt::end_leftovers;
 use super::control::Control;
 use super::log::Output;
 use super::{Parts, Supervisor, beside, cgroup, sys};
-use crate::client::ALREADY_RUNNING;
+use crate::client::{ALREADY_RUNNING, DOWN};
 use crate::process;
 use crate::spec::{Spec, read_spec};
 use crate::state::{Phase, State, read_exits, read_state};
@@ -48,7 +48,7 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-/// The program `platctrl-shim`: `platctrl-shim <dir>`, a command beside a launchable, or
+/// The program `platctrl-shim`: `platctrl-shim [down] <dir>`, a command beside a launchable, or
 /// `platctrl-shim runit <verb> <dir>` where runit supervises instead. Returns its exit code.
 pub fn main() -> i32 {
     let mut args = std::env::args_os().skip(1).peekable();
@@ -58,11 +58,12 @@ pub fn main() -> i32 {
     if args.next_if(|word| word == beside::WORD).is_some() {
         return beside::main(args);
     }
+    let down = args.next_if(|word| word == DOWN).is_some();
     let (Some(dir), None) = (args.next(), args.next()) else {
-        let _ = writeln!(io::stderr(), "usage: platctrl-shim DIRECTORY");
+        let _ = writeln!(io::stderr(), "usage: platctrl-shim [{DOWN}] DIRECTORY");
         return 2;
     };
-    match detach(&dir) {
+    match detach(&dir, down) {
         Ok(()) => 0,
         Err(Refusal::Running) => ALREADY_RUNNING,
         Err(Refusal::Failed(why)) => {
@@ -73,14 +74,14 @@ pub fn main() -> i32 {
 }
 
 /// Forks the shim proper and waits until it serves, or says why not.
-fn detach(dir: &OsString) -> Result<(), Refusal> {
+fn detach(dir: &OsString, down: bool) -> Result<(), Refusal> {
     // Whatever the caller left open is not for the shim, let alone the launchable.
     sys::close_above_stdio(false).map_err(Refusal::at("close inherited files"))?;
     let (ready, tell) = pipe_with(PipeFlags::CLOEXEC).map_err(Refusal::at("make a pipe"))?;
     if let sys::Fork::Child = sys::fork().map_err(Refusal::at("make a process"))? {
         drop(ready);
         let mut tell = File::from(tell);
-        let word = match begin(Path::new(dir)) {
+        let word = match begin(Path::new(dir), down) {
             Ok(supervisor) => {
                 let told = tell.write_all(b"ready");
                 drop((tell, told));
@@ -112,8 +113,8 @@ fn detach(dir: &OsString) -> Result<(), Refusal> {
     }
 }
 
-/// Everything up to the point where requests are served.
-fn begin(dir: &Path) -> Result<Supervisor, Refusal> {
+/// Everything up to the point where requests are served. `down`: the launchable is not started.
+fn begin(dir: &Path, down: bool) -> Result<Supervisor, Refusal> {
     rustix::process::setsid().map_err(Refusal::at("begin a session"))?;
     let null = OpenOptions::new()
         .read(true)
@@ -151,6 +152,7 @@ fn begin(dir: &Path) -> Result<Supervisor, Refusal> {
         before,
         exits,
         boot_id,
+        down,
         output,
         control,
         signals,

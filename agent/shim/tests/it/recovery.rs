@@ -147,6 +147,62 @@ fn a_stop_survives_the_shim_and_a_start_undoes_it() {
     running(&mut client);
 }
 
+/// Starts the shim that is to start nothing.
+fn down(rig: &Rig) -> Client {
+    let shim = env!("CARGO_BIN_EXE_shim-under-test");
+    platctrl_shim_lib::spawn_down(shim.as_ref(), &rig.dir).unwrap()
+}
+
+fn copies(rig: &Rig) -> usize {
+    let copies = fs::read_to_string(rig.out("copies")).unwrap_or_default();
+    copies.lines().count()
+}
+
+#[test]
+fn what_a_killed_shim_left_is_ended_without_being_started_first() {
+    // As the shim was killed: the copy runs on; it died as well; the machine went down.
+    for (dies, boots) in [(false, false), (true, false), (true, true)] {
+        let rig = Rig::new("echo $$ >> $OUT/copies; exec sleep 1000");
+        let (_, first) = rig.run();
+        let child = first.child.unwrap();
+        wait_for("the copy to tell", || copies(&rig) == 1);
+        let mut state = rig.kill_shim();
+        if dies {
+            kill(child, Signal::KILL);
+            wait_for("the copy to die", || !alive(child));
+        }
+        if boots {
+            state.boot_id = "00000000-0000-0000-0000-000000000000".into();
+            state.seq += 1;
+            fs::write(rig.dir.join("state"), state.encode()).unwrap();
+        }
+        let mut client = down(&rig);
+        assert!(!alive(child));
+        client.request(Request::Stop { timeout: None }).unwrap();
+        let rests = client.wait_until(SOON, |state| state.phase.at_rest());
+        let rests = rests.unwrap();
+        assert_eq!((rests.phase, rests.wanted), (Phase::Stopped, false));
+        assert_eq!((rests.restarts, rests.child), (0, None));
+        assert_eq!(copies(&rig), 1, "nothing was started");
+        // The next shim leaves it so, until it is wanted again.
+        rig.kill_shim();
+        let mut client = rig.spawn().unwrap();
+        assert_eq!(client.status().unwrap().phase, Phase::Stopped);
+        client.request(Request::Start).unwrap();
+        running(&mut client);
+        wait_for("another copy", || copies(&rig) == 2);
+    }
+}
+
+#[test]
+fn a_shim_that_is_to_start_nothing_is_the_one_that_runs_already() {
+    let rig = Rig::new("exec sleep 1000");
+    let (_, first) = rig.run();
+    let state = down(&rig).status().unwrap();
+    assert_eq!((state.shim, state.child), (first.shim, first.child));
+    assert!(state.wanted, "it stops when it is asked to");
+}
+
 #[test]
 fn never_means_that_a_run_whose_shim_was_killed_is_not_repeated() {
     let mut rig = Rig::new("exec sleep 1000");
