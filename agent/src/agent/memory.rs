@@ -1,9 +1,11 @@
 //! What an agent remembers between its runs: which machine this is, which store it belongs to,
 //! and under which incarnation it works.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use platctrl_framework::environment::Environment;
+use platctrl_framework::model::Uid;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -21,6 +23,11 @@ pub(super) struct Remembered {
     pub(super) store_id: String,
     /// The incarnation that the pods here were started under.
     pub(super) incarnation: u64,
+    /// The newest incarnation that was an order to end what is here; above `incarnation` while
+    /// that is being done.
+    pub(super) retiring: u64,
+    /// What that order ended: others may have taken its place, so it is never begun again.
+    pub(super) retired: BTreeSet<Uid>,
     /// Fields of newer agents, kept.
     #[serde(flatten)]
     pub(super) other: Map<String, Value>,
@@ -58,6 +65,22 @@ impl Memory {
 
     pub(super) fn known(&self) -> &Remembered {
         &self.known
+    }
+
+    /// Notes what a newer incarnation orders to be ended, before it is. An agent that died over it
+    /// adds what is left.
+    pub(super) fn note_retired(
+        &mut self,
+        incarnation: u64,
+        pods: impl IntoIterator<Item = Uid>,
+    ) -> Result<(), FileError> {
+        self.change(|known| {
+            if known.retiring != incarnation {
+                known.retiring = incarnation;
+                known.retired.clear();
+            }
+            known.retired.extend(pods);
+        })
     }
 
     /// Changes it, on disk first.

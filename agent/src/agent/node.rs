@@ -133,6 +133,7 @@ impl Keeper {
     ) -> Self {
         let environment = host.environment.clone();
         let instance = random(&environment);
+        pods.set_retired(memory.known().retired.clone());
         let client = Client::new(store, environment, format!("agent/{}", host.node));
         Self {
             host,
@@ -381,6 +382,9 @@ impl Keeper {
         if wanted <= memory.known().incarnation {
             return Ok(());
         }
+        // What is ended now is remembered first: a crash may come before it is told.
+        memory.note_retired(wanted, self.pods.stop_taking_orders())?;
+        self.pods.set_retired(memory.known().retired.clone());
         self.pods.retire();
         while !self.pods.has_retired() {
             self.host.environment.sleep(RETIRING).await;

@@ -1,16 +1,16 @@
 //! The workers of a node, by pod: their orders from the store, and what they told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use platctrl_framework::controller::{Absent, Action, Context, ReconcileError, Trigger};
 use platctrl_framework::model::{
-    Conditions, EventType, Intent, KindDefinition, Object, ObjectKey, Resource as _, Status, Tree,
-    Uid, schema,
+    Condition, ConditionStatus, Conditions, EventType, Intent, KindDefinition, Object, ObjectKey,
+    Phase, Resource as _, Status, Tree, Uid, schema,
 };
-use platctrl_kinds::{Grant, Pod, PodPhase, PodStatus};
+use platctrl_kinds::{Grant, Pod, PodPhase, PodStatus, condition};
 use serde_json::Value;
 
 use super::node::Fence;
@@ -25,14 +25,26 @@ use crate::worker::{Control, Worker};
 
 /// Events of one pod that wait to be recorded; of more, the oldest are lost.
 const EVENTS: usize = 64;
+/// The reason in the status of pods that ended because their node was given up.
+const NODE_RETIRED: &str = "NodeRetired";
 
 #[derive(Debug, Default)]
 struct Known {
     worker: Option<Worker>,
     /// Whose programs and files are here.
     occupant: Uid,
+    /// What was wanted last.
+    wanted: Option<Box<Desired>>,
     report: Option<Report>,
     events: Vec<PodEvent>,
+}
+
+impl Known {
+    /// Somebody looks after it.
+    fn works(&self) -> bool {
+        let worker = self.worker.as_ref();
+        worker.is_some_and(|worker| !worker.is_finished())
+    }
 }
 
 /// Hears the workers.
@@ -110,6 +122,8 @@ pub(super) struct Pods {
     told: Arc<Told>,
     /// Everything here is being ended: no orders until that is done.
     retiring: AtomicBool,
+    /// What was ended for that reason.
+    retired: Mutex<BTreeSet<Uid>>,
     /// The schema of a pod's spec: what this agent knows of it.
     schema: Value,
 }
@@ -133,6 +147,7 @@ impl Pods {
             told,
             schema,
             retiring: AtomicBool::new(false),
+            retired: Mutex::default(),
         });
         for name in pods.host.layout.pods()? {
             let paths = pods.host.layout.pod(&name);
@@ -172,25 +187,48 @@ impl Pods {
         }
     }
 
+    /// From now on nothing is begun or changed here. Returns what is here, or was about to be.
+    pub(super) fn stop_taking_orders(&self) -> Vec<Uid> {
+        let known = self.told.known();
+        self.retiring.store(true, Ordering::Release);
+        let here = known.values().filter_map(|pod| match &pod.wanted {
+            _ if !pod.occupant.is_empty() => Some(pod.occupant.clone()),
+            Some(wanted) if pod.works() => Some(wanted.uid.clone()),
+            _ => None,
+        });
+        here.collect()
+    }
+
+    /// What was ended because the node was given up, and is never begun again.
+    pub(super) fn set_retired(&self, pods: BTreeSet<Uid>) {
+        *self.retired.lock().unwrap_or_else(PoisonError::into_inner) = pods;
+    }
+
     /// Ends all that was started under an incarnation that was given up.
     pub(super) fn retire(&self) {
-        self.retiring.store(true, Ordering::Release);
         let occupied: Vec<_> = {
             let known = self.told.known();
-            let with_worker = known.iter().filter(|(_, pod)| pod.worker.is_some());
-            with_worker.map(|(name, _)| name.clone()).collect()
+            let working = known.iter().filter(|(_, pod)| pod.works());
+            working
+                .map(|(name, pod)| (name.clone(), pod.wanted.clone()))
+                .collect()
         };
-        for name in occupied {
+        for (name, wanted) in occupied {
             let paths = self.host.layout.pod(&name);
             let record = match PodRecord::read(&name, &paths.record(), &[]) {
-                Ok(Found::Whole(record)) => record,
-                Ok(_) => continue,
+                Ok(Found::Whole(record)) => Some(record),
+                Ok(_) => None,
                 Err(error) => {
                     tracing::error!(pod = %name, %error, "cannot read what to stop");
                     continue;
                 }
             };
-            let Some(mut last) = record.last.filter(|last| last.uid == record.uid) else {
+            let on_disk = record.and_then(|record| {
+                let uid = record.uid;
+                record.last.filter(|last| last.uid == uid)
+            });
+            // What is about to be begun has left nothing on disk yet.
+            let Some(mut last) = on_disk.or(wanted.map(|wanted| *wanted)) else {
                 continue;
             };
             last.tombstone = Some(Tombstone {
@@ -220,9 +258,9 @@ impl Pods {
     }
 
     fn is_empty(&self) -> bool {
-        self.told.known().values().all(|pod| {
-            pod.occupant.is_empty() || pod.worker.as_ref().is_none_or(Worker::is_finished)
-        })
+        let nothing = |pod: &Known| pod.occupant.is_empty() && pod.wanted.is_none();
+        let known = self.told.known();
+        known.values().all(|pod| nothing(pod) || !pod.works())
     }
 
     /// Ends all workers; programs keep running.
@@ -241,7 +279,18 @@ impl Pods {
 
     fn order(&self, name: &PodName, order: Order) {
         let mut known = self.told.known();
+        if let Order::Want(wanted) = &order
+            && wanted.tombstone.is_none()
+            && self.retiring.load(Ordering::Acquire)
+        {
+            // Decided on before everything here was to end.
+            return;
+        }
         let pod = known.entry(name.clone()).or_default();
+        pod.wanted = match &order {
+            Order::Want(wanted) => Some(wanted.clone()),
+            Order::Missing | Order::Unknown => pod.wanted.take(),
+        };
         match &pod.worker {
             Some(worker) if !worker.is_finished() => worker.order(order),
             _ => {
@@ -298,6 +347,40 @@ impl Pods {
             .filter(|report| report.uid == *uid)
     }
 
+    /// It was ended because the node was given up.
+    fn was_retired(&self, uid: &Uid) -> bool {
+        let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.contains(uid)
+    }
+
+    /// What is told of such a pod.
+    fn gone_for_good(&self, name: &PodName, desired: &Desired) -> Report {
+        let message = "the node was given up and what ran on it was ended";
+        let told = self.report_on(name, &desired.uid);
+        let mut ready = Condition::new(
+            condition::READY,
+            ConditionStatus::False,
+            NODE_RETIRED,
+            message,
+        );
+        ready.observed_generation = desired.generation;
+        Report {
+            name: name.clone(),
+            uid: desired.uid.clone(),
+            observed_generation: desired.generation,
+            observed_spec: Some(desired.digest),
+            phase: PodPhase::Gone,
+            conditions: vec![ready],
+            status: PodStatus {
+                exits: told.map(|told| told.status.exits).unwrap_or_default(),
+                reason: NODE_RETIRED.to_owned(),
+                message: message.to_owned(),
+                node_name: self.host.node.clone(),
+                ..PodStatus::default()
+            },
+        }
+    }
+
     fn record_events(&self, name: &PodName, context: &Context) {
         let events = {
             let mut known = self.told.known();
@@ -339,6 +422,17 @@ impl Pods {
             // Held by the worker. The reality is the other's, and stays.
             self.order(&name, Order::Want(Box::new(desired)));
             self.record_events(&name, context);
+            return Ok(Action::await_change());
+        }
+        let is_told = is_gone(context);
+        if !ends && (is_told || self.was_retired(&uid)) {
+            // Whoever heard of its end has perhaps made another one: it is not begun again,
+            // whatever its intent says.
+            self.record_events(&name, context);
+            if !is_told {
+                let report = self.gone_for_good(&name, &desired);
+                self.publish(context, &report, fence).await?;
+            }
             return Ok(Action::await_change());
         }
         if !ends && let Some(why) = self.host.circumstances.refuses(&name) {
@@ -474,6 +568,13 @@ impl Pods {
             unsupported: unknown.into_iter().next(),
         }
     }
+}
+
+/// The store says that nothing of the pod is left.
+fn is_gone(context: &Context) -> bool {
+    let joined = context.joined();
+    let told = joined.own_reality();
+    told.is_some_and(|it| it.value.status.phase == Phase::GONE)
 }
 
 fn name_of(key: &ObjectKey) -> Option<PodName> {

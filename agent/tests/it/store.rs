@@ -328,6 +328,68 @@ fn failsafe_node_incarnation_newer_stops_what_was_started_under_the_old_one() {
 }
 
 #[test]
+fn what_ended_with_its_node_is_told_and_never_begun_again() {
+    let mut site = Site::with(hasty());
+    let script = "#!/bin/sh\necho $$ >> \"$HOME/starts\"\nexec sleep 1000\n";
+    let mut spec = site.rig.script("sleeper", script);
+    spec["keepData"] = true.into();
+    site.create(&spec);
+    let pid = site.ready().status.detail.pids["web"];
+    let starts = site.rig.layout().pod(&crate::rig::name()).data();
+    let starts = || crate::updates::lines(&starts.join("starts")).len();
+    site.wait("its start", || (starts() == 1).then_some(()));
+    let joined = site.rig.block_on(site.client.joined(&node_key())).unwrap();
+    let mut node = joined.object().unwrap();
+    node.spec["incarnation"] = 1.into();
+    site.rig
+        .block_on(site.client.update_raw(&node_key(), node, None))
+        .unwrap();
+    // Nobody has ordered the end of the pod itself: its intent is as it was.
+    let is_gone = |site: &Site| {
+        let pod = site.pod()?;
+        assert!(!pod.metadata.is_deleted());
+        let detail = &pod.status.detail;
+        (pod.status.phase == PodPhase::Gone.into() && detail.reason == "NodeRetired").then_some(())
+    };
+    site.wait("its end is told", || is_gone(&site));
+    let incarnation = |site: &Site| {
+        let node = site.rig.block_on(site.client.get::<Node>(&node_key()));
+        node.ok().map(|node| node.status.detail.incarnation)
+    };
+    site.wait("the new incarnation", || {
+        (incarnation(&site) == Some(1)).then_some(())
+    });
+    assert!(!is_alive(pid));
+
+    // What remembers it is the disk, and the store.
+    for forgets in [false, true] {
+        site.stop();
+        if forgets {
+            let memory = site.rig.layout().state().join("agent.json");
+            std::fs::remove_file(memory).unwrap();
+        } else {
+            site.lose(&[Tree::Reality]);
+        }
+        site.start();
+        site.wait("its end is told", || is_gone(&site));
+        // A pod that comes after it is begun, so that one would have been, too.
+        let next = format!("next-{forgets}");
+        let mut metadata = Metadata::named(&next);
+        metadata.namespace = Some("default".into());
+        let pod = Object::<Pod>::new(metadata, serde_json::from_value(spec.clone()).unwrap());
+        site.rig.block_on(site.client.create(&pod)).unwrap();
+        let handle = site.handle.clone().unwrap();
+        site.wait("the next one", || {
+            let reports = handle.reports();
+            let ready = reports.iter().find(|it| it.name.name() == next)?;
+            ready.is_ready().then_some(())
+        });
+        assert!(is_gone(&site).is_some());
+        assert_eq!(starts(), 1, "it was not begun again");
+    }
+}
+
+#[test]
 fn the_second_agent_of_a_name_takes_no_orders_and_the_first_goes_on() {
     let site = Site::with(hasty());
     site.create(&site.spec());
