@@ -28,6 +28,7 @@ mod policy;
 mod roles;
 mod rollout;
 mod servers;
+mod singletons;
 mod store;
 mod undelete;
 mod wrong_roots;
