@@ -22,6 +22,8 @@ const MAX_LINE: usize = 16 << 10;
 
 /// The exit code of a shim that found another one at work in its directory.
 pub(crate) const ALREADY_RUNNING: i32 = 10;
+/// The exit code of a shim that does not know what it is asked for.
+pub(crate) const USAGE: i32 = 2;
 /// The word, before the directory, that asks for a shim that starts nothing.
 pub(crate) const DOWN: &str = "down";
 
@@ -41,7 +43,8 @@ pub fn spawn(shim: &Path, dir: &Path) -> io::Result<Client> {
 
 /// Starts a shim for `dir` that only ends what a killed one left running: it starts nothing, not
 /// even for a moment, and stays with a launchable that is stopped. Connects to the one that runs
-/// already if there is one, which is as it was: [`Request::Stop`] has to be asked of it.
+/// already if there is one, which is as it was: [`Request::Stop`] has to be asked of it, and of a
+/// program that is too old for this and starts the launchable.
 ///
 /// # Errors
 /// As [`spawn`].
@@ -79,6 +82,9 @@ fn spawn_with(shim: &Path, words: &[&str], dir: &Path) -> io::Result<Client> {
     }
     if output.status.code() == Some(ALREADY_RUNNING) {
         return connect_soon(dir);
+    }
+    if output.status.code() == Some(USAGE) && !words.is_empty() {
+        return spawn(shim, dir);
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.trim();

@@ -14,7 +14,7 @@ use super::adopt::end_leftovers;
 use super::control::Control;
 use super::log::Output;
 use super::{Parts, Supervisor, beside, cgroup, sys};
-use crate::client::{ALREADY_RUNNING, DOWN};
+use crate::client::{ALREADY_RUNNING, DOWN, USAGE};
 use crate::process;
 use crate::spec::{Spec, read_spec};
 use crate::state::{Phase, State, read_exits, read_state};
@@ -61,7 +61,7 @@ pub fn main() -> i32 {
     let down = args.next_if(|word| word == DOWN).is_some();
     let (Some(dir), None) = (args.next(), args.next()) else {
         let _ = writeln!(io::stderr(), "usage: platctrl-shim [{DOWN}] DIRECTORY");
-        return 2;
+        return USAGE;
     };
     match detach(&dir, down) {
         Ok(()) => 0,

@@ -195,6 +195,25 @@ fn what_a_killed_shim_left_is_ended_without_being_started_first() {
 }
 
 #[test]
+fn a_program_that_is_too_old_to_start_nothing_is_stopped_all_the_same() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let rig = Rig::new("exec sleep 1000");
+    rig.run();
+    let state = rig.kill_shim();
+    let old = rig.root().join("old-shim");
+    let shim = env!("CARGO_BIN_EXE_shim-under-test");
+    let script = format!("#!/bin/sh\n[ $# = 1 ] || exit 2\nexec '{shim}' \"$1\"\n");
+    fs::write(&old, script).unwrap();
+    fs::set_permissions(&old, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut client = platctrl_shim_lib::spawn_down(&old, &rig.dir).unwrap();
+    client.request(Request::Stop { timeout: None }).unwrap();
+    client
+        .wait_until(SOON, |state| state.phase == Phase::Stopped)
+        .unwrap();
+    assert!(!alive(state.child.unwrap()));
+}
+
+#[test]
 fn a_shim_that_is_to_start_nothing_is_the_one_that_runs_already() {
     let rig = Rig::new("exec sleep 1000");
     let (_, first) = rig.run();
