@@ -52,8 +52,8 @@ fn what_is_to_end_is_not_started_first_though_its_supervisor_is_gone() {
         let script = "#!/bin/sh\necho $$ >> \"$HOME/starts\"\nexec sleep 1000\n";
         let mut spec = rig.script("sleeper", script);
         spec["keepData"] = true.into();
-        let starts = rig.layout().pod(&name()).data().join("starts");
         let host = rig.host();
+        let starts = rig.layout().pod(&name()).data().join("starts");
         let (worker, told) = rig.worker(&host, want(1, &spec));
         told.ready();
         eventually("its start", || (lines(&starts).len() == 1).then_some(()));
