@@ -16,6 +16,8 @@ use tokio::sync::Mutex;
 #[derive(Clone, Debug)]
 pub(super) struct Heard {
     last: Bytes,
+    /// The revision of the beat.
+    pub(super) at: Revision,
     /// When it last changed, or was first looked for.
     pub(super) since: Duration,
     /// It changed while somebody listened here.
@@ -64,16 +66,20 @@ impl Beats {
         }
         if state.read_at.is_none_or(|at| now.saturating_sub(at) >= age) {
             let beats = self.read().await?;
-            for (node, last) in beats {
-                let known = state.heard.get(&node);
-                let changed = known.is_some_and(|known| known.last != last);
-                if known.is_none() || changed {
-                    let heard = Heard {
-                        last,
-                        since: now,
-                        changed,
-                    };
-                    state.heard.insert(node, heard);
+            for (node, last, at) in beats {
+                let known = state.heard.get_mut(&node);
+                match known.filter(|known| known.last == last) {
+                    Some(same) => same.at = at,
+                    None => {
+                        let changed = state.heard.contains_key(&node);
+                        let heard = Heard {
+                            last,
+                            at,
+                            since: now,
+                            changed,
+                        };
+                        state.heard.insert(node, heard);
+                    }
                 }
             }
             state.read_at = Some(now);
@@ -81,7 +87,7 @@ impl Beats {
         Ok((state.heard.clone(), state.began))
     }
 
-    async fn read(&self) -> Result<Vec<(String, Bytes)>, StoreError> {
+    async fn read(&self) -> Result<Vec<(String, Bytes, Revision)>, StoreError> {
         const PREFIX: &str = "x/beat/";
         let prefix = Prefix::new(PREFIX).map_err(|error| StoreError::Invalid {
             reason: error.to_string(),
@@ -93,7 +99,7 @@ impl Beats {
             let last = page.records.last().map(|record| record.key.clone());
             for record in page.records {
                 let node = record.key.as_str().trim_start_matches(PREFIX).to_owned();
-                beats.push((node, record.value));
+                beats.push((node, record.value, record.modified));
             }
             if !page.more || last.is_none() {
                 return Ok(beats);

@@ -10,7 +10,8 @@
 //!
 //! A node that a person has retired (its incarnation was raised) and that is not heard of ends
 //! here: its pods get tombstones and are reported as gone, under the compare that its agent has
-//! not come back.
+//! not come back. One that is heard of ends its pods itself; what it says is gone gets its
+//! tombstone then.
 
 mod beats;
 mod drain;
@@ -31,7 +32,7 @@ use platctrl_framework::model::{
     Condition, ConditionStatus, EventType, Joined, Object, ObjectKey, Phase, Reality,
     RealityMetadata, Resource as _, Status, Tree,
 };
-use platctrl_framework::store::{Compare, Store, Transaction, Write};
+use platctrl_framework::store::{Compare, Key, Revision, Store, Transaction, Write};
 use platctrl_kinds::{Node, Pod, PodPhase, ReplicationController};
 use serde_json::Map;
 
@@ -105,6 +106,8 @@ struct Keeper {
 struct Judged {
     verdict: Verdict,
     silent_for: Duration,
+    /// The revision of the last beat that was heard; None: there never was one.
+    beat: Option<Revision>,
     pods: Vec<Arc<Object<Pod>>>,
     drain: Drain,
 }
@@ -198,6 +201,7 @@ impl Keeper {
         Ok(Judged {
             verdict,
             silent_for: fleet.get(name).map_or(Duration::ZERO, |it| it.silent_for),
+            beat: heard.get(name).map(|it| it.at),
             pods,
             drain,
         })
@@ -218,7 +222,9 @@ impl Keeper {
         let retired = node.spec.incarnation > node.status.detail.incarnation;
         let silent = !matches!(verdict, Verdict::Alive | Verdict::Open);
         if retired && silent {
-            self.end_pods(node, context, pods).await?;
+            self.end_pods(node, context, &judged).await?;
+        } else {
+            self.bury(context, pods).await?;
         }
         let now = context.environment().now();
         if let Some((batch, pod)) = restarts::grant(context.view(), pods, now)? {
@@ -347,28 +353,20 @@ impl Keeper {
         &self,
         node: &Object<Node>,
         context: &Context,
-        pods: &[Arc<Object<Pod>>],
+        judged: &Judged,
     ) -> Result<(), ReconcileError> {
-        let view = context.view();
-        let left = pods
-            .iter()
-            .filter(|pod| PodPhase::of(&pod.status.phase) != Some(PodPhase::Gone));
+        let left = judged.pods.iter().filter(|pod| !is_gone(pod));
         let left: Vec<_> = left.take(BATCH).collect();
         if left.is_empty() {
-            return Ok(());
+            return self.bury(context, &judged.pods).await;
         }
         let mut batch = Batch::new();
         // The agent compares its node's report with each of its own: one that comes back now finds
         // another, and the order to stop what it has.
         batch.bump(&context.joined())?;
         for pod in &left {
-            let key: ObjectKey = pod.key().map_err(ReconcileError::terminal)?;
-            let joined: Joined = view.joined(&key).map_err(ReconcileError::terminal)?;
-            let mut options = DeleteOptions::default();
-            options.uid = Some(pod.metadata.uid.clone());
-            options.reason = Some(format!("node {} was retired", node.metadata.name));
+            let joined = end(&mut batch, pod, context)?;
             let at = context.environment().now();
-            batch.delete(&joined, &options, "nodelifecycle", at)?;
             let mut status = pod.status.clone();
             status.phase = PodPhase::Gone.into();
             NODE_RETIRED.clone_into(&mut status.detail.reason);
@@ -380,7 +378,15 @@ impl Keeper {
             status.conditions.set(gone, pod.metadata.generation, at);
             batch.report_typed::<Pod>(&joined, &status)?;
         }
-        self.commit(batch.into_transaction(), context).await?;
+        // One that came back a moment ago has reported by now, and takes orders once it has beaten:
+        // it was judged by an earlier beat, so this comes to nothing.
+        let key = Key::new(format!("x/beat/{}", node.metadata.name));
+        let key = key.map_err(ReconcileError::terminal)?;
+        let transaction = batch.into_transaction().require(match judged.beat {
+            Some(at) => Compare::Revision(key, at),
+            None => Compare::Absent(key),
+        });
+        self.commit(transaction, context).await?;
         let message = format!(
             "{} pods of the retired node are reported as gone and may be replaced",
             left.len()
@@ -388,4 +394,50 @@ impl Keeper {
         context.event(EventType::Normal, "Retired", message);
         Ok(())
     }
+
+    /// Pods that their agent has ended because the node was given up, and of which nobody has
+    /// ordered the end: it is ordered now, so that their records go and others take their places.
+    async fn bury(
+        &self,
+        context: &Context,
+        pods: &[Arc<Object<Pod>>],
+    ) -> Result<(), ReconcileError> {
+        let dead = pods
+            .iter()
+            .filter(|pod| is_gone(pod) && !pod.metadata.is_deleted());
+        let dead: Vec<_> = dead.take(BATCH).collect();
+        if dead.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        for pod in &dead {
+            end(&mut batch, pod, context)?;
+        }
+        self.commit(batch.into_transaction(), context).await?;
+        let message = format!(
+            "{} pods that the retired node has ended may be replaced",
+            dead.len()
+        );
+        context.event(EventType::Normal, "Retired", message);
+        Ok(())
+    }
+}
+
+fn is_gone(pod: &Arc<Object<Pod>>) -> bool {
+    PodPhase::of(&pod.status.phase) == Some(PodPhase::Gone)
+}
+
+/// Adds the tombstone of a pod whose node was retired, and returns what is recorded of it.
+fn end(batch: &mut Batch, pod: &Object<Pod>, context: &Context) -> Result<Joined, ReconcileError> {
+    let key: ObjectKey = pod.key().map_err(ReconcileError::terminal)?;
+    let joined: Joined = (context.view())
+        .joined(&key)
+        .map_err(ReconcileError::terminal)?;
+    let node = pod.spec.node_name.as_deref().unwrap_or_default();
+    let mut options = DeleteOptions::default();
+    options.uid = Some(pod.metadata.uid.clone());
+    options.reason = Some(format!("node {node} was retired"));
+    let at = context.environment().now();
+    batch.delete(&joined, &options, "nodelifecycle", at)?;
+    Ok(joined)
 }

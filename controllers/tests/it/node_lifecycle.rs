@@ -8,13 +8,13 @@ use platctrl_framework::client::Client;
 use platctrl_framework::controller::{Runtime, RuntimeHandle};
 use platctrl_framework::environment::Environment;
 use platctrl_framework::model::{
-    ConditionStatus, Object, ObjectKey, Resource as _, identity::initialise,
+    ConditionStatus, Object, ObjectKey, Resource as _, Status, identity::initialise,
 };
 use platctrl_framework::store::{Key, MemoryStore, Store, Transaction};
-use platctrl_kinds::{Node, Pod, PodSpec};
+use platctrl_kinds::{Node, Pod, PodPhase, PodSpec, PodStatus};
 use tokio::task::JoinHandle;
 
-use crate::world::until;
+use crate::world::{named, until};
 
 /// Nodes with agents that beat until they are told not to.
 struct Fleet {
@@ -163,41 +163,64 @@ async fn failsafe_node_heartbeat_lost_by_many_gives_none_up() {
 #[tokio::test(start_paused = true)]
 async fn pods_of_a_retired_node_are_gone_once_it_is_silent() {
     let fleet = Fleet::of(5).await;
-    let json = r#"{"nodeName": "n1", "launchables": {"web": {"location": "artifact:one"}}}"#;
-    let spec: PodSpec = serde_json::from_str(json).unwrap();
-    let metadata = platctrl_framework::model::Metadata {
-        namespace: Some("default".into()),
-        ..platctrl_framework::model::Metadata::named("web-1")
-    };
-    let pod = Object::<Pod>::new(metadata, spec);
-    fleet.client.create(&pod).await.unwrap();
-    let pod_key = pod.key().unwrap();
-    // An agent has begun with it.
-    let joined = fleet.client.joined(&pod_key).await.unwrap();
-    let mut batch = platctrl_framework::client::Batch::new();
-    batch.claim(&joined, "agent").unwrap();
-    fleet.client.commit(batch).await.unwrap();
-
-    let mut node = fleet.node("n1").await;
-    (node.spec.incarnation, node.spec.unschedulable) = (1, true);
-    fleet.client.update(&node).await.unwrap();
+    let pod = fleet.bare_pod("web-1").await;
+    fleet.retire("n1").await;
     tokio::time::sleep(Duration::from_secs(120)).await;
-    let there = fleet.client.joined(&pod_key).await.unwrap();
     assert!(
-        there.intent.is_some(),
+        fleet.is_wanted(&pod).await,
         "its agent is heard of: it ends its pods itself"
     );
     fleet.agents[0].abort();
     until("the pod is removed", || async {
-        fleet
-            .client
-            .joined(&pod_key)
-            .await
-            .unwrap()
-            .intent
-            .is_none()
+        !fleet.is_there(&pod).await
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_agent_says_has_ended_with_its_node_gets_its_tombstone() {
+    let fleet = Fleet::of(5).await;
+    let pod = fleet.bare_pod("web-1").await;
+    fleet.retire("n1").await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert!(fleet.is_wanted(&pod).await);
+    fleet
+        .report(&pod, |status| status.phase = PodPhase::Gone.into())
+        .await;
+    until("its records are removed", || async {
+        !fleet.is_there(&pod).await
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_comes_back_as_its_node_is_given_up_is_not_overruled() {
+    let mut fleet = Fleet::of(5).await;
+    let pod = fleet.bare_pod("web-1").await;
+    fleet.agents[0].abort();
+    until("it is silent", || async {
+        fleet.says("n1", "Alive").await == Some(ConditionStatus::Unknown)
+    })
+    .await;
+    // Between two looks at the beats, and none is due before the node is looked at.
+    tokio::time::sleep(Duration::from_millis(1_300)).await;
+    let before = tokio::time::Instant::now();
+    let beat = Transaction::new().put(Key::new("x/beat/n1").unwrap(), "back");
+    fleet.store.commit(beat).await.unwrap();
+    fleet.retire("n1").await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(before.elapsed(), Duration::from_millis(500));
+    assert_eq!(
+        fleet.says("n1", "Alive").await,
+        Some(ConditionStatus::Unknown),
+        "nobody has heard that beat yet"
+    );
+    fleet.beats("n1");
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert!(
+        fleet.is_wanted(&pod).await,
+        "it may have begun with it again, and ends it itself"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -237,10 +260,7 @@ impl Fleet {
     async fn bare_pod(&self, name: &str) -> ObjectKey {
         let json = r#"{"nodeName": "n1", "launchables": {"web": {"location": "artifact:one"}}}"#;
         let spec: PodSpec = serde_json::from_str(json).unwrap();
-        let metadata = platctrl_framework::model::Metadata {
-            namespace: Some("default".into()),
-            ..platctrl_framework::model::Metadata::named(name)
-        };
+        let metadata = named(name);
         let pod = Object::<Pod>::new(metadata, spec);
         self.client.create(&pod).await.unwrap();
         let key = pod.key().unwrap();
@@ -251,17 +271,44 @@ impl Fleet {
         key
     }
 
-    async fn ask(&self, key: &ObjectKey, request: Option<&str>) {
+    /// A person gives the node up.
+    async fn retire(&self, name: &str) {
+        let mut node = self.node(name).await;
+        (node.spec.incarnation, node.spec.unschedulable) = (1, true);
+        self.client.update(&node).await.unwrap();
+    }
+
+    /// There is a record of the pod.
+    async fn is_there(&self, key: &ObjectKey) -> bool {
+        let joined = self.client.joined(key).await.unwrap();
+        joined.intent.is_some()
+    }
+
+    /// Nobody has ordered the pod's end.
+    async fn is_wanted(&self, key: &ObjectKey) -> bool {
+        let joined = self.client.joined(key).await.unwrap();
+        let intent = joined.intent.map(|intent| intent.value);
+        intent.is_some_and(|intent| intent.metadata.deletion.is_none())
+    }
+
+    /// The agent reports on a pod.
+    async fn report(&self, key: &ObjectKey, change: impl FnOnce(&mut Status<PodStatus>)) {
         let joined = self.client.joined(key).await.unwrap();
         let pod: Object<Pod> = joined.object().unwrap().typed().unwrap();
         let mut status = pod.status.clone();
-        status.detail.restart_request = request.map(|id| platctrl_kinds::RestartRequest {
-            id: id.to_owned(),
-            reason: String::new(),
-        });
+        change(&mut status);
         let mut batch = platctrl_framework::client::Batch::new();
         batch.report_typed::<Pod>(&joined, &status).unwrap();
         self.client.commit(batch).await.unwrap();
+    }
+
+    async fn ask(&self, key: &ObjectKey, request: Option<&str>) {
+        let request = request.map(|id| platctrl_kinds::RestartRequest {
+            id: id.to_owned(),
+            reason: String::new(),
+        });
+        self.report(key, |status| status.detail.restart_request = request)
+            .await;
     }
 
     fn is_granted(&self, key: &ObjectKey) -> bool {
