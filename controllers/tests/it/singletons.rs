@@ -40,17 +40,44 @@ fn node_key(name: &str) -> ObjectKey {
     ObjectKey::cluster("platctrl.dev", "nodes", name).unwrap()
 }
 
-/// Waits until a condition of a node holds.
-async fn says(world: &World, node: &str, kind: &str) -> Result<(), ScenarioError> {
-    for _ in 0..2_000 {
-        let status = world.get::<Node>(&node_key(node)).await?.status;
-        let condition = status.conditions.get(kind);
-        if condition.is_some_and(|it| it.status == ConditionStatus::True) {
-            return Ok(());
+/// Waits for something. Whoever takes over listens anew, so it may take long, and in between
+/// nothing happens at all.
+struct Patience {
+    what: &'static str,
+    seconds: u32,
+}
+
+impl Patience {
+    fn until(what: &'static str) -> Self {
+        Self {
+            what,
+            seconds: 2_000,
         }
-        world.sleep(Duration::from_secs(1)).await;
     }
-    Err(format!("{node} never says {kind}").into())
+
+    async fn lasts(&mut self, world: &World) -> Result<(), ScenarioError> {
+        if self.seconds == 0 {
+            return Err(format!("never: {}; {:?} run", self.what, running(world)).into());
+        }
+        self.seconds -= 1;
+        world.sleep(Duration::from_secs(1)).await;
+        Ok(())
+    }
+}
+
+/// A condition of a node holds.
+async fn says(world: &World, node: &str, kind: &str) -> Result<bool, ScenarioError> {
+    let status = world.get::<Node>(&node_key(node)).await?.status;
+    let condition = status.conditions.get(kind);
+    Ok(condition.is_some_and(|it| it.status == ConditionStatus::True))
+}
+
+/// The controller says that it waits for a person to give the node up.
+async fn awaits_retirement(world: &World) -> Result<bool, ScenarioError> {
+    let key = controller_key();
+    let controller = world.get::<ReplicationController>(&key).await?;
+    let stalled = controller.status.conditions.get("Stalled").cloned();
+    Ok(stalled.is_some_and(|it| it.reason == "AwaitsRetirement"))
 }
 
 fn running(world: &World) -> Vec<String> {
@@ -83,17 +110,17 @@ fn life(singleton: bool) -> Simulation {
 
             // Cut off from the store: its agent is silent, its pod serves.
             beating.lock().unwrap().remove(&node);
-            says(&world, &node, "Lost").await?;
+            let mut patience = Patience::until("the node is lost");
+            while !says(&world, &node, "Lost").await? {
+                patience.lasts(&world).await?;
+            }
             world.settled().await?;
             if running(&world) != [node.clone()] {
                 return Err(format!("{:?} run", running(&world)).into());
             }
-            let controller = world
-                .get::<ReplicationController>(&controller_key())
-                .await?;
-            let stalled = controller.status.conditions.get("Stalled").cloned();
-            if stalled.is_none_or(|it| it.reason != "AwaitsRetirement") {
-                return Err("nobody says what it waits for".into());
+            let mut patience = Patience::until("it is said what it waits for");
+            while !awaits_retirement(&world).await? {
+                patience.lasts(&world).await?;
             }
 
             // A person looks: the machine is dead. It is given up.
@@ -102,11 +129,13 @@ fn life(singleton: bool) -> Simulation {
                 (node.spec.incarnation, node.spec.unschedulable) = (1, true);
             };
             world.change::<Node>(&node_key(&node), retire).await?;
+            let elsewhere = |there: Vec<String>| there.len() == 1 && there[0] != node;
+            let mut patience = Patience::until("another one runs");
+            while !elsewhere(running(&world)) {
+                patience.lasts(&world).await?;
+            }
             world.settled().await?;
             let there = running(&world);
-            if there.len() != 1 || there[0] == node {
-                return Err(format!("{there:?} run after {node} was retired").into());
-            }
 
             // And comes back.
             world.start_node(&node);
