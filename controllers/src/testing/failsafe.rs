@@ -129,23 +129,32 @@ async fn failsafe_replication_controller_change_node_selector(
         .await
 }
 
+/// The spec of an intent, as a person or a script wrote it in the place of the one before.
+type Spec = serde_json::Map<String, Value>;
+
+/// Writes another spec of hello over the one that is there, as an order.
+async fn reorder(fleet: &Fleet, change: impl Fn(&mut Spec)) -> Check {
+    let key = key_of("hello")?.store_key(Tree::Intent);
+    fleet
+        .rewrite(std::slice::from_ref(&key), |intent| {
+            change(intent["spec"].as_object_mut()?);
+            ground::ordered(intent)
+        })
+        .await
+}
+
 async fn failsafe_replication_controller_replicas_missing_or_unreadable(
     store: Arc<dyn Store>,
     environment: Environment,
 ) -> Check {
     let fleet = Fleet::six_pods(store, environment).await?;
     let before = fleet.pods().await?;
-    let key = key_of("hello")?.store_key(Tree::Intent);
     for replicas in [None, Some(json!("six")), Some(json!(-1)), Some(Value::Null)] {
-        fleet
-            .rewrite(std::slice::from_ref(&key), |intent| {
-                match &replicas {
-                    Some(replicas) => intent["spec"]["replicas"] = replicas.clone(),
-                    None => drop(intent["spec"].as_object_mut()?.remove("replicas")),
-                }
-                ground::ordered(intent)
-            })
-            .await?;
+        reorder(&fleet, |spec| match &replicas {
+            Some(replicas) => drop(spec.insert("replicas".into(), replicas.clone())),
+            None => drop(spec.remove("replicas")),
+        })
+        .await?;
         fleet.is_set_aside().await?;
         fleet.keeps(&before).await?;
     }
@@ -158,15 +167,12 @@ async fn failsafe_replication_controller_selector_empty_invalid_or_missing(
 ) -> Check {
     let fleet = Fleet::six_pods(store, environment).await?;
     let before = fleet.pods().await?;
-    let key = key_of("hello")?.store_key(Tree::Intent);
     for selector in [json!(""), json!("role in (web"), Value::Null] {
-        fleet
-            .rewrite(std::slice::from_ref(&key), |intent| {
-                intent["spec"]["nodeSelector"] = selector.clone();
-                intent["spec"]["replicas"] = json!(2);
-                ground::ordered(intent)
-            })
-            .await?;
+        reorder(&fleet, |spec| {
+            spec.insert("nodeSelector".into(), selector.clone());
+            spec.insert("replicas".into(), json!(2));
+        })
+        .await?;
         fleet.keeps(&before).await?;
     }
     Ok(())
@@ -178,15 +184,12 @@ async fn failsafe_replication_controller_selector_widened_by_an_unknown_field(
 ) -> Check {
     let fleet = Fleet::six_pods(store, environment).await?;
     let before = fleet.pods().await?;
-    let key = key_of("hello")?.store_key(Tree::Intent);
-    fleet
-        .rewrite(std::slice::from_ref(&key), |intent| {
-            intent["spec"]["nodeSelector"] = json!("*");
-            intent["spec"]["nodeSelectorOnlyIn"] = json!("east");
-            intent["spec"]["replicas"] = json!(2);
-            ground::ordered(intent)
-        })
-        .await?;
+    reorder(&fleet, |spec| {
+        spec.insert("nodeSelector".into(), json!("*"));
+        spec.insert("nodeSelectorOnlyIn".into(), json!("east"));
+        spec.insert("replicas".into(), json!(2));
+    })
+    .await?;
     fleet
         .until("it is told", async || {
             let hello = fleet.controller("hello").await?;
@@ -195,13 +198,7 @@ async fn failsafe_replication_controller_selector_widened_by_an_unknown_field(
         })
         .await?;
     fleet.keeps(&before).await?;
-    fleet
-        .rewrite(std::slice::from_ref(&key), |intent| {
-            let spec = intent["spec"].as_object_mut()?;
-            spec.remove("nodeSelectorOnlyIn");
-            ground::ordered(intent)
-        })
-        .await?;
+    reorder(&fleet, |spec| drop(spec.remove("nodeSelectorOnlyIn"))).await?;
     fleet.settled("hello", 2).await
 }
 

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use platctrl_controllers::{daemon_set, testing};
 use platctrl_framework::model::{
-    Condition, ConditionStatus, Metadata, Object, ObjectKey, Propagation, Resource,
+    Condition, ConditionStatus, Object, ObjectKey, Propagation, Resource,
 };
 use platctrl_framework::testing::{Process, Replica};
 use platctrl_kinds::{Amount, Canary, DaemonSet, DaemonSetSpec, Node, Pod, RateLimit, Span};
 
-use crate::world::{World, controller_spec, until};
+use crate::world::{World, controller_spec, named, until};
 
 const THREE: [(&str, &str); 3] = [("n1", "web"), ("n2", "web"), ("n3", "web")];
 
@@ -18,10 +18,6 @@ fn key(name: &str) -> ObjectKey {
 }
 
 fn set(name: &str) -> Object<DaemonSet> {
-    let metadata = Metadata {
-        namespace: Some("default".into()),
-        ..Metadata::named(name)
-    };
     let spec = DaemonSetSpec {
         node_selector: "role=web".into(),
         minimum_healthy: Amount::Percent(50),
@@ -33,7 +29,7 @@ fn set(name: &str) -> Object<DaemonSet> {
         deletion_grace: None,
         template: controller_spec(1).template,
     };
-    Object::new(metadata, spec)
+    Object::new(named(name), spec)
 }
 
 fn breaks(spec: &mut DaemonSetSpec) {

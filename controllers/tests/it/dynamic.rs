@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use platctrl_controllers::{ORPHAN_OF, replication_controller};
 use platctrl_framework::model::{
-    Condition, ConditionStatus, Metadata, Object, ObjectKey, Propagation, Status,
+    Condition, ConditionStatus, Object, ObjectKey, Propagation, Status,
 };
 use platctrl_kinds::{Node, NodeStatus, Pod, Strategy, node_condition};
 
-use crate::world::{World, until};
+use crate::world::{World, named, until};
 
 const FOUR: [(&str, &str); 4] = [("n1", "web"), ("n2", "web"), ("n3", "web"), ("n4", "web")];
 
@@ -18,7 +18,7 @@ impl World {
         self.client.get(&node_key(name)).await.unwrap()
     }
 
-    async fn change_node(&self, name: &str, change: impl FnOnce(&mut Object<Node>)) {
+    pub(crate) async fn change_node(&self, name: &str, change: impl FnOnce(&mut Object<Node>)) {
         let mut node = self.node(name).await;
         change(&mut node);
         self.client.update(&node).await.unwrap();
@@ -32,7 +32,7 @@ impl World {
     }
 
     /// As whoever watches beats would say.
-    async fn say(&self, node: &str, condition: &str, holds: bool) {
+    pub(crate) async fn say(&self, node: &str, condition: &str, holds: bool) {
         let joined = self.client.joined(&node_key(node)).await.unwrap();
         let mut status: Status<NodeStatus> = self.node(node).await.status;
         let is = match holds {
@@ -48,7 +48,7 @@ impl World {
         self.client.store().commit(transaction).await.unwrap();
     }
 
-    async fn nodes_of_pods(&self) -> Vec<String> {
+    pub(crate) async fn nodes_of_pods(&self) -> Vec<String> {
         let pods = self.pods().await.into_iter();
         let live = pods.filter(|pod| !pod.metadata.is_deleted());
         let mut nodes: Vec<String> = live.filter_map(|pod| pod.spec.node_name).collect();
@@ -56,7 +56,7 @@ impl World {
         nodes
     }
 
-    async fn condition(&self, kind: &str) -> Condition {
+    pub(crate) async fn condition(&self, kind: &str) -> Condition {
         let status = self.controller().await.status;
         let none = || Condition::new(kind, ConditionStatus::Unknown, "None", "");
         status.conditions.get(kind).cloned().unwrap_or_else(none)
@@ -334,10 +334,7 @@ async fn orphans_are_taken_over_by_a_later_controller_of_the_name_and_by_no_othe
     );
     // Another one of the same app does not touch them.
     let other = Object::<platctrl_kinds::ReplicationController>::new(
-        Metadata {
-            namespace: Some("default".into()),
-            ..Metadata::named("other")
-        },
+        named("other"),
         platctrl_kinds::ReplicationControllerSpec {
             template: {
                 let mut template = crate::world::controller_spec(1).template;
@@ -421,10 +418,7 @@ async fn controllers_that_race_through_the_runtime_never_overcommit() {
     }
     let _second = world.another(replication_controller::controller());
     for index in 0..20 {
-        let metadata = Metadata {
-            namespace: Some("default".into()),
-            ..Metadata::named(format!("rc{index}"))
-        };
+        let metadata = named(&format!("rc{index}"));
         let spec = crate::world::controller_spec(1);
         let object = Object::<platctrl_kinds::ReplicationController>::new(metadata, spec);
         world.client.create(&object).await.unwrap();

@@ -11,7 +11,7 @@ use platctrl_framework::testing::{FaultKind, Replica};
 use platctrl_kinds::{Amount, DisruptionBudget, DisruptionBudgetSpec, Pod, Span};
 
 use crate::simulation::object;
-use crate::world::{World, controller_key, until};
+use crate::world::{World, controller_key, named, until};
 
 const THREE: [(&str, &str); 3] = [("n1", "web"), ("n2", "web"), ("n3", "web")];
 
@@ -195,10 +195,7 @@ async fn a_persons_delete_of_a_pod_is_in_the_ledger_and_leaves_the_floor() {
             pod_selector: "*".into(),
             minimum_healthy: Amount::Percent(share),
         };
-        let metadata = platctrl_framework::model::Metadata {
-            namespace: Some("default".into()),
-            ..platctrl_framework::model::Metadata::named(name)
-        };
+        let metadata = named(name);
         let budget = Object::<DisruptionBudget>::new(metadata, spec);
         world.client.create(&budget).await.unwrap();
     }

@@ -3,14 +3,12 @@
 use std::time::Duration;
 
 use platctrl_framework::failsafe::{Guard, freeze, thaw};
-use platctrl_framework::model::{
-    ConditionStatus, Metadata, Object, ObjectKey, Propagation, Resource, Tree,
-};
+use platctrl_framework::model::{ConditionStatus, Object, ObjectKey, Propagation, Resource, Tree};
 use platctrl_framework::store::{Key, Store, Transaction};
 use platctrl_kinds::{DaemonSet, Pod, ReplicationController};
 use serde_json::{Value, json};
 
-use crate::world::{World, controller_key, controller_spec, until};
+use crate::world::{World, controller_key, controller_spec, named, until};
 
 const SIX: [(&str, &str); 6] = [
     ("n1", "web"),
@@ -39,10 +37,7 @@ async fn six_pods() -> World {
 async fn six_controllers() -> World {
     let world = World::with_nodes(&SIX).await;
     for name in 0..6 {
-        let metadata = Metadata {
-            namespace: Some("default".into()),
-            ..Metadata::named(format!("c{name}"))
-        };
+        let metadata = named(&format!("c{name}"));
         let object = Object::<ReplicationController>::new(metadata, controller_spec(2));
         world.client.create(&object).await.unwrap();
     }
@@ -287,10 +282,7 @@ pub(crate) async fn failsafe_freeze_stops_every_controller_until_it_is_thawed() 
         .unwrap();
     world.change(|spec| spec.replicas = 3).await;
     let mut set = Object::<DaemonSet>::new(
-        Metadata {
-            namespace: Some("default".into()),
-            ..Metadata::named("logs")
-        },
+        named("logs"),
         serde_json::from_value(json!({
             "nodeSelector": "role=web", "template": controller_spec(1).template,
         }))
@@ -311,10 +303,7 @@ async fn failsafe_daemon_set_lost_or_all_vanish() {
     for sets in [1, 6] {
         let world = World::with_nodes(&SIX).await;
         for number in 0..sets {
-            let metadata = Metadata {
-                namespace: Some("default".into()),
-                ..Metadata::named(format!("logs{number}"))
-            };
+            let metadata = named(&format!("logs{number}"));
             let spec = json!({
                 "nodeSelector": "role=web", "template": controller_spec(1).template,
             });

@@ -6,7 +6,7 @@ use platctrl_framework::model::{Object, ObjectKey, Resource as _, Tree};
 use platctrl_framework::store::{Store as _, Transaction};
 use platctrl_kinds::{Amount, DaemonSet, DaemonSetSpec, Pod, RestartRequest};
 
-use crate::world::{World, controller_key, controller_spec, until};
+use crate::world::{World, controller_key, controller_spec, named, until};
 
 const FOUR: [(&str, &str); 4] = [("n1", "web"), ("n2", "web"), ("n3", "web"), ("n4", "web")];
 
@@ -65,16 +65,7 @@ async fn four_that_ask() -> (World, Vec<ObjectKey>) {
             broken(&mut web.location);
         })
         .await;
-    until("all are there", || async {
-        world
-            .pods()
-            .await
-            .iter()
-            .filter(|pod| pod.status.observed_spec.is_some())
-            .count()
-            == 4
-    })
-    .await;
+    world.reported(4).await;
     let keys: Vec<_> = world
         .pods()
         .await
@@ -165,25 +156,12 @@ async fn pods_of_a_daemon_set_are_granted_theirs_from_its_floor() {
     });
     let mut spec: DaemonSetSpec = serde_json::from_value(json).unwrap();
     spec.minimum_healthy = Amount::Percent(50);
-    let metadata = platctrl_framework::model::Metadata {
-        namespace: Some("default".into()),
-        ..platctrl_framework::model::Metadata::named("logs")
-    };
     world
         .client
-        .create(&Object::<DaemonSet>::new(metadata, spec))
+        .create(&Object::<DaemonSet>::new(named("logs"), spec))
         .await
         .unwrap();
-    until("all are there", || async {
-        world
-            .pods()
-            .await
-            .iter()
-            .filter(|pod| pod.status.observed_spec.is_some())
-            .count()
-            == 4
-    })
-    .await;
+    world.reported(4).await;
     for pod in world.pods().await {
         world.ask(&pod.key().unwrap(), Some("1")).await;
     }

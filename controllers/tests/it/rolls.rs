@@ -2,20 +2,13 @@
 //! roll comes to its end.
 
 use platctrl_controllers::{replication_controller, rolling_update, testing};
-use platctrl_framework::model::{Metadata, Object, ObjectKey, Resource};
+use platctrl_framework::model::{Object, ObjectKey, Resource};
 use platctrl_framework::testing::{FaultKind, Moment, Process, Replica, Simulation, World};
 use platctrl_kinds::{
     Amount, OnFailure, Pod, ReplicationController, RollingUpdate, RollingUpdateSpec, Span, Step,
 };
 
-use crate::world::controller_spec;
-
-fn named(name: &str) -> Metadata {
-    Metadata {
-        namespace: Some("default".into()),
-        ..Metadata::named(name)
-    }
-}
+use crate::world::{controller_spec, named};
 
 /// A version of hello, as a controller of its own.
 pub(crate) fn version(name: &str, artifact: &str, replicas: u32) -> Object<ReplicationController> {

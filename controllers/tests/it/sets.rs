@@ -2,19 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use platctrl_framework::model::{Metadata, Object, ObjectKey};
+use platctrl_framework::model::{Object, ObjectKey};
 use platctrl_kinds::{DaemonSet, Node};
 use serde_json::json;
 
-use crate::world::{World, controller_spec, until};
+use crate::world::{World, controller_spec, named, until};
 
 const THREE: [(&str, &str); 3] = [("n1", "web"), ("n2", "web"), ("n3", "web")];
 
 fn set(name: &str) -> Object<DaemonSet> {
-    let metadata = Metadata {
-        namespace: Some("default".into()),
-        ..Metadata::named(name)
-    };
+    let metadata = named(name);
     let spec = json!({
         "nodeSelector": "role=web", "minimumHealthy": "50%",
         "template": controller_spec(1).template,

@@ -2,17 +2,14 @@
 
 use platctrl_controllers::{replication_controller, testing};
 use platctrl_framework::client::DeleteOptions;
-use platctrl_framework::model::{Metadata, Object, ObjectKey, Propagation};
+use platctrl_framework::model::{Object, ObjectKey, Propagation};
 use platctrl_framework::testing::{FaultKind, Moment, Process, Replica, Simulation, World};
 use platctrl_kinds::{Node, Pod, ReplicationController, ReplicationControllerSpec, Span, Strategy};
 
-use crate::world::{controller_key, controller_spec};
+use crate::world::{controller_key, controller_spec, named};
 
 pub(crate) fn object(replicas: u32) -> Object<ReplicationController> {
-    let metadata = Metadata {
-        namespace: Some("default".into()),
-        ..Metadata::named("hello")
-    };
+    let metadata = named("hello");
     Object::new(metadata, controller_spec(replicas))
 }
 

@@ -175,12 +175,8 @@ impl World {
     ) {
         let mut spec = controller_spec(replicas);
         change(&mut spec);
-        let metadata = Metadata {
-            namespace: Some("default".into()),
-            ..Metadata::named("hello")
-        };
         self.client
-            .create(&Object::<ReplicationController>::new(metadata, spec))
+            .create(&Object::<ReplicationController>::new(named("hello"), spec))
             .await
             .unwrap();
     }
@@ -237,6 +233,16 @@ impl World {
         Fewest(fewest, Ended(task))
     }
 
+    /// Waits until so many pods are there and were reported on.
+    pub(crate) async fn reported(&self, count: usize) {
+        until("all are there", || async {
+            let pods = self.pods().await;
+            let seen = pods.iter().filter(|pod| pod.status.observed_spec.is_some());
+            seen.count() == count
+        })
+        .await;
+    }
+
     pub(crate) async fn settled(&self, replicas: u32, ready: u32) {
         until("the controller is settled", || async {
             let object = self.controller().await;
@@ -247,6 +253,14 @@ impl World {
                 && (status.detail.replicas, status.detail.ready_replicas) == (replicas, ready)
         })
         .await;
+    }
+}
+
+/// The metadata of an object in the tests' namespace.
+pub(crate) fn named(name: &str) -> Metadata {
+    Metadata {
+        namespace: Some("default".into()),
+        ..Metadata::named(name)
     }
 }
 
