@@ -48,6 +48,9 @@ pub struct MemoryOptions {
     pub history_bytes: usize,
     /// Whether watches deliver every transaction; otherwise they merge what is pending.
     pub exact_watch: bool,
+    /// Whether lists can be read at an older revision; otherwise they show the newest state, as
+    /// where a store has no old ones.
+    pub pinned_reads: bool,
 }
 
 impl Default for MemoryOptions {
@@ -63,6 +66,7 @@ impl Default for MemoryOptions {
             history: 100_000,
             history_bytes: 256 * 1024 * 1024,
             exact_watch: true,
+            pinned_reads: true,
         }
     }
 }
@@ -304,7 +308,7 @@ impl Drop for Driver {
 impl Store for MemoryStore {
     fn capabilities(&self) -> Capabilities {
         let mut capabilities = Capabilities::new(self.shared.options.limits);
-        capabilities.pinned_reads = true;
+        capabilities.pinned_reads = self.shared.options.pinned_reads;
         capabilities.range_compare = true;
         capabilities.group_compare = true;
         capabilities.exact_watch = self.shared.options.exact_watch;
@@ -340,7 +344,8 @@ impl Store for MemoryStore {
             self.enter("list").await?;
             let mut state = self.shared.current();
             state.faults.check_read(request.prefix.as_str())?;
-            let revision = request.at.unwrap_or(state.data.revision());
+            let at = request.at.filter(|_| self.shared.options.pinned_reads);
+            let revision = at.unwrap_or(state.data.revision());
             state.data.readable(revision)?;
             let after = request.after.as_ref();
             let mut rest = state

@@ -206,6 +206,24 @@ async fn history_is_bounded_and_what_left_it_is_compacted() {
 }
 
 #[tokio::test]
+async fn without_old_revisions_a_page_shows_the_newest_state_and_says_so() {
+    let options = MemoryOptions {
+        pinned_reads: false,
+        ..MemoryOptions::default()
+    };
+    let store = MemoryStore::with_options(Environment::system(), options);
+    assert!(!store.capabilities().pinned_reads);
+    store.commit(put("o/a", "1")).await.unwrap();
+    let mut request = ListRequest::new(prefix("o/"));
+    let first = store.list(&request).await.unwrap();
+    store.commit(put("o/b", "1")).await.unwrap();
+    request.at = Some(first.revision);
+    let again = store.list(&request).await.unwrap();
+    assert_eq!(again.records.len(), 2);
+    assert_eq!(again.revision, store.revision());
+}
+
+#[tokio::test]
 async fn a_slow_watcher_is_reset_and_holds_nobody_up() {
     let options = MemoryOptions {
         history: 10,
