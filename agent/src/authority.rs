@@ -21,6 +21,8 @@ pub struct Deployment<'a> {
     pub run_as: Option<&'a str>,
     /// Its artifacts: where from, and what they have to be.
     pub artifacts: Vec<(&'a str, Option<Digest>)>,
+    /// The files of the node's secrets that it would get.
+    pub secrets: Vec<&'a str>,
 }
 
 impl<'a> Deployment<'a> {
@@ -32,6 +34,12 @@ impl<'a> Deployment<'a> {
             run_as: desired.spec.run_as.as_deref(),
             artifacts: launchables
                 .map(|launchable| (launchable.location.as_str(), launchable.digest))
+                .collect(),
+            secrets: desired
+                .spec
+                .secrets
+                .values()
+                .map(|secret| secret.file.as_str())
                 .collect(),
         }
     }

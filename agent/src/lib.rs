@@ -25,6 +25,7 @@ mod authority;
 mod beside;
 pub mod cgroup;
 mod collect;
+mod deploy_rules;
 mod files;
 pub mod health;
 pub mod hoist;
@@ -51,6 +52,7 @@ pub use agent::{Agent, AgentConfig, AgentError, AgentHandle, BootGates, watched_
 pub use artifacts::{ArtifactError, Artifacts};
 pub use authority::{AnyDeployment, Authority, Denied, Deployment};
 pub use beside::{BesideError, beside};
+pub use deploy_rules::DeployRules;
 pub use files::FileError;
 pub use host::{Host, HostConfig, HostError};
 pub use inspect::{InspectedDisk, InspectedPod, InspectedProgram, inspect};

@@ -42,7 +42,9 @@ pub use replication_controller::{
     Progress, ReplicationController, ReplicationControllerSpec, ReplicationControllerStatus,
     Strategy,
 };
-pub use role::{Grants, Role, RoleBinding, RoleBindingSpec, RoleSpec, fits_any, fits_pattern};
+pub use role::{
+    Grants, Role, RoleBinding, RoleBindingSpec, RoleSpec, fits_any, fits_location, fits_pattern,
+};
 pub use rolling_update::{
     Gate, OnFailure, RollPhase, RollingUpdate, RollingUpdateSpec, RollingUpdateStatus, Step, line,
 };

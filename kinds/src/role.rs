@@ -5,6 +5,8 @@ use platctrl_framework::model::{FieldError, Resource};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Where the server's own artifacts are.
+const OWN_ARTIFACTS: &str = "artifact:";
 /// Longest pattern or name.
 const LONGEST: usize = 1024;
 /// Most patterns or names of one list.
@@ -121,6 +123,23 @@ pub fn fits_pattern(pattern: &str, text: &str) -> bool {
 #[must_use]
 pub fn fits_any(patterns: &[String], text: &str) -> bool {
     patterns.iter().any(|pattern| fits_pattern(pattern, text))
+}
+
+/// Whether artifacts may come from a location, by patterns of locations; without any, from the
+/// server alone. What leads out of a directory that a pattern names does not match it.
+#[must_use]
+pub fn fits_location(patterns: &[String], location: &str) -> bool {
+    if patterns.is_empty() {
+        return location.starts_with(OWN_ARTIFACTS);
+    }
+    let lower = location.to_ascii_lowercase();
+    let path = lower.split(['?', '#']).next().unwrap_or_default();
+    let dots = path
+        .replace("%2e", ".")
+        .replace("%2f", "/")
+        .replace('\\', "/");
+    let leads_out = dots.split('/').any(|segment| matches!(segment, "." | ".."));
+    !leads_out && fits_any(patterns, location)
 }
 
 fn texts(field: &str, texts: &[String], errors: &mut Vec<FieldError>) {

@@ -9,14 +9,13 @@ use std::collections::BTreeMap;
 use platctrl_framework::model::{FieldError, GroupPlural, Resource};
 use platctrl_kinds::{
     DaemonSet, Pod, PodSpec, ReplicationController, RoleSpec, RollingUpdate, fits_any,
+    fits_location,
 };
 use serde::Deserialize;
 use serde_json::Value;
 
 /// Labels by which controllers take over pods of theirs that have lost their owner.
 const OWNED_BY_LABEL: &str = "platctrl.dev/";
-/// Where the server's own artifacts are.
-const OWN_ARTIFACTS: &str = "artifact:";
 
 /// Kinds whose objects run apps, or decide which of them run.
 pub(crate) fn runs_apps(kind: &GroupPlural) -> bool {
@@ -90,7 +89,7 @@ fn beyond(role: &RoleSpec, name: &str, spec: &PodSpec, path: &str) -> Vec<FieldE
         problems.push(FieldError::new(format!("{path}.runAs"), problem));
     }
     for (name, launchable) in &spec.launchables {
-        if !is_from(role, &launchable.location) {
+        if !fits_location(&role.locations, &launchable.location) {
             problems.push(FieldError::new(
                 format!("{path}.launchables.{name}.location"),
                 "no role of yours allows artifacts from there",
@@ -106,21 +105,6 @@ fn beyond(role: &RoleSpec, name: &str, spec: &PodSpec, path: &str) -> Vec<FieldE
         }
     }
     problems
-}
-
-fn is_from(role: &RoleSpec, location: &str) -> bool {
-    if role.locations.is_empty() {
-        return location.starts_with(OWN_ARTIFACTS);
-    }
-    // What leads out of a directory that a pattern names must not look as if it were inside.
-    let lower = location.to_ascii_lowercase();
-    let path = lower.split(['?', '#']).next().unwrap_or_default();
-    let dots = path
-        .replace("%2e", ".")
-        .replace("%2f", "/")
-        .replace('\\', "/");
-    let leads_out = dots.split('/').any(|segment| matches!(segment, "." | ".."));
-    !leads_out && fits_any(&role.locations, location)
 }
 
 /// Metadata that only operators set: it would make an object count as somebody else's.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use platctrl_agent::health::ProbeFiles;
-use platctrl_agent::{BootGates, HostConfig, hoist};
+use platctrl_agent::{BootGates, DeployRules, HostConfig, hoist};
 use platctrl_framework::environment::Environment;
 use platctrl_framework::model::identity::{self, AnchorState, IdentityError};
 use platctrl_framework::root::RootedStore;
@@ -73,9 +73,20 @@ pub(crate) struct BeginFlags {
     /// The key of that certificate (PEM)
     #[arg(long, value_name = "FILE", requires = "health_cert")]
     health_key: Option<PathBuf>,
+    /// The node's own rules of what may run on it; whatever none allows is refused
+    #[arg(long, value_name = "FILE", env = "PLATCTRL_DEPLOY_RULES")]
+    deploy_rules: Option<PathBuf>,
 }
 
 impl BeginFlags {
+    /// What the flags say of a node.
+    pub(crate) fn set(&self, host: &mut HostConfig) {
+        host.probes = self.probes();
+        if let Some(file) = &self.deploy_rules {
+            host.authority = Arc::new(DeployRules::in_file(file));
+        }
+    }
+
     pub(crate) fn gates(&self) -> BootGates {
         BootGates {
             require_file: self.require_file.clone(),
@@ -83,7 +94,7 @@ impl BeginFlags {
         }
     }
 
-    pub(crate) fn probes(&self) -> ProbeFiles {
+    fn probes(&self) -> ProbeFiles {
         ProbeFiles {
             ca: self.health_ca.clone(),
             identity: self.health_cert.clone().zip(self.health_key.clone()),
@@ -195,7 +206,7 @@ pub(crate) async fn agent(args: &AgentArgs, setting: &Setting) -> Result<()> {
     host.secrets_dir.clone_from(&args.secrets_dir);
     host.server = Some(artifacts_from(setting, &data_dir)?);
     let mut parts = Parts::new();
-    host.probes = args.begin.probes();
+    args.begin.set(&mut host);
     parts.agent(host, store, args.begin.gates()).await?;
     attend(parts, signals, "agent").await
 }

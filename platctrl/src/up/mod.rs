@@ -138,7 +138,7 @@ async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
     host.environment = environment.clone();
     host.hooks.clone_from(&args.hooks);
     host.server = Some(hoist::Server::Unix(place::socket(data_dir)));
-    host.probes = args.begin.probes();
+    args.begin.set(&mut host);
     let agent = parts
         .agent(host, Arc::clone(&store), args.begin.gates())
         .await?;

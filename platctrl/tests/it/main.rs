@@ -10,6 +10,7 @@ mod by_hand;
 mod cells;
 mod contexts;
 mod copies;
+mod deploy_rules;
 mod doctor;
 mod editing;
 mod failsafe;
