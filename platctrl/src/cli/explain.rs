@@ -62,7 +62,8 @@ fn explain(kind: &KindDefinition, path: &str, recursive: bool) -> Result<String>
     let field = schema::field_at(&root, path).ok_or_else(|| missing(kind, &root, path))?;
     let mut text = format!("KIND:     {} ({})\n", kind.kind, kind.api_version());
     if !path.is_empty() {
-        let _ = writeln!(text, "FIELD:    {path} <{}>", schema::type_name(field));
+        let (of, default) = (schema::type_name(field), default(field));
+        let _ = writeln!(text, "FIELD:    {path} <{of}>{default}");
     }
     if let Some(description) = description(field) {
         let _ = write!(text, "\n{}", wrapped(description, 0));
@@ -88,7 +89,12 @@ fn explain(kind: &KindDefinition, path: &str, recursive: bool) -> Result<String>
         ) in &fields
         {
             let required = if *required { "  required" } else { "" };
-            let _ = writeln!(text, "  {name} <{}>{required}", schema::type_name(of));
+            let default = default(of);
+            let _ = writeln!(
+                text,
+                "  {name} <{}>{required}{default}",
+                schema::type_name(of)
+            );
             if let Some(description) = description(of) {
                 text.push_str(&wrapped(description, 6));
             }
@@ -114,6 +120,21 @@ fn outline(fields: &BTreeMap<String, Field<'_>>, depth: usize, text: &mut String
 
 fn description(schema: &Value) -> Option<&str> {
     schema["description"].as_str().map(str::trim)
+}
+
+/// The value that a field has where nobody gives it one, unless that is nothing.
+fn default(schema: &Value) -> String {
+    let is_nothing = |value: &Value| match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    };
+    match schema.get("default").filter(|value| !is_nothing(value)) {
+        Some(value) => format!("  default {value}"),
+        None => String::new(),
+    }
 }
 
 /// What the fields belong to, when it is not the value itself.
@@ -262,6 +283,16 @@ mod tests {
         let text = explain(&kind, "spec.template.spec.launchables", false).unwrap();
         assert!(text.contains("FIELDS OF EACH ENTRY:"), "{text}");
         assert!(text.contains("  location <string>"), "{text}");
+        let text = explain(&kind, "spec", false).unwrap();
+        assert!(
+            text.contains("  maxPerNode <integer>  default 1\n"),
+            "{text}"
+        );
+        let text = explain(&kind, "spec.maxPerNode", false).unwrap();
+        assert!(
+            text.contains("FIELD:    spec.maxPerNode <integer>  default 1\n"),
+            "{text}"
+        );
         let text = explain(&kind, "spec", true).unwrap();
         assert!(
             text.lines()

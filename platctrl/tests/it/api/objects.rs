@@ -626,3 +626,26 @@ async fn a_damaged_record_harms_itself_alone() {
         .fails(500, "InternalError");
     assert!(message.contains("cannot be read"), "{message}");
 }
+
+#[tokio::test]
+async fn a_default_is_told_and_never_written_into_a_spec() {
+    let api = Api::start().await;
+    let given = controller("a");
+    assert!(given["spec"].get("maxPerNode").is_none());
+    let made = api.post(CONTROLLERS, &given).await.done();
+    assert_eq!(made["spec"], given["spec"]);
+    // A change of something else does not write it either: the template is what it was.
+    let scaled = api
+        .merge(
+            &format!("{CONTROLLERS}/a"),
+            &json!({"spec": {"replicas": 5}}),
+        )
+        .await
+        .done();
+    assert_eq!(scaled["spec"]["template"], given["spec"]["template"]);
+    assert!(scaled["spec"].get("maxPerNode").is_none(), "{scaled}");
+    let documents = api.get("/openapi/v2").await.done();
+    let kind = &documents["definitions"]["dev.platctrl.v1.ReplicationController"];
+    let field = &kind["properties"]["spec"]["properties"]["maxPerNode"];
+    assert_eq!(field["default"], 1, "{field}");
+}
