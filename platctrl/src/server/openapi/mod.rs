@@ -199,6 +199,7 @@ const LIST: &[(&str, &str)] = &[
     ("resourceVersion", "string"),
     ("resourceVersionMatch", "string"),
     ("watch", "boolean"),
+    ("sendInitialEvents", "boolean"),
     ("allowWatchBookmarks", "boolean"),
     ("timeoutSeconds", "integer"),
 ];
@@ -323,6 +324,62 @@ fn info(version: &str) -> Value {
     json!({"title": "platctrl", "version": version})
 }
 
+/// What a list of a kind is.
+fn list_of(reference: &Value) -> Value {
+    json!({
+        "type": "object",
+        "required": ["apiVersion", "kind", "metadata", "items"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"type": "object", "properties": {
+                "resourceVersion": {"type": "string"}, "continue": {"type": "string"},
+            }},
+            "items": {"type": "array", "items": reference},
+        },
+    })
+}
+
+/// What says why something was not done.
+fn status() -> Value {
+    json!({
+        "type": "object",
+        "required": ["apiVersion", "kind", "status", "code", "reason", "message"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string", "enum": ["Status"]},
+            "metadata": {"type": "object"},
+            "status": {"type": "string"},
+            "code": {"type": "integer"},
+            "reason": {"type": "string"},
+            "message": {"type": "string"},
+            "details": {"type": "object"},
+        },
+    })
+}
+
+/// The answers of an operation: code, words and schema.
+fn answers(
+    operation: &Operation<'_>,
+    path: &str,
+    reference: &Value,
+) -> Vec<(&'static str, &'static str, Value)> {
+    let object = match path.ends_with("/scale") || operation.action == "delete" {
+        // A scale, or what was deleted, or that it is gone.
+        true => json!({"type": "object"}),
+        false => reference.clone(),
+    };
+    let mut answers = match operation.action {
+        "list" => vec![("200", "OK", list_of(reference))],
+        "post" => vec![("201", "Created", object)],
+        // What is applied is made where there was none.
+        "patch" => vec![("200", "OK", object.clone()), ("201", "Created", object)],
+        _ => vec![("200", "OK", object)],
+    };
+    answers.push(("default", "Not done", status()));
+    answers
+}
+
 fn second(served: &Served) -> Value {
     let (mut definitions, mut all) = (Map::new(), Map::new());
     for known in served.iter() {
@@ -345,6 +402,13 @@ fn second(served: &Served) -> Value {
                     parameters
                         .push(json!({"name": "body", "in": "body", "schema": {"type": "object"}}));
                 }
+                let answers = answers(operation, &path, &reference).into_iter();
+                let answers = answers.map(|(code, words, schema)| {
+                    (
+                        code.to_owned(),
+                        json!({"description": words, "schema": schema}),
+                    )
+                });
                 item.insert(
                     operation.method.to_owned(),
                     json!({
@@ -352,7 +416,7 @@ fn second(served: &Served) -> Value {
                         "produces": ["application/json"],
                         "consumes": if operation.takes.is_empty() { JSON_BODY } else { operation.takes },
                         "parameters": parameters,
-                        "responses": {"200": {"description": "OK", "schema": reference}},
+                        "responses": answers.collect::<Map<String, Value>>(),
                         "x-kubernetes-action": operation.action,
                         KIND: group_version_kind(definition),
                     }),
@@ -401,13 +465,18 @@ pub(super) fn third(served: &Served, group: &str, version: &str) -> Result<Value
                 parameters.extend(operation.query.iter().map(
                     |(name, kind)| json!({"name": name, "in": "query", "schema": schema(kind)}),
                 ));
+                let answers = answers(operation, &path, &reference).into_iter();
+                let answers = answers.map(|(code, words, schema)| {
+                    let content = json!({"application/json": {"schema": schema}});
+                    (
+                        code.to_owned(),
+                        json!({"description": words, "content": content}),
+                    )
+                });
                 let mut described = json!({
                     "operationId": operation_id(operation, definition, &path),
                     "parameters": parameters,
-                    "responses": {"200": {
-                        "description": "OK",
-                        "content": {"application/json": {"schema": reference}},
-                    }},
+                    "responses": answers.collect::<Map<String, Value>>(),
                     "x-kubernetes-action": operation.action,
                     KIND: group_version_kind(definition),
                 });
