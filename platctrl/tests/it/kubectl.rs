@@ -332,6 +332,145 @@ fn is_applied_on_the_server(program: &'static Path) {
     assert_eq!(diff.code, Some(0), "{diff:#?}");
 }
 
+/// Every output, selection and order; lists in pages; deletes in each way.
+fn is_read_in_every_form(program: &'static Path) {
+    let cluster = Cluster::new(program);
+    for name in ["a", "b", "c", "d", "e"] {
+        cluster.rig.write("one.yaml", manifest(name, 0));
+        cluster.ok(&["create", "-f", "one.yaml"]);
+        cluster.ok(&["label", "rc", name, &format!("rank=r{name}")]);
+    }
+    let names = |more: &[&str]| {
+        let said = cluster.ok(&[&["get", "rc", "-o", "name"], more].concat());
+        let names = said.lines().map(|line| {
+            let (_, name) = line.rsplit_once('/').unwrap();
+            name.to_owned()
+        });
+        names.collect::<Vec<_>>().join(" ")
+    };
+    // Each page is a request of its own.
+    assert_eq!(names(&["--chunk-size=2"]), "a b c d e");
+    assert_eq!(names(&["-A"]), "a b c d e");
+    assert_eq!(names(&["--sort-by=.metadata.name"]), "a b c d e");
+    assert_eq!(names(&["-l", "rank in (rb,rd)"]), "b d");
+    assert_eq!(names(&["--field-selector=metadata.name!=c"]), "a b d e");
+    assert_eq!(
+        names(&["-l", "rank", "--field-selector=metadata.name=e"]),
+        "e"
+    );
+
+    let get = |more: &[&str]| cluster.ok(&[&["get", "rc"], more].concat());
+    let list: serde_json::Value = serde_json::from_str(&get(&["-o", "json"])).unwrap();
+    assert_eq!(list["kind"], "List");
+    assert_eq!(list["items"].as_array().unwrap().len(), 5);
+    assert!(get(&["-o", "yaml"]).contains("kind: ReplicationController"));
+    let path = "{range .items[*]}{.metadata.name}={.spec.maxPerNode};{end}";
+    let all = "a=4;b=4;c=4;d=4;e=4;";
+    assert_eq!(get(&["-o", &format!("jsonpath={path}")]), all);
+    cluster.rig.write("path", path);
+    assert_eq!(get(&["-o", "jsonpath-file=path"]), all);
+    let template = "{{range .items}}{{.metadata.name}}={{.spec.maxPerNode}};{{end}}";
+    assert_eq!(get(&["-o", &format!("go-template={template}")]), all);
+    cluster.rig.write("template", template);
+    assert_eq!(get(&["-o", "go-template-file=template"]), all);
+    let columns = "RC:.metadata.name,MOST:.spec.maxPerNode";
+    let shown = get(&["-o", &format!("custom-columns={columns}")]);
+    assert_eq!(shown.lines().count(), 6, "{shown}");
+    assert!(shown.starts_with("RC    MOST\na     4\n"), "{shown}");
+    cluster
+        .rig
+        .write("columns", "RC MOST\n.metadata.name .spec.maxPerNode\n");
+    assert_eq!(get(&["-o", "custom-columns-file=columns"]), shown);
+    let bare = get(&["--no-headers"]);
+    assert_eq!(bare.lines().count(), 5, "{bare}");
+    assert!(get(&["--show-labels"]).contains("rank=ra"));
+    assert!(get(&["-L", "rank"]).contains("RANK"));
+    let everywhere = get(&["-A", "-o", "wide"]);
+    assert!(everywhere.starts_with("NAMESPACE "), "{everywhere}");
+    let node = format!("node/{}", cluster.rig.app);
+    let both = cluster.ok(&["get", "rc/a", &node]);
+    assert!(
+        both.contains("replicationcontroller.platctrl.dev/a"),
+        "{both}"
+    );
+    assert_eq!(cluster.ok(&["get", "rc", "x", "--ignore-not-found"]), "");
+    cluster.ok(&["get", "events"]);
+    assert!(
+        cluster
+            .ok(&["get", "--raw", "/apis"])
+            .contains("platctrl.dev")
+    );
+    assert!(cluster.ok(&["api-versions"]).contains("platctrl.dev/v1"));
+    assert!(cluster.ok(&["version"]).contains("Server Version"));
+    let fields = cluster.ok(&["explain", "rc.spec.template", "--recursive"]);
+    assert!(fields.contains("launchables"), "{fields}");
+
+    // Labels and annotations are set, replaced and taken away; and what is not to be, is not.
+    cluster.fails(&["label", "rc", "a", "rank=other"], "overwrite");
+    cluster.ok(&["label", "rc", "a", "rank=other", "--overwrite"]);
+    cluster.ok(&["label", "rc", "b", "rank-"]);
+    assert_eq!(names(&["-l", "!rank"]), "b");
+    cluster.ok(&["annotate", "rc", "--all", "note=x"]);
+    cluster.ok(&["annotate", "rc", "a", "note-"]);
+    let noted = "jsonpath={.items[?(@.metadata.annotations.note)].metadata.name}";
+    assert_eq!(get(&["-o", noted]), "b c d e");
+    let strategic = ["patch", "rc", "a", "-p", r#"{"spec":{"maxPerNode":2}}"#];
+    assert_ne!(cluster.run(&strategic).code, Some(0), "no such patch");
+    let expects = ["scale", "rc", "a", "--current-replicas=3", "--replicas=1"];
+    cluster.fails(&expects, "3");
+
+    // Deletes.
+    cluster.ok(&["delete", "rc", "a", "--dry-run=server"]);
+    assert_eq!(names(&[]), "a b c d e");
+    for (name, cascade) in [("a", "orphan"), ("b", "background"), ("c", "foreground")] {
+        cluster.ok(&["delete", "rc", name, &format!("--cascade={cascade}")]);
+    }
+    cluster.ok(&["delete", "rc", "-l", "rank=rd"]);
+    assert_eq!(names(&[]), "e");
+    cluster.ok(&["delete", "rc", "--all"]);
+    assert_eq!(names(&[]), "");
+}
+
+#[test]
+fn kubectl_1_20_reads_in_every_form() {
+    is_read_in_every_form(old());
+}
+
+#[test]
+fn kubectl_1_32_reads_in_every_form() {
+    is_read_in_every_form(current());
+}
+
+/// What only a newer kubectl can.
+#[test]
+fn kubectl_1_32_uses_subresources_and_waits_for_fields() {
+    let cluster = Cluster::new(current());
+    cluster.ok(&["apply", "-f", "hello.yaml"]);
+    let scale = r#"{"spec":{"replicas":0}}"#;
+    let by = [
+        "patch",
+        "rc",
+        "hello",
+        "--subresource=scale",
+        "--type=merge",
+        "-p",
+        scale,
+    ];
+    cluster.ok(&by);
+    let shown = cluster.ok(&["get", "rc", "hello", "--subresource=scale", "-o", "json"]);
+    assert!(shown.contains("\"kind\": \"Scale\""), "{shown}");
+    let shown = cluster.ok(&["get", "rc", "hello", "--subresource=status", "-o", "yaml"]);
+    assert!(shown.contains("kind: ReplicationController"), "{shown}");
+    cluster.ok(&[
+        "wait",
+        "rc/hello",
+        "--for=jsonpath={.status.replicas}=0",
+        "--timeout=60s",
+    ]);
+    cluster.ok(&["delete", "rc", "hello"]);
+    cluster.ok(&["wait", "rc/hello", "--for=delete", "--timeout=60s"]);
+}
+
 #[test]
 fn kubectl_1_20_applies_on_the_server() {
     is_applied_on_the_server(old());
