@@ -9,7 +9,7 @@ use platctrl::server::{SOCKET, Server, ServerConfig, bind};
 use platctrl_bench::Result;
 use platctrl_framework::environment::Environment;
 use platctrl_framework::model::{Kinds, identity};
-use platctrl_framework::store::{Key, MemoryStore, Store as _, Transaction};
+use platctrl_framework::store::{Key, MemoryOptions, MemoryStore, Store as _, Transaction};
 use platctrl_kinds::{Node, Pod};
 use serde_json::json;
 
@@ -17,6 +17,17 @@ use serde_json::json;
 pub(crate) const SERVE: &str = "--serve-for-bench";
 /// Pods that are written in one transaction.
 const AT_ONCE: usize = 50;
+/// The argument for [`Reads::Newest`].
+const NEWEST: &str = "newest";
+
+/// What the server's store can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reads {
+    /// It reads old revisions, as etcd.
+    Pinned,
+    /// It does not, as Consul: lists come from the server's mirror.
+    Newest,
+}
 
 pub(crate) struct Child {
     process: std::process::Child,
@@ -24,13 +35,17 @@ pub(crate) struct Child {
 }
 
 impl Child {
-    /// Starts one with so many pods, and waits until it serves them.
-    pub(crate) fn start(pods: usize) -> Result<Self> {
+    /// Starts one with so many pods, and waits until it serves them and has mirrored them all.
+    pub(crate) fn start(pods: usize, reads: Reads) -> Result<Self> {
         let dir = tempfile::tempdir()?;
         let mut process = Command::new(std::env::current_exe()?)
             .arg(SERVE)
             .arg(dir.path())
             .arg(pods.to_string())
+            .arg(match reads {
+                Reads::Pinned => "pinned",
+                Reads::Newest => NEWEST,
+            })
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -39,9 +54,10 @@ impl Child {
         BufReader::new(out).read_line(&mut line)?;
         let child = Self { process, dir };
         match line.trim() {
-            "ready" => Ok(child),
-            other => Err(format!("the server did not start: {other:?}").into()),
+            "ready" => super::clients::mirrored(&child.socket())?,
+            other => return Err(format!("the server did not start: {other:?}").into()),
         }
+        Ok(child)
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -71,10 +87,11 @@ pub(crate) fn serve(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     let (Some(dir), Some(pods)) = (arguments.next(), arguments.next()) else {
         return ExitCode::FAILURE;
     };
+    let newest = arguments.next().is_some_and(|reads| reads == NEWEST);
     let runtime = tokio::runtime::Runtime::new();
     let served = runtime
         .map_err(Into::into)
-        .and_then(|runtime| runtime.block_on(run(PathBuf::from(dir), pods.parse()?)));
+        .and_then(|runtime| runtime.block_on(run(PathBuf::from(dir), pods.parse()?, newest)));
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -84,9 +101,11 @@ pub(crate) fn serve(mut arguments: impl Iterator<Item = String>) -> ExitCode {
     }
 }
 
-async fn run(dir: PathBuf, pods: usize) -> Result<()> {
+async fn run(dir: PathBuf, pods: usize, newest: bool) -> Result<()> {
     let environment = Environment::system();
-    let store = MemoryStore::new(environment.clone());
+    let mut options = MemoryOptions::default();
+    options.pinned_reads = !newest;
+    let store = MemoryStore::with_options(environment.clone(), options);
     identity::initialise(&store, &environment).await?;
     fill(&store, pods).await?;
     let kinds = Kinds::new().with::<Node>().with::<Pod>();

@@ -24,6 +24,26 @@ async fn ask(socket: &Path, request: &str) -> Result<UnixStream> {
     Ok(stream)
 }
 
+/// Waits until a server has mirrored its store: no watch begins before.
+pub(crate) fn mirrored(socket: &Path) -> Result<()> {
+    run(async {
+        let revision = revision(socket).await?;
+        loop {
+            let path = format!("{PODS}?watch=1&resourceVersion={revision}&timeoutSeconds=1");
+            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+            let mut answer = String::new();
+            let mut stream = ask(socket, &request).await?;
+            stream.read_to_string(&mut answer).await?;
+            if answer.starts_with("HTTP/1.1 200") {
+                return Ok(());
+            }
+            if !answer.starts_with("HTTP/1.1 503") {
+                return Err(format!("no watch begins: {answer}").into());
+            }
+        }
+    })
+}
+
 /// Reads lists whole, so many at once; how many objects and bytes they had together.
 pub(crate) fn list(socket: &Path, at_once: usize) -> Result<(usize, usize)> {
     let one = async || -> Result<(usize, usize)> {

@@ -1,7 +1,8 @@
 //! The API server with many objects and many watchers, and the program that people type.
 //!
 //! The server runs in a process of its own, which is this one called again, so that its memory can
-//! be told from its clients'. Its store is one in memory: what is measured is the server.
+//! be told from its clients'. Its store is one in memory, which reads old revisions, as etcd does, or
+//! the newest state only, as Consul: what is measured is the server.
 
 mod child;
 mod clients;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use platctrl_bench::{Goal, Result, proc_bytes, ratio, raw, runs};
 
-use child::Child;
+use child::{Child, Reads};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_platctrl-bench-cli");
 const MIB: f64 = (1 << 20) as f64;
@@ -28,8 +29,10 @@ fn main() -> ExitCode {
 
 fn measure() -> Result<()> {
     program()?;
-    get_pods()?;
-    stream()?;
+    for (reads, of) in [(Reads::Pinned, ""), (Reads::Newest, ".mirror")] {
+        get_pods(reads, of)?;
+        stream(reads, of)?;
+    }
     watchers()
 }
 
@@ -56,8 +59,8 @@ fn program() -> Result<()> {
 }
 
 /// `platctrl get pods` of 10,000.
-fn get_pods() -> Result<()> {
-    let server = Child::start(10_000)?;
+fn get_pods(reads: Reads, of: &str) -> Result<()> {
+    let server = Child::start(10_000, reads)?;
     let mut times = Vec::new();
     for _ in 0..runs() {
         let begun = Instant::now();
@@ -69,21 +72,26 @@ fn get_pods() -> Result<()> {
         let lines = output.stdout.iter().filter(|byte| **byte == b'\n').count();
         platctrl_bench::same("lines of `get pods`", &lines, &10_001)?;
     }
-    let time = raw("get pods, 10,000", "s", &times);
-    ratio("api.get-pods-seconds.10k", time, Goal::AtMost(1.0));
+    let time = raw(&format!("get pods, 10,000{of}"), "s", &times);
+    let name = format!("api.get-pods-seconds.10k{of}");
+    ratio(&name, time, Goal::AtMost(1.0));
     Ok(())
 }
 
 /// Lists of 100,000, by one client and by four at once.
-fn stream() -> Result<()> {
-    let server = Child::start(100_000)?;
+fn stream(reads: Reads, of: &str) -> Result<()> {
+    let server = Child::start(100_000, reads)?;
     let before = server.memory("VmRSS:")?;
     server.forget_peak()?;
     let begun = Instant::now();
     let (objects, bytes) = clients::list(&server.socket(), 4)?;
     let seconds = begun.elapsed().as_secs_f64();
     platctrl_bench::same("objects of four lists", &objects, &400_000)?;
-    raw("four lists of 100,000 at once", "s", &[seconds]);
+    raw(
+        &format!("four lists of 100,000 at once{of}"),
+        "s",
+        &[seconds],
+    );
     raw("bytes of one list", "MiB", &[bytes as f64 / 4.0 / MIB]);
     raw(
         "memory before, with the store and its mirror",
@@ -92,13 +100,14 @@ fn stream() -> Result<()> {
     );
     let grown = server.memory("VmHWM:")? - before;
     let grown = raw("memory that four lists take at most", "MiB", &[grown]);
-    ratio("api.list-memory-mib.4x100k", grown, Goal::AtMost(64.0));
+    let name = format!("api.list-memory-mib.4x100k{of}");
+    ratio(&name, grown, Goal::AtMost(64.0));
     Ok(())
 }
 
 /// 1,000 watchers, and a change for all of them.
 fn watchers() -> Result<()> {
-    let server = Child::start(1_000)?;
+    let server = Child::start(1_000, Reads::Pinned)?;
     let before = server.memory("VmRSS:")?;
     let times = clients::watch(&server.socket(), WATCHERS, runs() * 2)?;
     let all = raw(
