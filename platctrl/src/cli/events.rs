@@ -8,6 +8,11 @@ use crate::api::{Api, Query};
 use crate::error::Result;
 use crate::output::{self, Format, Table};
 
+/// Events in one page of a list.
+const PAGE: &str = "2000";
+/// Events that are printed.
+const MOST: usize = 10_000;
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct EventsArgs {
     /// Only of this object: KIND/NAME
@@ -39,12 +44,62 @@ async fn read(api: &Api, namespace: Option<&str>, fields: &[(&str, &str)]) -> Re
             .collect();
         query = query.with("fieldSelector", &fields.join(","));
     }
-    let mut answer = api.get(&query.on(&path)).await?;
-    let Value::Array(items) = answer["items"].take() else {
-        return Ok(Vec::new());
-    };
-    // Oldest first: so they come.
-    Ok(items)
+    let mut newest = Newest::default();
+    let mut next = String::new();
+    loop {
+        let mut page = query.clone().with("limit", PAGE);
+        if !next.is_empty() {
+            page = page.with("continue", &next);
+        }
+        let mut answer = api.get(&page.on(&path)).await?;
+        if let Value::Array(items) = answer["items"].take() {
+            newest.add(items);
+        }
+        let more = answer["metadata"]["continue"].as_str();
+        next = more.unwrap_or_default().to_owned();
+        if next.is_empty() {
+            return Ok(newest.into_items());
+        }
+    }
+}
+
+/// The newest of many events.
+#[derive(Default)]
+struct Newest {
+    items: Vec<(Timestamp, Value)>,
+    forgotten: bool,
+}
+
+impl Newest {
+    fn add(&mut self, items: Vec<Value>) {
+        let timed = items.into_iter().map(|event| {
+            let last = event["lastTimestamp"].as_str();
+            let last = last.and_then(|last| last.parse().ok());
+            (last.unwrap_or(Timestamp::UNIX_EPOCH), event)
+        });
+        self.items.extend(timed);
+        if self.items.len() > 2 * MOST {
+            self.leave(MOST);
+        }
+    }
+
+    fn leave(&mut self, most: usize) {
+        self.items.sort_by_key(|(last, _)| *last);
+        let older = self.items.len().saturating_sub(most);
+        self.items.drain(..older);
+        self.forgotten |= older > 0;
+    }
+
+    /// Oldest first.
+    fn into_items(mut self) -> Vec<Value> {
+        self.leave(MOST);
+        if self.forgotten {
+            output::note(format_args!(
+                "there are more events than these {MOST}, which are the newest: name an object, or choose a namespace"
+            ));
+        }
+        self.items.into_iter().map(|(_, event)| event).collect()
+    }
 }
 
 fn checked(namespace: &str) -> Result<&str> {
@@ -141,4 +196,28 @@ pub(crate) fn line(event: &Value, now: Timestamp, with_object: bool) -> Vec<Stri
     });
     line.push(message);
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn of_very_many_events_the_newest_are_printed_and_the_oldest_of_them_first() {
+        let mut newest = Newest::default();
+        // Written with and without a fraction of a second, which text would put in another order.
+        let event = |at: usize| {
+            let at = Timestamp::UNIX_EPOCH + jiff::SignedDuration::from_millis(at as i64 * 500);
+            json!({"lastTimestamp": at})
+        };
+        let all = 3 * MOST;
+        for page in (0..all).rev().collect::<Vec<_>>().chunks(999) {
+            newest.add(page.iter().map(|at| event(*at)).collect());
+        }
+        assert!(newest.items.len() <= 2 * MOST + 999);
+        let expected: Vec<_> = (all - MOST..all).map(event).collect();
+        assert_eq!(newest.into_items(), expected);
+    }
 }

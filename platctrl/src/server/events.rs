@@ -3,18 +3,28 @@
 //! Nothing about an event is stored that an object has, so its metadata is made up from where it
 //! is: `<name of its object>.<writer>.<slot>` in the namespace of its object.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use platctrl_framework::model::{Event, KindDefinition, KnownKind};
-use platctrl_framework::store::{Key, ListRequest, Prefix, Record, Revision, Store};
+use platctrl_framework::store::{Key, Prefix, Record, Revision, Store, StoreError};
 use platctrl_kinds::{DEFAULT_NAMESPACE, GROUP};
 use serde_json::{Value, json};
 
+use super::scan::Pages;
 use super::selection::Selection;
 use super::status::{Failure, Result};
 
 const RING: &str = "x/event/";
-/// Events of one list: a large fleet remembers more than a list is read for.
-const MOST: usize = 10_000;
+/// Events that are told in the order of time, if there are no more: a large fleet remembers
+/// millions.
+const FEW: usize = 2_000;
+
+/// Whether a kind is this one.
+pub(super) fn is(kind: &KnownKind) -> bool {
+    kind.definition.group == GROUP && kind.definition.plural == "events"
+}
 
 /// The kind, which no store knows.
 pub(super) fn kind() -> KnownKind {
@@ -103,38 +113,101 @@ pub(super) fn shown(record: &Record) -> Option<(Timestamp, u64, Value)> {
     Some((event.last_timestamp, event.sequence, value))
 }
 
-/// Leaves the newest, oldest first.
-fn newest(events: &mut Vec<(Timestamp, u64, Value)>, most: usize) {
-    events.sort_by_key(|(last, sequence, _)| (*last, *sequence));
-    events.drain(..events.len().saturating_sub(most));
+/// Events one after the other, as of one revision: oldest first if they are few enough to be told
+/// at once, else in the order of their keys.
+#[derive(Debug)]
+pub(super) struct Events {
+    pages: Pages,
+    revision: Revision,
+    /// How many may still be read.
+    left: usize,
+    /// Read and not told yet, with their places.
+    ready: VecDeque<(String, Value)>,
 }
 
-/// The events that are selected, oldest first: the newest of them, where there are very many.
-pub(super) async fn list(
-    store: &dyn Store,
-    selection: &Selection,
-) -> Result<(Vec<Value>, Revision)> {
-    let prefix = prefix();
-    let mut request = ListRequest::new(prefix);
-    let mut events = Vec::new();
-    let mut revision = None;
-    loop {
-        let page = store.list(&request).await?;
-        let first = *revision.get_or_insert(page.revision);
-        request.at = Some(first).filter(|_| store.capabilities().pinned_reads);
-        request.after = page.records.last().map(|record| record.key.clone());
-        let shown = page.records.iter().filter_map(shown);
-        events.extend(shown.filter(|(_, _, event)| selection.matches_value(event)));
-        if events.len() > 2 * MOST {
-            newest(&mut events, MOST);
+impl Events {
+    /// Begins to read so many: behind `after`, as of `at`, where they are given.
+    pub(super) async fn open(
+        store: &Arc<dyn Store>,
+        selection: &Selection,
+        limit: Option<u64>,
+        after: Option<&str>,
+        at: Option<Revision>,
+    ) -> Result<Self> {
+        let mut pages = Pages::new(store.clone(), prefix(), at);
+        if let Some(after) = after {
+            let key = Key::new(format!("{RING}{after}")).ok();
+            let foreign = || Failure::bad_request("`continue` is of another list");
+            let key = key.filter(|key| key.is_under(&prefix()));
+            pages.go_on(key.ok_or_else(foreign)?, at);
         }
-        if !page.more || request.after.is_none() {
-            break;
+        let left = limit.and_then(|limit| usize::try_from(limit).ok());
+        let left = left.unwrap_or(usize::MAX);
+        pages.at_most(left);
+        let revision = pages.revision().await?;
+        if at.is_some_and(|at| at != revision) {
+            return Err(Failure::expired(
+                "the list of events is no longer kept: list again from the beginning",
+            ));
+        }
+        let mut events = Self {
+            pages,
+            revision,
+            left,
+            ready: VecDeque::new(),
+        };
+        let mut few = Vec::new();
+        while few.len() < left.min(FEW)
+            && let Some(event) = events.read(selection).await?
+        {
+            few.push(event);
+        }
+        if after.is_none() && !events.pages.is_more() {
+            few.sort_by_key(|(_, (last, sequence, _))| (*last, *sequence));
+        }
+        let ready = few.into_iter().map(|(place, (_, _, event))| (place, event));
+        events.ready = ready.collect();
+        Ok(events)
+    }
+
+    async fn read(
+        &mut self,
+        selection: &Selection,
+    ) -> Result<Option<(String, (Timestamp, u64, Value))>, StoreError> {
+        loop {
+            self.pages.at_most(self.left);
+            let Some(record) = self.pages.next().await? else {
+                return Ok(None);
+            };
+            let event = shown(&record).filter(|(_, _, event)| selection.matches_value(event));
+            if let Some(event) = event {
+                self.left = self.left.saturating_sub(1);
+                let place = record.key.as_str().strip_prefix(RING).unwrap_or_default();
+                return Ok(Some((place.to_owned(), event)));
+            }
         }
     }
-    newest(&mut events, MOST);
-    let events = events.into_iter().map(|(_, _, event)| event).collect();
-    Ok((events, revision.unwrap_or(Revision::ZERO)))
+
+    pub(super) fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The next one that is selected, and its place.
+    pub(super) async fn next(
+        &mut self,
+        selection: &Selection,
+    ) -> Result<Option<(String, Value)>, StoreError> {
+        if let Some(ready) = self.ready.pop_front() {
+            return Ok(Some(ready));
+        }
+        let event = self.read(selection).await?;
+        Ok(event.map(|(place, (_, _, event))| (place, event)))
+    }
+
+    /// There may be more, if only of those that are not selected.
+    pub(super) fn is_more(&self) -> bool {
+        !self.ready.is_empty() || self.pages.is_more()
+    }
 }
 
 pub(super) fn prefix() -> Prefix {
@@ -168,23 +241,4 @@ pub(super) async fn get(store: &dyn Store, namespace: Option<&str>, name: &str) 
         }
     }
     Err(missing())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_very_many_events_the_newest_are_listed() {
-        let event = |at: i64| {
-            (
-                Timestamp::from_second(at).unwrap_or_default(),
-                0,
-                Value::Null,
-            )
-        };
-        let mut events: Vec<_> = [3, 1, 5, 2, 4].map(event).into();
-        newest(&mut events, 3);
-        assert_eq!(events, [3, 4, 5].map(event));
-    }
 }

@@ -18,6 +18,7 @@ mod events;
 mod failsafe;
 mod hub;
 mod insight;
+mod list;
 mod log;
 mod maintenance;
 mod network;
@@ -28,6 +29,7 @@ mod ownership;
 mod read;
 mod registry;
 mod request;
+mod scan;
 mod selection;
 mod socket;
 mod status;
@@ -116,6 +118,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// Watches at once: 2,048 unless set.
     pub max_watches: usize,
+    /// Lists that are read at once: 64 unless set. Others wait a little for their turn.
+    pub max_lists: usize,
     /// Logs that are followed at once: 64 unless set.
     pub max_follows: usize,
     /// Requests a second of one caller over the network: 200 unless set, and twice as many at once
@@ -141,6 +145,7 @@ impl ServerConfig {
             admission: false,
             max_connections: 4096,
             max_watches: 2048,
+            max_lists: 64,
             max_follows: 64,
             max_rate: 200,
             validators: Vec::new(),
@@ -167,6 +172,7 @@ struct App {
     /// Room for connections.
     room: Arc<Semaphore>,
     watches: Arc<Semaphore>,
+    lists: Arc<Semaphore>,
     follows: Arc<Semaphore>,
     stopping: CancellationToken,
 }
@@ -212,6 +218,7 @@ impl Server {
             meter: insight::Meter::default(),
             room: Arc::new(Semaphore::new(config.max_connections)),
             watches: Arc::new(Semaphore::new(config.max_watches)),
+            lists: Arc::new(Semaphore::new(config.max_lists)),
             follows: Arc::new(Semaphore::new(config.max_follows)),
             stopping: CancellationToken::new(),
             config,
@@ -562,12 +569,12 @@ async fn objects_at(
     };
     let whole = target.part == Part::Whole;
     match (target.name.is_some(), target.part, method) {
-        (false, _, Method::GET) => list(&app, &target, &query, form).await,
+        (false, _, Method::GET) => list_at(&app, &target, &query, form).await,
         (false, _, Method::POST) => writing(client, target)?.create(&headers, body).await,
         (false, _, method) => Err(Failure::method(&method, "GET, POST")),
         (true, Part::Whole | Part::Status, Method::GET) => {
             if whole && query.flag("watch")? {
-                return list(&app, &target, &query, form).await;
+                return list_at(&app, &target, &query, form).await;
             }
             let object = read::get(&client, &target).await?;
             let object = target.shown().show(object).to_api();
@@ -616,7 +623,12 @@ fn shaped(app: &App, form: &Form, object: Value) -> Value {
     }
 }
 
-async fn list(app: &Arc<App>, target: &Target<'_>, query: &Query, form: Form) -> Result<Response> {
+async fn list_at(
+    app: &Arc<App>,
+    target: &Target<'_>,
+    query: &Query,
+    form: Form,
+) -> Result<Response> {
     let mut selection = Selection::parse(target.kind, target.namespace.clone(), query)?;
     if let Some(name) = &target.name {
         selection = selection.named(name);
@@ -624,9 +636,7 @@ async fn list(app: &Arc<App>, target: &Target<'_>, query: &Query, form: Form) ->
     if query.flag("watch")? {
         return watch::objects(app, target, selection, query, form).await;
     }
-    let form = (form, app.config.environment.now());
-    let listed = read::list(&app.config.store, target, selection, query, form);
-    let mut response = listed.await?;
+    let mut response = list::answer(app, target, selection, query, form).await?;
     failsafe::banner(app, &mut response).await;
     Ok(response)
 }
@@ -651,19 +661,5 @@ async fn events_at(
     if query.flag("watch")? {
         return watch::events(app, selection, query, form).await;
     }
-    let (items, revision) = events::list(store, &selection).await?;
-    if let Form::Table(table) = &form {
-        let now = app.config.environment.now();
-        let rows: Vec<_> = items.iter().map(|event| table.row(event, now)).collect();
-        let revision = json!({"resourceVersion": revision});
-        let mut answer = table.of(None, &revision, now, true);
-        answer["rows"] = rows.into();
-        return Ok(ok(&answer));
-    }
-    Ok(ok(&json!({
-        "kind": "EventList",
-        "apiVersion": target.kind.definition.api_version(),
-        "metadata": {"resourceVersion": revision},
-        "items": items,
-    })))
+    list::answer(app, target, selection, query, form).await
 }

@@ -11,12 +11,11 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::response::Response;
 use bytes::Bytes;
-use futures::stream::BoxStream;
 use futures::{Stream, StreamExt as _};
 use http::{HeaderValue, header};
 use platctrl_framework::environment::Environment;
 use platctrl_framework::model::{GroupPlural, RawObject, identity};
-use platctrl_framework::store::{Change as StoreChange, Revision, WatchEvent};
+use platctrl_framework::store::{Change as StoreChange, Revision, WatchEvent, WatchStream};
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::watch::Receiver;
@@ -24,10 +23,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::App;
-use super::events as event_list;
+use super::events::{self as event_list, Events};
 use super::hub::{Change, Found, Hub, Position};
-use super::read::Objects;
 use super::request::Query;
+use super::scan::Objects;
 use super::selection::Selection;
 use super::status::{Failure, Result};
 use super::table::Form;
@@ -105,6 +104,12 @@ fn lost() -> Failure {
     )
 }
 
+fn ahead(now: Revision) -> Failure {
+    Failure::expired(format!(
+        "the resource version is ahead of the store, which is at {now}: it is of another history; list again and watch from there"
+    ))
+}
+
 fn answer(lines: impl Stream<Item = Bytes> + Send + 'static) -> Response {
     let lines = lines.map(Ok::<_, std::convert::Infallible>);
     let mut response = Response::new(Body::from_stream(lines));
@@ -180,9 +185,7 @@ pub(super) async fn objects(
     let store = &app.config.store;
     let (_, now) = identity::open(store.as_ref()).await?;
     if asked.after.is_some_and(|after| after > now) {
-        return Err(Failure::expired(format!(
-            "the resource version is ahead of the store, which is at {now}: it is of another history; list again and watch from there"
-        )));
+        return Err(ahead(now));
     }
     let late = |_| Failure::unavailable("the server has not read the store yet: try again");
     tokio::time::timeout(SYNC, app.hub.synced())
@@ -192,7 +195,7 @@ pub(super) async fn objects(
     let (initial, seen) = match asked.after {
         Some(after) => (None, after),
         None => {
-            let objects = Objects::open(store, kind, &selection, None, None).await?;
+            let objects = Objects::open(&app.hub, kind, &selection, None, None).await?;
             let revision = objects.revision;
             (Some(objects), revision)
         }
@@ -370,18 +373,38 @@ impl Watching {
     }
 
     fn bookmark(&mut self, revision: Revision, initial: bool, lines: &mut Vec<u8>) {
-        let mut metadata = json!({"resourceVersion": revision});
-        if initial {
-            metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
-        }
-        let object =
-            json!({"kind": self.kind_name, "apiVersion": self.api_version, "metadata": metadata});
-        let object = object.to_string();
+        let object = bookmark(&self.kind_name, &self.api_version, revision, initial);
         self.shape.push(lines, "BOOKMARK", object.as_bytes());
     }
 }
 
-/// A watch on events, which are records of their own and need no joining.
+/// An object that says nothing but how far a watch has come.
+fn bookmark(kind: &str, api_version: &str, revision: Revision, initial: bool) -> String {
+    let mut metadata = json!({"resourceVersion": revision});
+    if initial {
+        metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+    }
+    json!({"kind": kind, "apiVersion": api_version, "metadata": metadata}).to_string()
+}
+
+/// A watch on events under way. They are records of their own and need no joining.
+struct WatchingEvents {
+    changes: WatchStream,
+    shape: Shape,
+    selection: Selection,
+    /// Everything up to here was told.
+    seen: Revision,
+    initial: Option<Events>,
+    bookmarks: bool,
+    mark_initial: bool,
+    next_bookmark: Instant,
+    until: Option<Instant>,
+    stopping: CancellationToken,
+    ended: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// A watch on events.
 pub(super) async fn events(
     app: &Arc<App>,
     selection: Selection,
@@ -391,41 +414,124 @@ pub(super) async fn events(
     let permit = room(app)?;
     let asked = Asked::parse(query)?;
     let store = &app.config.store;
-    let mut shape = Shape {
-        form,
-        environment: app.config.environment.clone(),
-        told: false,
-    };
-    let (initial, after) = match asked.after {
-        Some(after) => (Vec::new(), after),
-        None => event_list::list(store.as_ref(), &selection).await?,
-    };
-    let mut first = Vec::new();
-    for event in &initial {
-        shape.push(&mut first, "ADDED", event.to_string().as_bytes());
+    let (_, now) = identity::open(store.as_ref()).await?;
+    if asked.after.is_some_and(|after| after > now) {
+        return Err(ahead(now));
     }
-    let changes: BoxStream<'static, _> = store.watch(event_list::prefix(), after);
-    let changes = changes.filter_map(move |event| {
-        let lines = match event {
-            Ok(WatchEvent::Changes { changes, .. }) => {
-                changed_events(&selection, &mut shape, changes)
-            }
-            Ok(_) => Vec::new(),
-            Err(error) => error_line(&error.into()),
-        };
-        std::future::ready((!lines.is_empty()).then(|| Bytes::from(lines)))
-    });
-    let far = Instant::now() + Duration::from_secs(30 * 24 * 3600);
-    let (stopping, until) = (app.stopping.clone(), asked.until.unwrap_or(far));
-    let end = async move {
-        tokio::select! {
-            () = stopping.cancelled() => {}
-            () = tokio::time::sleep_until(until) => {}
+    let (initial, seen) = match asked.after {
+        Some(after) => (None, after),
+        None => {
+            let events = Events::open(store, &selection, None, None, None).await?;
+            let revision = events.revision();
+            (Some(events), revision)
         }
-        drop(permit);
     };
-    let first = futures::stream::iter((!first.is_empty()).then(|| Bytes::from(first)));
-    Ok(answer(first.chain(changes).take_until(Box::pin(end))))
+    let watching = WatchingEvents {
+        changes: store.watch(event_list::prefix(), seen),
+        shape: Shape {
+            form,
+            environment: app.config.environment.clone(),
+            told: false,
+        },
+        selection,
+        seen,
+        initial,
+        bookmarks: asked.bookmarks,
+        mark_initial: asked.mark_initial,
+        next_bookmark: Instant::now() + app.config.environment.jitter(BOOKMARKS),
+        until: asked.until,
+        stopping: app.stopping.clone(),
+        ended: false,
+        _permit: permit,
+    };
+    let lines = futures::stream::unfold(watching, |mut watching| async move {
+        let lines = watching.next().await?;
+        Some((lines, watching))
+    });
+    Ok(answer(lines))
+}
+
+impl WatchingEvents {
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.ended {
+            return None;
+        }
+        if self.initial.is_some() {
+            return Some(self.first_events().await.into());
+        }
+        loop {
+            let mut lines = Vec::new();
+            if self.bookmarks && Instant::now() >= self.next_bookmark {
+                self.next_bookmark = Instant::now() + BOOKMARKS;
+                self.bookmark(false, &mut lines);
+                return Some(lines.into());
+            }
+            let far = Instant::now() + Duration::from_secs(3600);
+            let bookmark = Some(self.next_bookmark).filter(|_| self.bookmarks);
+            tokio::select! {
+                event = self.changes.next() => match event? {
+                    Ok(WatchEvent::Changes { revision, changes }) => {
+                        self.seen = self.seen.max(revision);
+                        lines = changed_events(&self.selection, &mut self.shape, changes);
+                    }
+                    Ok(WatchEvent::Progress(revision)) => self.seen = self.seen.max(revision),
+                    Ok(WatchEvent::Reset { .. }) => {
+                        self.ended = true;
+                        lines = error_line(&lost());
+                    }
+                    Err(error) => {
+                        self.ended = true;
+                        lines = error_line(&error.into());
+                    }
+                },
+                () = tokio::time::sleep_until(bookmark.unwrap_or(far)) => {}
+                () = tokio::time::sleep_until(self.until.unwrap_or(far)) => {
+                    if self.until.is_some_and(|until| until <= Instant::now()) {
+                        return None;
+                    }
+                }
+                () = self.stopping.cancelled() => return None,
+            }
+            if !lines.is_empty() {
+                return Some(lines.into());
+            }
+        }
+    }
+
+    /// Some of the events that the watch begins with.
+    async fn first_events(&mut self) -> Vec<u8> {
+        let mut lines = Vec::new();
+        let Some(events) = &mut self.initial else {
+            return lines;
+        };
+        while lines.len() < CHUNK {
+            match events.next(&self.selection).await {
+                Ok(Some((_, event))) => {
+                    let event = event.to_string();
+                    self.shape.push(&mut lines, "ADDED", event.as_bytes());
+                }
+                Ok(None) => {
+                    self.initial = None;
+                    if self.mark_initial {
+                        self.bookmark(true, &mut lines);
+                    }
+                    break;
+                }
+                Err(error) => {
+                    self.ended = true;
+                    lines.extend_from_slice(&error_line(&error.into()));
+                    break;
+                }
+            }
+        }
+        lines
+    }
+
+    fn bookmark(&mut self, initial: bool, lines: &mut Vec<u8>) {
+        let api_version = format!("{}/v1", platctrl_kinds::GROUP);
+        let object = bookmark("Event", &api_version, self.seen, initial);
+        self.shape.push(lines, "BOOKMARK", object.as_bytes());
+    }
 }
 
 fn changed_events(selection: &Selection, shape: &mut Shape, changes: Vec<StoreChange>) -> Vec<u8> {

@@ -2,6 +2,7 @@
 //! stores that move to it and away from it.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 
 use crate::fleet::{Fleet, SIGKILL, SIGTERM};
 use crate::rig::{Rig, eventually, is_alive, kill, processes_of};
@@ -136,4 +137,134 @@ fn a_store_moves_to_consul_between_its_roots_and_away_from_it() {
     assert_eq!((&found.name, found.pid), (&pod.name, pod.pid));
     rig.cli(&["scale", "rc/hello", "--replicas", "0"]).ok();
     eventually("the pod's end", || rig.pods().is_empty().then_some(()));
+}
+
+/// What the server of a fleet answers on its socket.
+fn asked(fleet: &Fleet, path: &str) -> (u16, serde_json::Value) {
+    let socket = fleet.rig.data_dir().join(platctrl::server::SOCKET);
+    let mut stream = platctrl::server::connect(&socket).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    (status, serde_json::from_str(body).unwrap())
+}
+
+/// The names in a page, what tells of the next one, and the revision.
+fn page(list: &serde_json::Value) -> (Vec<String>, String, String) {
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let items = list["items"].as_array().unwrap().iter();
+    let metadata = &list["metadata"];
+    (
+        items.map(|it| text(&it["metadata"]["name"])).collect(),
+        text(&metadata["continue"]),
+        text(&metadata["resourceVersion"]),
+    )
+}
+
+#[test]
+fn pages_of_a_list_on_consul_are_of_one_revision() {
+    let fleet = Fleet::on_consul();
+    fleet.initialise();
+    let server = fleet.server();
+    let apply = |names: &[&str], replicas: u32| {
+        for name in names {
+            let file = fleet.rig.manifest(replicas, |text| {
+                text.replace("name: hello\n", &format!("name: {name}\n"))
+            });
+            fleet.rig.cli(&["apply", "-f", file.to_str().unwrap()]).ok();
+        }
+    };
+    fleet.rig.quickstart_artifact();
+    apply(&["a", "b", "c", "d", "e"], 1);
+    let list = "/apis/platctrl.dev/v1/namespaces/default/replicationcontrollers";
+    let (code, first) = asked(&fleet, &format!("{list}?limit=2"));
+    assert_eq!(code, 200, "{first}");
+    let (mut found, mut next, revision) = page(&first);
+    assert_eq!(found, ["a", "b"]);
+
+    fleet.rig.cli(&["delete", "rc/d"]).ok();
+    apply(&["bb", "c", "f"], 2);
+    let (_, now) = asked(&fleet, list);
+    assert_eq!(page(&now).0, ["a", "b", "bb", "c", "d", "e", "f"]);
+    let ends = |list: &serde_json::Value| {
+        let d = list["items"].as_array().unwrap().iter();
+        let mut d = d.filter(|it| it["metadata"]["name"] == "d");
+        d.next()
+            .map(|it| it["metadata"]["deletionTimestamp"].is_string())
+    };
+    assert_eq!(ends(&now), Some(true));
+    let mut replicas = serde_json::Value::Null;
+    let mut last = String::new();
+    while !next.is_empty() {
+        last.clone_from(&next);
+        let (code, more) = asked(&fleet, &format!("{list}?limit=2&continue={next}"));
+        assert_eq!(code, 200, "{more}");
+        let (names, then, at) = page(&more);
+        assert_eq!(at, revision);
+        assert_ne!(ends(&more), Some(true), "d as it was");
+        if names.iter().any(|name| name == "c") {
+            replicas = more["items"][0]["spec"]["replicas"].clone();
+        }
+        found.extend(names);
+        next = then;
+    }
+    assert_eq!(found, ["a", "b", "c", "d", "e"]);
+    assert_eq!(replicas, 1, "c as it was");
+
+    // A server that begins anew has that moment no more, and says so.
+    server.end(SIGKILL);
+    let server = fleet.server();
+    let (code, gone) = asked(&fleet, &format!("{list}?limit=2&continue={last}"));
+    assert_eq!((code, &gone["reason"]), (410, &"Expired".into()), "{gone}");
+    end(&fleet, server);
+}
+
+#[test]
+fn pages_of_events_on_consul_are_of_one_revision() {
+    let fleet = Fleet::on_consul();
+    fleet.initialise();
+    let server = fleet.server();
+    let happens = |slots: std::ops::Range<u32>| {
+        for slot in slots {
+            let event = serde_json::json!({
+                "involvedObject": {"apiVersion": "platctrl.dev/v1", "kind": "Pod",
+                    "namespace": "default", "name": format!("pod-{slot}"), "uid": "u"},
+                "type": "Normal", "reason": "Started", "message": "it runs", "source": "test",
+                "firstTimestamp": "2026-01-01T00:00:00Z", "lastTimestamp": "2026-01-01T00:00:00Z",
+                "count": 1, "sequence": slot,
+            });
+            fleet.store.consul_shell(&format!(
+                "consul kv put fleets/test/x/event/w/{slot:03} '{event}'"
+            ));
+        }
+    };
+    happens(0..5);
+    let list = "/apis/platctrl.dev/v1/namespaces/default/events";
+    let (code, first) = asked(&fleet, &format!("{list}?limit=2"));
+    assert_eq!(code, 200, "{first}");
+    let (mut found, mut next, revision) = page(&first);
+    happens(5..7);
+    while !next.is_empty() {
+        let (code, more) = asked(&fleet, &format!("{list}?limit=2&continue={next}"));
+        assert_eq!(code, 200, "{more}");
+        let (names, then, at) = page(&more);
+        assert_eq!(at, revision);
+        found.extend(names);
+        next = then;
+    }
+    let expected: Vec<_> = (0..5)
+        .map(|slot| format!("pod-{slot}.w.{slot:03}"))
+        .collect();
+    assert_eq!(found, expected);
+    assert_eq!(page(&asked(&fleet, list).1).0.len(), 7);
+    end(&fleet, server);
+}
+
+/// Ends a server that was alone on its machine: there is nothing to uninstall.
+fn end(fleet: &Fleet, server: crate::fleet::Process) {
+    server.end(SIGTERM);
+    fs::remove_dir_all(fleet.rig.data_dir()).unwrap();
 }

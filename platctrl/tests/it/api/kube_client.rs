@@ -20,8 +20,8 @@ use super::{Api, controller};
 /// Long enough for a busy machine.
 const SOON: Duration = Duration::from_secs(60);
 
-/// A client that reaches the server's socket by way of a port.
-async fn client(api: &Api) -> Client {
+/// The address of a port by which the server's socket is reached.
+pub(super) async fn port(api: &Api) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let socket = api.dir.path().join(platctrl::server::SOCKET);
@@ -34,6 +34,12 @@ async fn client(api: &Api) -> Client {
             });
         }
     });
+    url
+}
+
+/// A client that reaches the server's socket by way of a port.
+async fn client(api: &Api) -> Client {
+    let url = port(api).await;
     Client::try_from(Config::new(url.parse().unwrap())).unwrap()
 }
 

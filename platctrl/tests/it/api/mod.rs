@@ -10,9 +10,11 @@ mod limits;
 mod logs;
 mod objects;
 mod ownership;
+mod pages;
 mod parts;
 mod placing;
 mod registered;
+mod schemathesis;
 mod versions;
 mod watches;
 

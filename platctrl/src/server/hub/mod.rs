@@ -5,7 +5,11 @@
 //! memory, and one that falls out of the ring is told to list again. What one transaction did to
 //! an object is one change.
 
+mod item;
+mod snapshots;
+
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -14,14 +18,17 @@ use futures::StreamExt as _;
 use platctrl_framework::environment::Environment;
 use platctrl_framework::failsafe::Failsafe;
 use platctrl_framework::model::{
-    GroupPlural, Intent, Joined, Kinds, ObjectKey, RawObject, Reality, Resource as _, Tree, Uid,
-    Versioned, identity,
+    GroupPlural, Joined, Kinds, ObjectKey, RawObject, Reality, Resource as _, Tree, Uid, Versioned,
+    identity,
 };
 use platctrl_framework::store::{
-    Change as StoreChange, Key, ListRequest, Prefix, Record, Revision, Store, StoreError,
-    WatchEvent,
+    Change as StoreChange, Key, ListRequest, Prefix, Revision, Store, StoreError, WatchEvent,
 };
 use tokio::sync::{Notify, watch};
+
+use item::{Item, Slot};
+use snapshots::Kept;
+pub(super) use snapshots::Snapshot;
 
 /// Changes that are kept for watchers that are behind or come back.
 const RING: usize = 2048;
@@ -32,52 +39,6 @@ const RING_BYTES: usize = 8 * 1024 * 1024;
 const DECODED: usize = 128;
 /// The first and the longest pause after a failure.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-
-/// Which of an object's records.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Slot {
-    Intent,
-    Reality,
-    Part(String),
-}
-
-/// An object's records.
-#[derive(Clone, Debug)]
-pub(super) struct Item {
-    key: ObjectKey,
-    records: BTreeMap<Slot, Record>,
-}
-
-impl Item {
-    fn bytes(&self) -> usize {
-        self.records
-            .values()
-            .map(|record| record.value.len() + 128)
-            .sum()
-    }
-
-    /// The object as it is shown; None without a readable intent.
-    fn object(&self) -> Option<RawObject> {
-        let mut joined = Joined::empty(self.key.clone());
-        for (slot, record) in &self.records {
-            // An unreadable record is told by lists; here it says nothing.
-            match slot {
-                Slot::Intent => {
-                    joined.intent = Versioned::<Intent>::from_record(&self.key, record).ok();
-                }
-                Slot::Reality => {
-                    joined.reality = Versioned::<Reality>::from_record(&self.key, record).ok();
-                }
-                Slot::Part(writer) => {
-                    if let Ok(part) = Versioned::<Reality>::from_record(&self.key, record) {
-                        joined.parts.insert(writer.clone(), part);
-                    }
-                }
-            }
-        }
-        joined.object()
-    }
-}
 
 /// One object's change, decoded once for all watchers.
 #[derive(Debug)]
@@ -159,6 +120,18 @@ struct State {
     /// Everything up to here has been told; None before the first list.
     revision: Option<Revision>,
     store_id: Option<String>,
+    /// From this revision on the mirror is one moment of the store: where a store cannot read all
+    /// pages at one revision, what was read first is that only once it has caught up.
+    whole_from: Revision,
+    /// Which kinds were known when everything was read: see [`Inner::generation`].
+    generation: u64,
+    /// How many changes the mirror has taken in.
+    taken: u64,
+    /// The revision of the newest of them.
+    changed: Revision,
+    /// Bytes of the records that changes have replaced.
+    replaced: u64,
+    kept: Kept,
 }
 
 /// A watcher's place.
@@ -188,6 +161,8 @@ struct Inner {
     store: Arc<dyn Store>,
     environment: Environment,
     kinds: RwLock<Kinds>,
+    /// Raised with each change of the kinds.
+    generation: AtomicU64,
     /// There are more kinds than there were when all was read.
     grown: Notify,
     state: Mutex<State>,
@@ -200,6 +175,7 @@ impl Hub {
             store,
             environment,
             kinds: RwLock::new(kinds),
+            generation: AtomicU64::new(0),
             grown: Notify::new(),
             state: Mutex::default(),
             moved: watch::Sender::new(()),
@@ -213,6 +189,7 @@ impl Hub {
     pub(super) fn set_kinds(&self, kinds: Kinds) {
         let known = self.inner.kinds.write();
         *known.unwrap_or_else(PoisonError::into_inner) = kinds;
+        self.inner.generation.fetch_add(1, Ordering::AcqRel);
         self.inner.grown.notify_one();
     }
 
@@ -221,6 +198,11 @@ impl Hub {
             .state
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The store that is mirrored.
+    pub(super) fn store(&self) -> &Arc<dyn Store> {
+        &self.inner.store
     }
 
     /// Told whenever there may be something new.
@@ -279,8 +261,8 @@ impl Hub {
         let state = self.state();
         let items = state.objects.values();
         let missing = items.filter(|item| {
-            let reality = item.records.get(&Slot::Reality);
-            let reality = reality.filter(|_| !item.records.contains_key(&Slot::Intent));
+            let reality = item.get(&Slot::Reality);
+            let reality = reality.filter(|_| !item.has_intent());
             let reality = reality
                 .and_then(|record| Versioned::<Reality>::from_record(&item.key, record).ok());
             let joined = Joined {
@@ -319,7 +301,7 @@ impl Hub {
     pub(super) fn owned_by(&self, uid: &Uid) -> usize {
         let items: Vec<_> = self.state().objects.values().cloned().collect();
         let mentions = |item: &&Arc<Item>| {
-            let intent = item.records.get(&Slot::Intent);
+            let intent = item.get(&Slot::Intent);
             let text = intent.and_then(|record| std::str::from_utf8(&record.value).ok());
             text.is_some_and(|text| text.contains(uid.as_str()))
         };
@@ -365,22 +347,23 @@ impl Hub {
     /// Reads everything, and tells the difference to what was known.
     async fn read_all(&self) -> Result<Revision, identity::IdentityError> {
         let store = self.inner.store.as_ref();
+        let generation = self.inner.generation.load(Ordering::Acquire);
         let (anchor, _) = identity::open(store).await?;
         let mut request = ListRequest::new(objects_prefix());
         let mut first = None;
+        let mut newest = Revision::ZERO;
         let mut found: BTreeMap<String, Item> = BTreeMap::new();
         loop {
             let page = store.list(&request).await?;
             let revision = *first.get_or_insert(page.revision);
-            request.at = Some(revision).filter(|_| store.capabilities().pinned_reads);
+            newest = newest.max(page.revision);
+            // A store that cannot pin may have it still, and says so if it has not.
+            request.at = Some(revision);
             request.after = page.records.last().map(|record| record.key.clone());
             for record in page.records {
                 if let Some((path, key, slot)) = self.place(&record.key) {
-                    let item = found.entry(path).or_insert_with(|| Item {
-                        key,
-                        records: BTreeMap::new(),
-                    });
-                    item.records.insert(slot, record);
+                    let item = found.entry(path).or_insert_with(|| Item::new(key));
+                    item.put(slot, record);
                 }
             }
             if !page.more || request.after.is_none() {
@@ -402,6 +385,7 @@ impl Hub {
                 objects: found,
                 history,
                 floor: revision,
+                changed: revision,
                 revision: Some(revision),
                 store_id: Some(anchor.store_id),
                 ..State::default()
@@ -410,12 +394,8 @@ impl Hub {
             let mut changes = Vec::new();
             for (path, item) in &found {
                 let before = state.objects.get(path);
-                let newest = |item: &Item| {
-                    let revisions = item.records.values().map(|record| record.modified);
-                    (item.records.len(), revisions.max())
-                };
-                if before.is_none_or(|before| newest(before) != newest(item)) {
-                    let at = newest(item).1.unwrap_or(revision);
+                if before.is_none_or(|before| before.state() != item.state()) {
+                    let at = item.state().1.unwrap_or(revision);
                     changes.push((
                         at.max(known.unwrap_or(at)),
                         path.clone(),
@@ -430,6 +410,8 @@ impl Hub {
             changes.extend(gone.map(|path| (revision, path.clone(), None)));
             state.apply(changes, revision);
         }
+        state.generation = generation;
+        state.whole_from = newest;
         drop(state);
         self.inner.moved.send_replace(());
         Ok(revision)
@@ -471,28 +453,24 @@ impl Hub {
             };
             let at = change.revision();
             let held = state.objects.get(&path);
-            let known = held.and_then(|item| item.records.get(&slot));
+            let known = held.and_then(|item| item.get(&slot));
             // Told twice, or older than what was read.
             if known.is_some_and(|known| known.modified >= at) {
                 continue;
             }
             let (last, item) = edits.entry(path).or_insert_with(|| {
                 let item = held.map(|item| (**item).clone());
-                let empty = || Item {
-                    key,
-                    records: BTreeMap::new(),
-                };
-                (Revision::ZERO, item.unwrap_or_else(empty))
+                (Revision::ZERO, item.unwrap_or_else(|| Item::new(key)))
             });
             *last = at.max(*last);
             match change {
-                StoreChange::Put(record) => item.records.insert(slot, record),
-                StoreChange::Delete { .. } => item.records.remove(&slot),
-            };
+                StoreChange::Put(record) => item.put(slot, record),
+                StoreChange::Delete { .. } => item.remove(&slot),
+            }
         }
-        let changes = edits.into_iter().map(|(path, (at, item))| {
-            (at, path, (!item.records.is_empty()).then(|| Arc::new(item)))
-        });
+        let changes = edits
+            .into_iter()
+            .map(|(path, (at, item))| (at, path, (!item.is_empty()).then(|| Arc::new(item))));
         let changes = changes.collect();
         state.apply(changes, revision);
         drop(state);
@@ -530,8 +508,10 @@ impl State {
                 Some(after) => self.objects.insert(path, after.clone()),
                 None => self.objects.remove(&path),
             };
-            let has_intent = |item: &Arc<Item>| item.records.contains_key(&Slot::Intent);
-            if !before.iter().chain(&after).any(has_intent) {
+            self.taken += 1;
+            self.changed = self.changed.max(at);
+            self.replaced += before.as_ref().map_or(0, |before| before.bytes() as u64);
+            if !before.iter().chain(&after).any(|item| item.has_intent()) {
                 continue;
             }
             let Some(kind) = before
@@ -566,6 +546,7 @@ impl State {
             self.floor = oldest.revision;
         }
         self.revision = self.revision.max(Some(revision));
+        self.kept.bound(self.replaced);
     }
 }
 
