@@ -42,6 +42,12 @@ fn server_controllers_and_agent_meet_in_consul_and_survive_it_and_each_other() {
     let _controllers = fleet.start("controllers", &[]);
     let _agent = fleet.agent();
     assert_eq!(fleet.rig.ready(1).remove(0).pid, pod.pid);
+    // One that still begins would end without a store, as it should.
+    eventually("each part runs again", || {
+        let log = fleet.rig.log();
+        let twice = |part: &str| log.matches(&format!("platctrl {part} runs")).count() == 2;
+        (twice("controllers") && twice("agent")).then_some(())
+    });
 
     // Consul itself goes, and comes back with what it was told.
     fleet.store.kill();

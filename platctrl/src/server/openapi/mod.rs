@@ -288,7 +288,8 @@ fn paths(
         (format!("{place}/{plural}/{{name}}"), object),
     ];
     if definition.scope != Scope::Cluster {
-        paths.push((format!("{root}/{plural}"), &COLLECTION[..1]));
+        // What is created here names its namespace itself.
+        paths.push((format!("{root}/{plural}"), one));
     }
     if !reads_only {
         paths.push((format!("{place}/{plural}/{{name}}/status"), &OBJECT[..3]));
