@@ -328,6 +328,8 @@ impl Drop for Machine {
         drop(self.child.stdin.take());
         let _ = self.child.wait();
         let data = self.area.path().join("data");
+        // Not the agent's: it would be left where it is, and said.
+        let _ = std::fs::remove_dir_all(data.join("hooks"));
         let Ok(runtime) = tokio::runtime::Runtime::new() else {
             return;
         };
