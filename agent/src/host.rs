@@ -15,7 +15,7 @@ use crate::files::FileError;
 use crate::health::{ProbeFiles, Prober};
 use crate::hoist;
 use crate::hooks::Hooks;
-use crate::launch::{Shims, Supervisor};
+use crate::launch::{Mixed, Shims, Supervisor};
 use crate::layout::{Layout, LayoutError};
 use crate::name::PodName;
 use crate::port_book::PortBook;
@@ -64,7 +64,10 @@ pub struct HostConfig {
     /// What decides what may run here, beyond the users it may run as: by default everything that
     /// the store says.
     pub authority: Arc<dyn Authority>,
-    /// What supervises programs: by default one shim each.
+    /// runit's `runsv`, which then supervises the programs of pods that are new on this node. By
+    /// default a shim does. Programs that are here stay with what has them.
+    pub runsv: Option<PathBuf>,
+    /// What supervises programs, in place of both.
     pub supervisor: Option<Arc<dyn Supervisor>>,
     /// How the helper processes that fetch and unpack are started: by default this program, which
     /// has to hand [`hoist::child::SUBCOMMAND`] to [`hoist::child::main`].
@@ -90,6 +93,7 @@ impl HostConfig {
             probes: ProbeFiles::default(),
             hooks: None,
             authority: Arc::new(AnyDeployment),
+            runsv: None,
             supervisor: None,
             helper: None,
         }
@@ -110,6 +114,12 @@ pub enum HostError {
     #[error("the supervisor `platctrl-shim` is not at {}: install it beside the program that runs the agent", path.display())]
     NoShim {
         /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// There is no `runsv`.
+    #[error("{} is no program: name runit's runsv by its whole path, or let shims supervise", path.display())]
+    NoRunsv {
+        /// Where it was to be.
         path: PathBuf,
     },
     /// A file operation failed.
@@ -163,8 +173,15 @@ impl Host {
         if !shim.is_file() {
             return Err(HostError::NoShim { path: shim });
         }
+        let runsv = config.runsv.as_deref();
+        if let Some(path) = runsv.filter(|path| !path.is_absolute() || !path.is_file()) {
+            return Err(HostError::NoRunsv { path: path.into() });
+        }
         let shim = layout.install_shim(&shim)?;
         let shims: Arc<dyn Supervisor> = Arc::new(Shims::new(shim.clone()));
+        let supervisor = config
+            .supervisor
+            .unwrap_or_else(|| Arc::new(Mixed::new(&shim, runsv)));
         let hooks = config
             .hooks
             .unwrap_or_else(|| layout.data_dir().join("hooks"));
@@ -174,7 +191,7 @@ impl Host {
                 .with_disk_of(layout.data_dir()),
             secrets: Secrets::new(config.secrets_dir, &layout),
             artifacts: Artifacts::new(store, config.allow_unverified),
-            supervisor: config.supervisor.unwrap_or_else(|| Arc::clone(&shims)),
+            supervisor,
             errands: shims,
             hooks: Hooks::new(hooks),
             authority: config.authority,

@@ -1,20 +1,75 @@
 //! What is on a node, told from its files alone: also without an agent and without a store.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use platctrl_framework::model::Uid;
-use serde::Serialize;
+use platctrl_framework::model::{Digest, Uid};
+use platctrl_kinds::Exit;
+use serde::{Deserialize, Serialize};
 
 use crate::files::FileError;
 use crate::health::Verdict;
 use crate::layout::{Layout, LayoutError, PodPaths};
 use crate::name::PodName;
 use crate::state::{PodRecord, Position};
+use crate::version::{Desired, RunAs, Version};
 use crate::worker::AskedRestart;
 
-/// A pod as its node knows it.
+/// What an agent remembers of itself is not longer.
+const MAX_MEMORY: u64 = 64 << 10;
+
+/// A node as its agent left it on disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct InspectedNode {
+    /// What tells this data directory from every other machine's.
+    pub machine: String,
+    /// The store that it takes orders from; empty before the first.
+    pub store_id: String,
+    /// The incarnation that its pods were started under.
+    pub incarnation: u64,
+    /// Bytes that are left where pods are kept.
+    pub disk_free: u64,
+    /// Bytes that there are in all.
+    pub disk_size: u64,
+}
+
+/// A version of a pod that runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct InspectedVersion {
+    /// Its generation.
+    pub generation: u64,
+    /// The digest of its spec.
+    pub digest: Digest,
+    /// Whom it runs as.
+    pub run_as: RunAs,
+    /// The numbers of its ports.
+    pub ports: BTreeMap<String, u16>,
+    /// The digests of its artifacts, by launchable.
+    pub artifacts: BTreeMap<String, Digest>,
+}
+
+impl From<&Version> for InspectedVersion {
+    fn from(version: &Version) -> Self {
+        let installs = version.installs.iter();
+        Self {
+            generation: version.observed_generation(),
+            digest: version.digest,
+            run_as: version.run_as.clone(),
+            ports: version.ports.clone(),
+            artifacts: installs
+                .map(|(launchable, install)| (launchable.clone(), install.digest))
+                .collect(),
+        }
+    }
+}
+
+/// A pod as its node knows it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct InspectedPod {
@@ -26,6 +81,14 @@ pub struct InspectedPod {
     pub wanted_generation: Option<u64>,
     /// The generation that runs.
     pub running_generation: Option<u64>,
+    /// What was wanted last, as this node remembers it: it goes on from there without a store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intent: Option<Desired>,
+    /// The version that runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub running: Option<InspectedVersion>,
+    /// How its programs ended last, newest last.
+    pub exits: Vec<Exit>,
     /// How far a change has come.
     pub position: Position,
     /// Its end was ordered.
@@ -81,6 +144,37 @@ pub struct InspectedProgram {
     pub message: String,
 }
 
+/// The node that a data directory is of. What is not known of it is left empty.
+///
+/// # Errors
+/// When there is no such directory.
+pub fn inspect_node(data_dir: &Path) -> Result<InspectedNode, LayoutError> {
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Remembered {
+        machine: String,
+        store_id: String,
+        incarnation: u64,
+    }
+    let layout = Layout::open(data_dir)?;
+    let bytes = crate::files::read(&layout.state().join("agent.json"), MAX_MEMORY)?;
+    let known = bytes.and_then(|bytes| serde_json::from_slice::<Remembered>(&bytes).ok());
+    let Remembered {
+        machine,
+        store_id,
+        incarnation,
+    } = known.unwrap_or_default();
+    let disk = rustix::fs::statvfs(layout.data_dir());
+    let disk = disk.map_err(|error| FileError::new("look at", layout.data_dir(), error))?;
+    Ok(InspectedNode {
+        machine,
+        store_id,
+        incarnation,
+        disk_free: disk.f_bavail.saturating_mul(disk.f_frsize),
+        disk_size: disk.f_blocks.saturating_mul(disk.f_frsize),
+    })
+}
+
 /// Every pod of which there is something in a data directory. Changes nothing.
 ///
 /// # Errors
@@ -124,6 +218,15 @@ fn inspect_pod(layout: &Layout, name: PodName) -> Result<InspectedPod, FileError
             .as_ref()
             .and_then(|record| record.current.as_ref())
             .map(|current| current.generation),
+        intent: last.cloned(),
+        running: record
+            .as_ref()
+            .and_then(|record| record.current.as_ref())
+            .map(InspectedVersion::from),
+        exits: record
+            .as_ref()
+            .map(|record| record.exits.clone())
+            .unwrap_or_default(),
         position: record
             .as_ref()
             .map(|record| record.position)

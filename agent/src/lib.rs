@@ -55,10 +55,13 @@ pub use beside::{BesideError, beside};
 pub use deploy_rules::DeployRules;
 pub use files::FileError;
 pub use host::{Host, HostConfig, HostError};
-pub use inspect::{InspectedDisk, InspectedPod, InspectedProgram, inspect};
+pub use inspect::{
+    InspectedDisk, InspectedNode, InspectedPod, InspectedProgram, InspectedVersion, inspect,
+    inspect_node,
+};
 pub use layout::{Layout, LayoutError, PodPaths};
 pub use local::{LocalError, launch_local};
-pub use logs::{LogFiles, logs};
+pub use logs::{LogError, LogFiles, LogQuery, LogReader, logs};
 pub use name::PodName;
 pub use plan::{Hold, HookedEvents, Observed, Order, Plan, Row, Step, UPDATE, plan, update_table};
 pub use report::{Observer, PodEvent, Report};

@@ -51,6 +51,9 @@ pub struct Situation {
     pub granter: Granter,
     /// Which pods may be begun.
     pub gate: Gate,
+    /// Why no further pods are taken in, while none are. Those that are here go on, get their
+    /// new versions, and are started again.
+    pub full: Option<String>,
 }
 
 /// The situation, and who hears of its changes.
@@ -92,7 +95,19 @@ impl Circumstances {
         })
     }
 
-    pub(crate) fn refuses(&self, pod: &PodName) -> Option<String> {
-        self.now.borrow().gate.refuses(pod)
+    /// Whether that is news.
+    pub(crate) fn full(&self, full: Option<String>) -> bool {
+        self.now.send_if_modified(|now| {
+            let changed = now.full != full;
+            now.full = full;
+            changed
+        })
+    }
+
+    /// Why a pod may not be begun; `new`: nothing of it is here.
+    pub(crate) fn refuses(&self, pod: &PodName, new: bool) -> Option<String> {
+        let now = self.now.borrow();
+        let full = now.full.as_ref().filter(|_| new);
+        now.gate.refuses(pod).or_else(|| full.cloned())
     }
 }

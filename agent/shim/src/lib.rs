@@ -13,6 +13,7 @@
 //! | `sock` | shim | requests and subscriptions ([`protocol`]), for root and the shim's own user |
 //! | `lock` | shim | held while it lives: no two shims, no two copies of a launchable |
 //! | `out` | shim | the FIFO between the launchable's output and the log |
+//! | `marks.<inode>` | shim | where in a file of the log runs begin and end, and when output came ([`Mark`]) |
 //!
 //! The directory is the shim's user's alone (mode 0700). Files carry a version; both sides ignore
 //! keys they do not know, so agent and shim need not be of the same age.
@@ -49,6 +50,7 @@
 
 mod client;
 mod codec;
+mod marks;
 mod process;
 pub mod protocol;
 mod spec;
@@ -56,6 +58,7 @@ mod state;
 mod supervisor;
 
 pub use client::{Client, Event, spawn, spawn_down};
+pub use marks::{Mark, MarkKind, read_marks};
 pub use protocol::{Reply, Request};
 pub use spec::{
     LogSpec, Resource, Restart, RestartPolicy, Rlimit, Spec, SpecError, User, read_spec, write_spec,

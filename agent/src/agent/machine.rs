@@ -24,6 +24,10 @@ const SKEW: Duration = Duration::from_secs(5);
 /// A clock that was set is told for so long.
 const TOLD: Duration = Duration::from_secs(600);
 
+/// What a full disk is called.
+const FULL_DISK: &str =
+    "less than 5 % of the space or of the file names is left where pods are kept";
+
 /// A share of something that is left.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Left {
@@ -125,6 +129,12 @@ impl Judgement {
         self.skew = (age > oldest || age < newest).then_some(age);
     }
 
+    /// Why no further pods are to be taken in.
+    pub(super) fn full(&self) -> Option<String> {
+        self.disk
+            .then(|| format!("{FULL_DISK}; it is not begun before there is room"))
+    }
+
     pub(super) fn conditions(&self) -> [Condition; 3] {
         let condition = |kind: &str, is: bool, reasons: [&str; 2], message: String| {
             let status = match is {
@@ -136,7 +146,7 @@ impl Judgement {
         let text = |is: bool, text: &str| if is { text.to_owned() } else { String::new() };
         let disk = text(
             self.disk,
-            "less than 5 % of the space or of the file names is left where pods are kept: free some, or move the data directory",
+            &format!("{FULL_DISK}: free some, or move the data directory"),
         );
         let memory = text(
             self.memory,

@@ -302,12 +302,19 @@ impl Keeper {
         );
         let (wall, counter) = (environment.now(), environment.monotonic());
         let taken = tokio::task::spawn_blocking(move || Reading::take(&path, wall, counter)).await;
-        let mut machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = machine.conditions();
-        if let Ok(reading) = taken {
-            machine.judge(&reading);
+        let (news, full) = {
+            let mut machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = machine.conditions();
+            if let Ok(reading) = taken {
+                machine.judge(&reading);
+            }
+            (machine.conditions() != before, machine.full())
+        };
+        if self.host.circumstances.full(full) {
+            // Those that had to wait, perhaps.
+            self.pods.wake_all();
         }
-        machine.conditions() != before
+        news
     }
 
     /// The number of the newest link of the chain, and when it was made.

@@ -337,6 +337,12 @@ impl Pods {
             .is_some_and(|pod| !pod.occupant.is_empty() && pod.occupant != *uid)
     }
 
+    /// Nothing of a pod of this name is here.
+    fn is_new(&self, name: &PodName) -> bool {
+        let known = self.told.known();
+        known.get(name).is_none_or(|pod| pod.worker.is_none())
+    }
+
     /// The report on this uid, if there is one.
     fn report_on(&self, name: &PodName, uid: &Uid) -> Option<Report> {
         let known = self.told.known();
@@ -435,7 +441,8 @@ impl Pods {
             }
             return Ok(Action::await_change());
         }
-        if !ends && let Some(why) = self.host.circumstances.refuses(&name) {
+        let new = self.is_new(&name);
+        if !ends && let Some(why) = self.host.circumstances.refuses(&name, new) {
             return self.hold_back(&name, &uid, &why, context, fence).await;
         }
         if !ends {

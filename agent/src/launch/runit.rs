@@ -77,6 +77,7 @@ impl Runit {
         script(&service.join("run"), &call("exec", ""))?;
         script(&service.join("finish"), &call("finish", " \"$1\" \"$2\""))?;
         script(&service.join("log/run"), &call("log", ""))?;
+        write_key(&dir.join("log-key"))?;
         let down = service.join("down");
         if rests || spec.restart.policy == platctrl_shim_lib::RestartPolicy::Never {
             std::fs::write(&down, "")?;
@@ -172,6 +173,20 @@ impl Runit {
 /// A path as one word of a shell.
 fn quoted(path: &Path) -> String {
     format!("'{}'", path.display().to_string().replace('\'', "'\\''"))
+}
+
+/// What tells the logger's own words from everything that a program writes.
+fn write_key(path: &Path) -> io::Result<()> {
+    // Its logger may run and know this one.
+    if std::fs::metadata(path).is_ok_and(|there| there.len() == 32) {
+        return Ok(());
+    }
+    let key: [u8; 16] = rand::random();
+    let text: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    let fresh = path.with_extension("new");
+    std::fs::write(&fresh, text)?;
+    std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&fresh, path)
 }
 
 fn script(path: &Path, text: &str) -> io::Result<()> {

@@ -12,10 +12,10 @@ use serde_json::json;
 use crate::rig::{Rig, is_alive, tombstone, want};
 
 /// A small file system in the place of the data directory.
-struct Small(PathBuf);
+pub(crate) struct Small(PathBuf);
 
 impl Small {
-    fn mount(rig: &Rig) -> Self {
+    pub(crate) fn mount(rig: &Rig) -> Self {
         let at = rig.data_dir();
         fs::create_dir(&at).unwrap();
         // The supervisor's program is copied there.
@@ -31,7 +31,7 @@ impl Small {
     }
 
     /// Leaves about so many bytes.
-    fn leave(&self, bytes: u64) {
+    pub(crate) fn leave(&self, bytes: u64) {
         let room = rustix::fs::statvfs(&self.0).unwrap();
         let free = room.f_bavail * room.f_frsize;
         let mut filler = File::create(self.filler()).unwrap();
@@ -49,7 +49,7 @@ impl Small {
         }
     }
 
-    fn make_room(&self) {
+    pub(crate) fn make_room(&self) {
         fs::remove_file(self.filler()).unwrap();
     }
 }
@@ -63,6 +63,8 @@ struct Node {
 impl Drop for Small {
     fn drop(&mut self) {
         let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
+        // The rig could not remove what was mounted, nor what it lies in.
+        let _ = self.0.parent().map(fs::remove_dir_all);
     }
 }
 

@@ -5,6 +5,7 @@
     reason = "this is a part of tests: what goes wrong is a failure"
 )]
 
+mod cells;
 mod checks;
 mod clock;
 mod crash;
@@ -15,9 +16,11 @@ mod hooks;
 mod hostile;
 mod isolation;
 mod launchables;
+mod logs;
 mod machine;
 mod node;
 mod pods;
+mod pressure;
 mod rig;
 mod runit;
 mod store;

@@ -13,20 +13,24 @@ use crate::rig::{is_alive, kill};
 use crate::store::{NODE, Site, initialise, key, node_key};
 
 impl Site {
-    fn node(&self) -> Option<Object<Node>> {
+    pub(crate) fn node(&self) -> Option<Object<Node>> {
         self.rig.block_on(self.client.get::<Node>(&node_key())).ok()
     }
 
-    fn pods_ready(&self, name: &str) -> Option<Object<Pod>> {
+    pub(crate) fn pods_ready(&self, name: &str) -> Option<Object<Pod>> {
         let key = ObjectKey::on_node("platctrl.dev", "pods", NODE, "default", name).unwrap();
         let pod = self.rig.block_on(self.client.get::<Pod>(&key)).ok()?;
         pod.status.conditions.is_true("Ready").then_some(pod)
     }
 
     fn create_named(&self, name: &str) {
+        self.create_named_as(name, &self.spec());
+    }
+
+    pub(crate) fn create_named_as(&self, name: &str, spec: &serde_json::Value) {
         let mut metadata = Metadata::named(name);
         metadata.namespace = Some("default".into());
-        let spec = serde_json::from_value(self.spec()).unwrap();
+        let spec = serde_json::from_value(spec.clone()).unwrap();
         let pod = Object::<Pod>::new(metadata, spec);
         self.rig.block_on(self.client.create(&pod)).unwrap();
     }

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use platctrl_agent::Host;
 use platctrl_agent::launch::Runit;
+use platctrl_agent::{Host, LogQuery, LogReader};
 use serde_json::json;
 
+use crate::logs::text;
 use crate::rig::{Rig, eventually, get, is_alive, kill, name, tombstone, want};
 use crate::updates::lines;
 
@@ -110,6 +111,16 @@ fn a_program_under_runit_that_is_killed_is_back_and_its_end_is_told() {
     });
     assert_eq!(again.status.restarts, 1);
     assert_eq!(again.status.exits.last().unwrap().signal, Some(9));
+    // Each run has its own lines, and nothing but them.
+    let mut query = LogQuery::default();
+    let log = rig.layout().pod(&name()).log().join("web.log");
+    eventually("its output", || {
+        (lines(&log) == ["started", "started"]).then_some(())
+    });
+    let read = |query| text(LogReader::open(&rig.data_dir(), &name(), query).unwrap());
+    assert_eq!(read(query.clone()), "started\nstarted\n");
+    query.previous = true;
+    assert_eq!(read(query), "started\n");
     end(&worker, &told, &spec);
 }
 
@@ -164,4 +175,57 @@ fn a_runsv_that_is_killed_is_replaced_and_there_are_never_two_copies() {
     let exit = again.status.exits.last().unwrap();
     assert_eq!((exit.code, exit.signal), (None, None));
     end(&worker, &told, &spec);
+}
+
+#[test]
+fn programs_stay_with_the_supervisor_that_has_them_when_another_is_preferred() {
+    let mut rig = Rig::new();
+    let _ends = Ends(rig.data_dir());
+    let spec = rig.spec(&rig.app("one"));
+    let first_host = rig.host();
+    let (worker, told) = rig.worker(&first_host, want(1, &spec));
+    let shims = told.ready();
+    drop((worker, first_host));
+    rig.crash();
+    // Now `runsv` is preferred.
+    let mut config = rig.host_config();
+    config.runsv = Some(runsv());
+    let second_host = Arc::new(Host::open(config).unwrap());
+    let (worker, told) = rig.worker(&second_host, want(1, &spec));
+    assert_eq!(told.ready().status.pids, shims.status.pids);
+    let dir = rig.layout().pod(&name()).shim("web");
+    assert!(!dir.join("service").exists());
+    // A new version is the same pod.
+    let new = rig.spec(&rig.app("two"));
+    worker.order(want(2, &new));
+    let second = told.wait("the new version", |it| {
+        it.is_ready() && it.observed_generation == 2
+    });
+    assert_eq!(get(second.status.ports["http"], "/version"), "two");
+    assert!(!dir.join("service").exists());
+    end(&worker, &told, &new);
+    drop(worker);
+    // A new pod is under runit, and stays there when that is preferred no more.
+    let (worker, told) = rig.worker(&second_host, want(1, &spec));
+    let under_runit = told.ready();
+    let supervisor = runsv_of(&rig);
+    drop((worker, second_host));
+    rig.crash();
+    let third_host = rig.host();
+    let (worker, told) = rig.worker(&third_host, want(1, &spec));
+    assert_eq!(told.ready().status.pids, under_runit.status.pids);
+    assert_eq!(runsv_of(&rig), supervisor);
+    end(&worker, &told, &spec);
+    assert!(!is_alive(supervisor));
+}
+
+#[test]
+fn a_runsv_that_is_not_there_is_refused_by_its_path() {
+    let rig = Rig::new();
+    for path in ["/nowhere/runsv", "runsv"] {
+        let mut config = rig.host_config();
+        config.runsv = Some(path.into());
+        let error = Host::open(config).unwrap_err().to_string();
+        assert!(error.contains(path), "{error}");
+    }
 }

@@ -431,7 +431,7 @@ fn a_pod_keeps_running_while_the_store_is_away_and_its_report_catches_up() {
 }
 
 /// Waits until the agent has noticed that its sources cannot be believed.
-fn distrusted(site: &Site, why: &str) {
+pub(crate) fn distrusted(site: &Site, why: &str) {
     site.wait("distrust", || {
         let status = site.handle.as_ref()?.runtime().status()?;
         let failing: Vec<_> = status

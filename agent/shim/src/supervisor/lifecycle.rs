@@ -178,6 +178,7 @@ impl Supervisor {
 
     /// Nothing is left of the last run.
     fn settle(&mut self, after: After) {
+        self.output.end();
         // What somebody else put into the group (a debugging shell, say) goes too.
         if let Some(group) = self
             .spec
@@ -216,6 +217,8 @@ impl Supervisor {
         let given = self
             .output
             .give_to(self.spec.user.as_ref().map(|user| user.uid));
+        // The number that its exit record will have.
+        self.output.begin(self.state.last_exit.saturating_add(1));
         let state = &mut self.state;
         state.generation = self.spec.generation;
         if std::mem::take(&mut self.fresh) {

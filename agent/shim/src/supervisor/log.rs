@@ -3,17 +3,22 @@
 //! The launchable holds the FIFO open for reading *and* writing, so a killed shim costs it
 //! nothing but waiting, and the next shim finds what it wrote. Output that cannot be written (a
 //! full disk) is dropped and counted, never waited for; a line in the log tells how much is
-//! missing once there is room again.
+//! missing once there is room again. Where runs begin and end is written down beside it, in
+//! [`marks`](super::marks).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use rustix::fs::{AtFlags, Mode, OFlags, fchown, openat, renameat, unlinkat};
 use rustix::process::Uid;
 
+use super::inband::{self, Piece, Splitter};
+use super::marks::Marks;
+use crate::marks::MarkKind;
 use crate::process::boot_clock_ms;
 use crate::spec::LogSpec;
 
@@ -26,6 +31,8 @@ const BUFFER: usize = 16 << 10;
 const RESERVED: usize = 256 << 10;
 /// Reads in a row before the shim looks at anything else.
 const BURST: u32 = 32;
+/// Such bursts take everything out of a FIFO that nobody writes to any more, however large it is.
+const DRAIN: u32 = 64;
 /// How often the line about dropped output is tried when nothing else is written.
 const RETRY_MS: u64 = 1000;
 
@@ -35,6 +42,8 @@ pub(super) struct Output {
     fifo: File,
     sink: Sink,
     buffer: Vec<u8>,
+    /// The run whose output comes.
+    run: Option<u64>,
 }
 
 impl Output {
@@ -60,8 +69,10 @@ impl Output {
         Ok((
             Self {
                 fifo,
-                sink: Sink::new(log),
+                // Marks are in the shim's own directory, which is the current one.
+                sink: Sink::new(log, "."),
                 buffer,
+                run: None,
             },
             existed,
         ))
@@ -81,8 +92,36 @@ impl Output {
         Ok((metadata.dev(), metadata.ino()))
     }
 
-    /// Copies what there is, up to a limit.
-    pub(super) fn pump(&mut self) {
+    /// What comes is of the run with this number.
+    pub(super) fn begin(&mut self, run: u64) {
+        self.drain();
+        self.run = Some(run);
+        self.sink.mark(MarkKind::Begin { run });
+    }
+
+    /// Nothing of the run lives any more: what it wrote is all there is.
+    pub(super) fn end(&mut self) {
+        if let Some(run) = self.run.take() {
+            self.drain();
+            self.sink.mark(MarkKind::End { run });
+        }
+    }
+
+    /// The run with this number began under the shim before.
+    pub(super) fn take_over(&mut self, run: u64) {
+        self.run = Some(run);
+    }
+
+    fn drain(&mut self) {
+        for _ in 0..DRAIN {
+            if !self.pump() {
+                return;
+            }
+        }
+    }
+
+    /// Copies what there is, up to a limit; whether there may be more.
+    pub(super) fn pump(&mut self) -> bool {
         for _ in 0..BURST {
             let room = &mut self.buffer.spare_capacity_mut()[..BUFFER];
             match rustix::io::read(&self.fifo, room) {
@@ -90,13 +129,14 @@ impl Output {
                     let n = read.len();
                     self.sink.write(read);
                     if n < BUFFER {
-                        return;
+                        return false;
                     }
                 }
                 Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return, // nothing there
+                Err(_) => return false, // nothing there
             }
         }
+        true
     }
 
     /// Changes where it goes, from the next byte on.
@@ -106,7 +146,7 @@ impl Output {
             let dropped = self.sink.dropped_ever;
             self.sink = Sink {
                 dropped_ever: dropped,
-                ..Sink::new(log.clone())
+                ..Sink::new(log.clone(), ".")
             };
         }
     }
@@ -137,12 +177,20 @@ impl Output {
 
 /// Copies standard input to a log until it ends. What runsv calls as its logger.
 pub(super) fn pump_stdin(log: LogSpec) -> io::Result<()> {
-    let mut sink = Sink::new(log);
+    let mut sink = Sink::new(log, ".");
+    let mut words = Splitter::new(inband::key());
+    let mut take = |piece: Piece<'_>| match piece {
+        Piece::Output(bytes) => sink.write(bytes),
+        Piece::Mark(kind) => sink.mark(kind),
+    };
     let mut buffer = vec![0; BUFFER];
     loop {
         match rustix::io::read(rustix::stdio::stdin(), &mut buffer[..]) {
-            Ok(0) => return Ok(()),
-            Ok(n) => sink.write(&buffer[..n]),
+            Ok(0) => {
+                words.end(&mut take);
+                return Ok(());
+            }
+            Ok(n) => words.feed(&buffer[..n], &mut take),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -170,6 +218,7 @@ struct Sink {
     open: Option<Open>,
     missing: Option<Missing>,
     dropped_ever: u64,
+    marks: Marks,
 }
 
 #[derive(Debug)]
@@ -183,22 +232,29 @@ struct Open {
 }
 
 impl Sink {
-    fn new(log: LogSpec) -> Self {
+    /// A log, with its marks in files of that directory.
+    fn new(log: LogSpec, marks: impl Into<PathBuf>) -> Self {
         Self {
             log,
             open: None,
             missing: None,
             dropped_ever: 0,
+            marks: Marks::new(marks),
         }
     }
 
+    /// Marks the place that has been reached.
+    fn mark(&mut self, kind: MarkKind) {
+        let reached = self.opened().ok().map(|open| open.size);
+        self.marks.mark(kind, reached);
+    }
+
     fn write(&mut self, mut data: &[u8]) {
-        // Somebody who removes a full log expects the space back.
-        if self
-            .open
-            .as_ref()
-            .is_some_and(|open| open.file.metadata().is_ok_and(|m| m.nlink() == 0))
-        {
+        // Somebody who removes a full log, or empties it, expects the space back.
+        if self.open.as_ref().is_some_and(|open| {
+            let is = open.file.metadata();
+            is.is_ok_and(|is| is.nlink() == 0 || is.len() < open.size)
+        }) {
             self.open = None;
         }
         if self.is_old() {
@@ -238,6 +294,8 @@ impl Sink {
     fn write_some(&mut self, data: &[u8]) -> Result<usize, (usize, io::Error)> {
         let none = |error| (0, error);
         let max = self.log.max_bytes;
+        let reached = self.opened().map_err(none)?.size;
+        self.marks.output(reached);
         let open = self.opened().map_err(none)?;
         let room = usize::try_from(max.saturating_sub(open.size)).unwrap_or(usize::MAX);
         if data.len() <= room {
@@ -265,9 +323,16 @@ impl Sink {
     fn opened(&mut self) -> io::Result<&mut Open> {
         let open = match self.open.take() {
             Some(open) => open,
-            None => Open::new(&self.log)?,
+            None => self.begin_file()?,
         };
         Ok(self.open.insert(open))
+    }
+
+    fn begin_file(&mut self) -> io::Result<Open> {
+        let open = Open::new(&self.log)?;
+        self.marks
+            .follow(&open.file.metadata()?, &self.log, &open.dir);
+        Ok(open)
     }
 
     /// Makes room for a new file: `.log` becomes `.log.1`, and so on; the oldest goes.
@@ -301,6 +366,8 @@ impl Sink {
             // It is the same file, begun anew.
             fresh.begun = SystemTime::now();
         }
+        self.marks
+            .follow(&fresh.file.metadata()?, &self.log, &fresh.dir);
         self.open = Some(fresh);
         Ok(())
     }
@@ -428,7 +495,8 @@ mod tests {
     fn sink(dir: &Path, max_bytes: u64, max_files: u32) -> Sink {
         let mut log = LogSpec::new(dir, "web");
         (log.max_bytes, log.max_files) = (max_bytes, max_files);
-        Sink::new(log)
+        // No marks can be written there, and no log depends on them.
+        Sink::new(log, dir.join("nowhere"))
     }
 
     fn text(dir: &Path, name: &str) -> String {

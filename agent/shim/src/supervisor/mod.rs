@@ -7,9 +7,11 @@ mod adopt;
 mod beside;
 mod cgroup;
 mod control;
+mod inband;
 mod launch;
 mod lifecycle;
 mod log;
+mod marks;
 mod mounts;
 mod policy;
 mod runit;
@@ -111,7 +113,7 @@ impl Supervisor {
             exits,
             boot_id,
             down,
-            output,
+            mut output,
             control,
             signals,
             lock,
@@ -134,6 +136,7 @@ impl Supervisor {
         {
             exits_file.write(ended.seq, &ended.encode(), true)?;
             state.last_exit = ended.seq;
+            output.take_over(ended.seq);
         }
         let mut begin = policy::begin(before.as_ref(), ended.as_ref(), spec.generation, same_boot);
         if down {

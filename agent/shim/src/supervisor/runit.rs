@@ -16,7 +16,8 @@ use super::adopt::end_leftovers;
 use super::log::pump_stdin;
 use super::policy::{self, Next};
 use super::slots::SlotFile;
-use super::{EXIT_SLOT, EXITS, STATE_SLOT, launch, lifecycle, start};
+use super::{EXIT_SLOT, EXITS, STATE_SLOT, inband, launch, lifecycle, start};
+use crate::marks::MarkKind;
 use crate::process::{boot_clock_ms, boot_id, identify, unix_ms};
 use crate::spec::{Spec, read_spec};
 use crate::state::{ExitRecord, ExitStatus, Phase, State, read_exits, read_state};
@@ -93,6 +94,8 @@ fn exec() -> io::Result<()> {
     // Open while it is still this user's, so that what fails afterwards can be told.
     let file = state_file()?;
     save_to(&file, &mut state)?;
+    let run = next_exit(&state, &read_exits(here())?);
+    inband::say(MarkKind::Begin { run });
     let failure = launch::become_in_place(&spec);
     state.message.clone_from(&failure.message);
     save_to(&file, &mut state)?;
@@ -130,6 +133,7 @@ fn finish(code: i32, status: i32) -> io::Result<()> {
     };
     let exit = record(&mut state, status, stopped)?;
     sweep(&spec)?;
+    inband::say(MarkKind::End { run: exit.seq });
     let (next, failures) = policy::after_exit(
         &spec.restart,
         &exit.status,
@@ -173,11 +177,16 @@ fn wait_until(at: u64) {
     }
 }
 
+/// The number that the next exit record has.
+fn next_exit(state: &State, exits: &[ExitRecord]) -> u64 {
+    let last = exits.last().map_or(0, |exit| exit.seq).max(state.last_exit);
+    last.saturating_add(1)
+}
+
 fn record(state: &mut State, status: ExitStatus, requested: bool) -> io::Result<ExitRecord> {
     let exits = read_exits(here())?;
-    let last = exits.last().map_or(0, |exit| exit.seq).max(state.last_exit);
     let exit = ExitRecord {
-        seq: last.saturating_add(1),
+        seq: next_exit(state, &exits),
         generation: state.generation,
         boot_id: state.boot_id.clone(),
         process: state.child,

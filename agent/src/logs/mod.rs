@@ -1,4 +1,7 @@
-//! Where the output of a pod's programs is.
+//! The output of a pod's programs: where it is, and what of it somebody asks for.
+
+mod ranges;
+mod read;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,6 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::files::FileError;
 use crate::layout::{Layout, LayoutError, PodPaths};
 use crate::name::PodName;
+pub use read::{LogError, LogQuery, LogReader};
 
 /// The output of one program: its files, oldest first. The last is being written; when it is full
 /// it is renamed and a new one of its name begun.
