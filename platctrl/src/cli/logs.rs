@@ -1,5 +1,7 @@
 //! `logs`: what a pod's programs wrote.
 
+use std::time::Duration;
+
 use futures::StreamExt as _;
 
 use super::{Setting, find};
@@ -23,8 +25,14 @@ pub(crate) struct LogsArgs {
     /// Only the last so many lines
     #[arg(long, value_name = "LINES")]
     tail: Option<u64>,
-    /// Of the file before the present one
-    #[arg(short, long)]
+    /// Only what was written in the last so long: 30s, 5m, 2h
+    #[arg(long, value_name = "TIME", value_parser = super::duration)]
+    since: Option<Duration>,
+    /// Only what was written since then: 2027-01-31T08:00:00Z
+    #[arg(long, value_name = "WHEN", conflicts_with = "since")]
+    since_time: Option<jiff::Timestamp>,
+    /// Only what the run before the present one wrote; of a program that does not run, the last
+    #[arg(short, long, conflicts_with = "follow")]
     previous: bool,
 }
 
@@ -55,6 +63,14 @@ pub(crate) async fn run(args: &LogsArgs, setting: &Setting) -> Result<()> {
     }
     if let Some(lines) = args.tail {
         query = query.with("tailLines", &lines.to_string());
+    }
+    if let Some(since) = args.since {
+        // Whole seconds, and rather more than less.
+        let seconds = since.as_secs() + u64::from(since.subsec_nanos() > 0);
+        query = query.with("sinceSeconds", &seconds.to_string());
+    }
+    if let Some(since) = args.since_time {
+        query = query.with("sinceTime", &since.to_string());
     }
     if args.previous {
         query = query.with("previous", "true");

@@ -64,6 +64,9 @@ pub(crate) struct BeginFlags {
     /// While this file is there and not empty, begin only the pods in it: one NAMESPACE/NAME a line
     #[arg(long, value_name = "FILE")]
     pod_whitelist: Option<PathBuf>,
+    /// Have this `runsv` of runit supervise pods that are new here, not platctrl-shim
+    #[arg(long, value_name = "FILE")]
+    runsv: Option<PathBuf>,
     /// The authorities that HTTPS checks of pods believe (PEM) [default: anybody]
     #[arg(long, value_name = "FILE")]
     health_ca: Option<PathBuf>,
@@ -82,6 +85,7 @@ impl BeginFlags {
     /// What the flags say of a node.
     pub(crate) fn set(&self, host: &mut HostConfig) {
         host.probes = self.probes();
+        host.runsv.clone_from(&self.runsv);
         if let Some(file) = &self.deploy_rules {
             host.authority = Arc::new(DeployRules::in_file(file));
         }

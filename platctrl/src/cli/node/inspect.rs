@@ -2,15 +2,18 @@
 //! about it where one answers.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use platctrl_agent::{InspectedPod, PodName};
 use serde_json::{Value, json};
+use tokio::net::UnixStream;
 
-use crate::api::{Collection, Query};
+use crate::api::{Api, Collection, Query};
 use crate::cli::{Setting, here, list};
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::output::{self, Table};
+use crate::roles::desk;
 
 /// How long a server may take to say what it knows.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -25,8 +28,13 @@ pub(crate) struct InspectArgs {
 pub(super) async fn run(args: &InspectArgs, setting: &Setting) -> Result<()> {
     let data_dir = here::data_dir(setting)?;
     let directory = data_dir.clone();
-    let looked = tokio::task::spawn_blocking(move || here::pods(&directory)).await;
-    let pods = looked.map_err(crate::error::Failure::failed)??;
+    let looked = tokio::task::spawn_blocking(move || {
+        let pods = here::pods(&directory)?;
+        let node = platctrl_agent::inspect_node(&directory).map_err(Failure::failed)?;
+        Ok::<_, Failure>((pods, node))
+    });
+    let (pods, node) = looked.await.map_err(Failure::failed)??;
+    let agent = agent(&data_dir).await;
     let stored = match tokio::time::timeout(PATIENCE, stored(setting)).await {
         Ok(Ok(stored)) => Some(stored),
         Ok(Err(failure)) => {
@@ -47,8 +55,18 @@ pub(super) async fn run(args: &InspectArgs, setting: &Setting) -> Result<()> {
         .collect();
     if args.output == "json" {
         let items: Vec<_> = joined.iter().map(Joined::json).collect();
-        return output::print(output::json_text(&json!({"kind": "List", "items": items})));
+        let mut node = json!(node);
+        node["agent"] = agent.into();
+        let all = json!({"kind": "List", "node": node, "items": items});
+        return output::print(output::json_text(&all));
     }
+    output::note(format_args!(
+        "the agent {agent}; incarnation {}; {} of {} are left in {}",
+        node.incarnation,
+        bytes(node.disk_free),
+        bytes(node.disk_size),
+        data_dir.display()
+    ));
     let heading = [
         "NAMESPACE",
         "POD",
@@ -64,6 +82,20 @@ pub(super) async fn run(args: &InspectArgs, setting: &Setting) -> Result<()> {
     let mut lines = vec![heading.map(str::to_owned).to_vec()];
     lines.extend(joined.iter().map(Joined::line));
     output::print(Table::default().render(&lines))
+}
+
+/// What the agent of this machine does, in words.
+async fn agent(data_dir: &Path) -> String {
+    let socket = desk::socket(data_dir);
+    if UnixStream::connect(&socket).await.is_err() {
+        return "does not run".to_owned();
+    }
+    let agent = Api::unix(socket);
+    match tokio::time::timeout(PATIENCE, agent.stream("/readyz")).await {
+        Ok(Ok(_)) => "takes orders".to_owned(),
+        Ok(Err(failure)) => format!("takes no orders: {}", output::plain(&failure.message)),
+        Err(_) => "does not answer".to_owned(),
+    }
 }
 
 /// Every pod that the server knows, by name.
@@ -97,6 +129,8 @@ impl Joined<'_> {
                     "deletionTimestamp": pod["metadata"]["deletionTimestamp"],
                     "phase": pod["status"]["phase"],
                     "observedGeneration": pod["status"]["observedGeneration"],
+                    "spec": pod["spec"],
+                    "status": pod["status"],
                 }),
             };
         }
