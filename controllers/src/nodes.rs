@@ -47,10 +47,7 @@ impl Belongs {
         let matches = selector.matches(&node.metadata.labels);
         match self {
             Self::Misfits => !matches,
-            Self::Homes => {
-                let state = NodeState::of(node);
-                matches && matches!(state, NodeState::Open | NodeState::Cordoned)
-            }
+            Self::Homes => matches && NodeState::of(node).keeps_pods(),
         }
     }
 }

@@ -159,6 +159,8 @@ pub enum NodeState {
     /// It does.
     #[default]
     Open,
+    /// Little of the disk that pods are kept on is left.
+    ShortOfDisk,
     /// A person said that it takes no new ones.
     Cordoned,
     /// Its pods are being moved away.
@@ -170,6 +172,12 @@ pub enum NodeState {
 }
 
 impl NodeState {
+    /// Pods that are on such a node stay there.
+    #[must_use]
+    pub fn keeps_pods(self) -> bool {
+        matches!(self, Self::Open | Self::ShortOfDisk | Self::Cordoned)
+    }
+
     /// What a node's record and status say.
     #[must_use]
     pub fn of(node: &Object<Node>) -> Self {
@@ -182,6 +190,8 @@ impl NodeState {
             Self::Draining
         } else if node.spec.unschedulable {
             Self::Cordoned
+        } else if conditions.is_true(node_condition::DISK_PRESSURE) {
+            Self::ShortOfDisk
         } else {
             Self::Open
         }

@@ -104,14 +104,19 @@ fn record(spec: serde_json::Value) -> Object<Node> {
 fn what_a_nodes_record_says_decides_whether_it_takes_pods() {
     let mut node = record(json!({}));
     assert_eq!(NodeState::of(&node), NodeState::Open);
-    node.spec.unschedulable = true;
-    assert_eq!(NodeState::of(&node), NodeState::Cordoned);
     let say = |node: &mut Object<Node>, kind: &str| {
         let said = Condition::new(kind, ConditionStatus::True, "Test", "");
         node.status
             .conditions
             .set(said, 1, jiff::Timestamp::UNIX_EPOCH);
     };
+    say(&mut node, node_condition::MEMORY_PRESSURE);
+    assert_eq!(NodeState::of(&node), NodeState::Open);
+    say(&mut node, node_condition::DISK_PRESSURE);
+    assert_eq!(NodeState::of(&node), NodeState::ShortOfDisk);
+    assert!(NodeState::of(&node).keeps_pods());
+    node.spec.unschedulable = true;
+    assert_eq!(NodeState::of(&node), NodeState::Cordoned);
     say(&mut node, node_condition::DRAINING);
     assert_eq!(NodeState::of(&node), NodeState::Draining);
     say(&mut node, node_condition::LOST);
