@@ -24,6 +24,31 @@ pub(crate) enum Code {
     Held = 8,
 }
 
+impl Code {
+    /// What helps with failures of its kind, for those that say nothing better themselves.
+    const fn way_out(self) -> &'static str {
+        match self {
+            Self::Failed => "`platctrl doctor` looks at this machine, the server and the store",
+            Self::Usage => "`--help` behind the verb shows how it is written",
+            Self::Unreachable => {
+                "`platctrl config show` says which server is asked, `platctrl doctor` whether it answers"
+            }
+            Self::Denied => {
+                "`platctrl config show` says whose token was shown; whoever is admin gives another"
+            }
+            Self::NotFound => "`platctrl get KIND` lists what there is",
+            Self::Conflict => "look at it as it is now, and try again",
+            Self::Timeout => {
+                "`platctrl describe` says what it waits for; trying again does no harm"
+            }
+            Self::Held => "`platctrl failsafe list` says what is held, and what settles it",
+        }
+    }
+}
+
+/// Interrupted by a person, as shells count it.
+pub(crate) const INTERRUPTED: u8 = 130;
+
 /// Why a command ended without its result.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -79,15 +104,31 @@ impl Failure {
         }
     }
 
+    /// A signal ended it. Of what changes nothing there is nothing to tell.
+    pub(crate) fn interrupted(changes: bool) -> Self {
+        if changes {
+            crate::output::note(
+                "interrupted\nhint: what was said to be done is done, the rest is not; it may be repeated",
+            );
+        }
+        Self::silent(INTERRUPTED)
+    }
+
+    /// What to do about it.
+    pub(crate) fn way_out(&self) -> &str {
+        self.hint.as_deref().unwrap_or(self.code.way_out())
+    }
+
     /// Says it on standard error; the exit code is what is left to do.
     pub(crate) fn report(&self) -> ExitCode {
         if let Some(code) = self.silent {
             return ExitCode::from(code);
         }
-        crate::output::note(format_args!("error: {}", self.message));
-        if let Some(hint) = &self.hint {
-            crate::output::note(format_args!("hint: {hint}"));
-        }
+        crate::output::note(format_args!(
+            "error: {}\nhint: {}",
+            self.message,
+            self.way_out()
+        ));
         ExitCode::from(self.code as u8)
     }
 }

@@ -9,6 +9,7 @@ mod cli;
 mod error;
 #[doc(hidden)]
 pub mod fuzzing;
+mod log;
 mod manifest;
 mod output;
 mod place;
@@ -41,4 +42,12 @@ pub fn main() -> ExitCode {
 #[doc(hidden)]
 pub fn takes(arguments: &[String]) -> Result<(), String> {
     cli::takes(arguments)
+}
+
+/// Every verb of the command line with its own verbs, word by word. For the tests that look at
+/// each of them.
+#[doc(hidden)]
+#[must_use]
+pub fn verbs() -> Vec<Vec<String>> {
+    cli::verbs()
 }

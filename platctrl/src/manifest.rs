@@ -105,6 +105,13 @@ impl Manifests {
         Ok(manifests)
     }
 
+    /// The same, while something else goes on: somebody may be typing.
+    pub(crate) async fn read_aside(names: &[PathBuf]) -> Result<Self> {
+        let names = names.to_owned();
+        let read = tokio::task::spawn_blocking(move || Self::read(&names)).await;
+        read.map_err(|error| Failure::failed(format!("the manifests were not read: {error}")))?
+    }
+
     fn add(&mut self, file: &str, base: &Path, text: std::io::Result<String>) {
         let added = text
             .map_err(|error| format!("{file}: {error}"))
@@ -136,6 +143,7 @@ pub(crate) fn problems(problems: &[String]) -> Failure {
         "{what} in what was to be applied; nothing was changed\n  {}",
         problems.join("\n  ")
     ))
+    .hint("`platctrl explain KIND.FIELD` shows what a field takes")
 }
 
 fn take(source: impl std::io::Read) -> std::io::Result<String> {

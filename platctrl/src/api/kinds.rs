@@ -3,7 +3,7 @@
 use platctrl_framework::model::{KindDefinition, Kinds, KnownKind};
 use serde_json::Value;
 
-use super::Api;
+use super::{Api, OTHER_VERSION};
 use crate::error::{Code, Failure, Result};
 use crate::output;
 
@@ -23,13 +23,16 @@ pub(crate) struct Target {
 impl Catalog {
     pub(crate) async fn load(api: &Api) -> Result<Self> {
         let answer = api.get("/kinds").await?;
-        Ok(Self::parse(&answer))
+        Self::parse(&answer)
     }
 
-    fn parse(answer: &Value) -> Self {
+    fn parse(answer: &Value) -> Result<Self> {
         let list = answer.as_array().or_else(|| answer["items"].as_array());
+        let list = list.ok_or_else(|| {
+            Failure::failed("the server does not say which kinds it has").hint(OTHER_VERSION)
+        })?;
         let mut kinds = Kinds::new();
-        for item in list.into_iter().flatten() {
+        for item in list {
             match serde_json::from_value::<KindDefinition>(item.clone()) {
                 Ok(definition) => kinds.define(definition),
                 // One that a newer program registered in a newer form: the others still work.
@@ -38,7 +41,7 @@ impl Catalog {
                 }
             }
         }
-        Self { kinds }
+        Ok(Self { kinds })
     }
 
     pub(crate) fn definitions(&self) -> impl Iterator<Item = &KindDefinition> {
@@ -102,6 +105,18 @@ impl Catalog {
             None => format!("kinds are {}", all.join(", ")),
         };
         Failure::usage(format!("there is no kind `{}`", output::plain(word))).hint(hint)
+    }
+
+    /// `KIND NAME`, or any number of `KIND/NAME`.
+    pub(crate) fn targets(&self, words: &[String]) -> Result<Vec<Target>> {
+        let is_pair = words.len() == 2 && words.iter().all(|word| !word.contains('/'));
+        match is_pair {
+            true => Ok(vec![self.target(words)?]),
+            false => words
+                .iter()
+                .map(|word| self.target(std::slice::from_ref(word)))
+                .collect(),
+        }
     }
 
     /// `KIND/NAME`, or the two as two words.

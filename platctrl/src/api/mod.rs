@@ -41,6 +41,10 @@ pub(crate) mod media {
     pub(crate) const BYTES: &str = "application/octet-stream";
 }
 
+/// What to look at when a server answers what nobody asked for.
+pub(crate) const OTHER_VERSION: &str =
+    "is it a platctrl server of this version? `platctrl version` says so";
+
 type Body = BoxBody<Bytes, io::Error>;
 
 fn whole(bytes: Vec<u8>) -> Body {
@@ -173,7 +177,7 @@ impl Api {
                 Failure::failed(format!(
                     "the server's answer to {path} is not JSON: {error}"
                 ))
-                .hint("is it a platctrl server of this version?")
+                .hint(OTHER_VERSION)
             })?,
         };
         Ok(Answer {
@@ -187,7 +191,18 @@ impl Api {
         Ok(self.call(Method::GET, path, None).await?.body)
     }
 
-    /// A text answer, whole: what `/version` and the like say.
+    /// An answer that is no JSON, whole.
+    pub(crate) async fn text(&self, path: &str) -> Result<String> {
+        let request = Self::request(Method::GET, path, None, whole(Vec::new()))?;
+        let (parts, body) = self.send(request).await?.into_parts();
+        let bytes = read(body).await?;
+        match parts.status.is_success() {
+            true => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+            false => Err(refused(parts.status, &bytes)),
+        }
+    }
+
+    /// Whether there is something at a path.
     pub(crate) async fn exists(&self, path: &str) -> Result<bool> {
         let answer = self
             .send(Self::request(Method::HEAD, path, None, whole(Vec::new()))?)
@@ -199,10 +214,21 @@ impl Api {
         }
     }
 
-    /// Sends a file as it is.
-    pub(crate) async fn upload(&self, path: &str, file: tokio::fs::File, size: u64) -> Result<()> {
-        let frames =
-            tokio_util::io::ReaderStream::with_capacity(file, 64 << 10).map_ok(Frame::data);
+    /// Sends a file as it is, and tells how much was sent.
+    pub(crate) async fn upload(
+        &self,
+        path: &str,
+        file: tokio::fs::File,
+        size: u64,
+        mut tell: impl FnMut(u64) + Send + Sync + 'static,
+    ) -> Result<()> {
+        let mut sent = 0;
+        let frames = tokio_util::io::ReaderStream::with_capacity(file, 64 << 10);
+        let frames = frames.map_ok(move |piece| {
+            sent += piece.len() as u64;
+            tell(sent);
+            Frame::data(piece)
+        });
         let body = BoxBody::new(StreamBody::new(frames));
         let mut request = Self::request(Method::PUT, path, Some(media::BYTES), body)?;
         request
@@ -251,7 +277,7 @@ impl Api {
             };
             let mut event: Value = serde_json::from_str(&line).map_err(|error| broken(&error))?;
             let kind = event["type"].as_str().unwrap_or_default().to_owned();
-            let object = event["object"].take();
+            let object = take(&mut event, "object");
             if kind == "ERROR" {
                 return Err(status_failure(StatusCode::GONE, &object));
             }
@@ -259,6 +285,12 @@ impl Api {
         });
         Ok(StreamExt::boxed(events))
     }
+}
+
+/// Takes a field out of what somebody else wrote, whatever that is: indexing would panic on what is
+/// no object.
+pub(crate) fn take(value: &mut Value, field: &str) -> Value {
+    value.get_mut(field).map(Value::take).unwrap_or_default()
 }
 
 /// An error with all its causes.
@@ -316,9 +348,26 @@ fn refused(status: StatusCode, body: &[u8]) -> Failure {
             } else {
                 text
             };
-            Failure::new(code(status, ""), text)
+            Failure::new(code(status, ""), text).hint(OTHER_VERSION)
         }
     }
+}
+
+/// What helps, by what the server says is wrong. None where the kind of failure says it all.
+fn way_out(reason: &str) -> Option<&'static str> {
+    Some(match reason {
+        "Unauthorized" => {
+            "give a token that is good in PLATCTRL_TOKEN or --token-file; an admin makes one with `platctrl token create`"
+        }
+        "Forbidden" => {
+            "an admin gives the right: `platctrl token create NAME --role ROLE`, or a RoleBinding (`platctrl explain rolebindings`)"
+        }
+        "Invalid" => "`platctrl explain KIND.FIELD` shows what a field takes",
+        "AlreadyExists" => "choose another name, or change what is there",
+        "Gone" | "Expired" => "ask again: what was asked for is too long ago",
+        "TooManyRequests" => "wait a moment, and try again",
+        _ => return None,
+    })
 }
 
 /// Field problems that a `Status` lists.
@@ -342,10 +391,15 @@ fn status_failure(http: StatusCode, status: &Value) -> Failure {
             message.push_str(&format!("\n  {line}"));
         }
     }
-    let code = code(http, status["reason"].as_str().unwrap_or_default());
+    let reason = status["reason"].as_str().unwrap_or_default();
+    let hint = match status["kind"] == "Status" {
+        true => way_out(reason).map(str::to_owned),
+        false => Some(OTHER_VERSION.to_owned()),
+    };
     Failure {
         fields,
-        ..Failure::new(code, message)
+        hint,
+        ..Failure::new(code(http, reason), message)
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Setting;
 use crate::access::Role;
-use crate::api::media;
+use crate::api::{OTHER_VERSION, media};
 use crate::error::{Code, Failure, Result};
 use crate::output::Table;
 use crate::roles::listen::write_secret;
@@ -127,6 +127,11 @@ pub(crate) fn ca(verb: &CaVerb, setting: &Setting) -> Result<()> {
     }
 }
 
+/// A server answered what nobody asked for.
+fn strange(what: &str) -> Failure {
+    Failure::failed(format!("the server's answer {what}")).hint(OTHER_VERSION)
+}
+
 pub(crate) async fn token(verb: &TokenVerb, setting: &Setting) -> Result<()> {
     let api = setting.api()?;
     match verb {
@@ -142,17 +147,29 @@ pub(crate) async fn token(verb: &TokenVerb, setting: &Setting) -> Result<()> {
             let made = api
                 .call(Method::POST, "/auth/tokens", Some((media::JSON, &wanted)))
                 .await?;
-            let text = made.body["token"].as_str().unwrap_or_default();
+            let text = made.body["token"]
+                .as_str()
+                .ok_or_else(|| strange("has no token"))?;
             output::note(
                 "hint: it is not shown again; give it to clients in PLATCTRL_TOKEN or --token-file",
             );
-            output::print(format_args!("{text}\n"))
+            let printed = output::print(format_args!("{text}\n"));
+            if printed.is_err() {
+                // Nobody has it, and nobody ever will.
+                let path = format!("/auth/tokens/{}", crate::api::segment(name));
+                api.call(Method::DELETE, &path, None).await?;
+                return Err(Failure::failed(
+                    "nobody read the token, so it was deleted again",
+                ));
+            }
+            Ok(())
         }
         TokenVerb::List => {
             let answer = api.get("/auth/tokens").await?;
             let headings = ["NAME", "ROLE", "CREATED", "BY", "EXPIRES"];
             let mut lines = vec![headings.map(str::to_owned).to_vec()];
-            for token in answer["tokens"].as_array().into_iter().flatten() {
+            let tokens = answer["tokens"].as_array();
+            for token in tokens.ok_or_else(|| strange("lists no tokens"))? {
                 let text = |field: &str| match &token[field] {
                     Value::String(text) => output::plain(text),
                     _ => "never".to_owned(),
@@ -164,7 +181,10 @@ pub(crate) async fn token(verb: &TokenVerb, setting: &Setting) -> Result<()> {
         }
         TokenVerb::Delete { name } => {
             let path = format!("/auth/tokens/{}", crate::api::segment(name));
-            api.call(Method::DELETE, &path, None).await?;
+            let answer = api.call(Method::DELETE, &path, None).await?.body;
+            if answer["deleted"].is_null() {
+                return Err(strange("does not say that the token is deleted"));
+            }
             output::print(format_args!("token/{name} deleted\n"))
         }
     }

@@ -16,6 +16,7 @@ use crate::api::{Api, Catalog, Collection, Query, media};
 use crate::error::{Code, Failure, Result};
 use crate::manifest::{self, Document, Manifests};
 use crate::output;
+use crate::output::progress::{Bar, Unit};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct ApplyArgs {
@@ -31,7 +32,7 @@ pub(crate) struct ApplyArgs {
 }
 
 pub(crate) async fn run(args: &ApplyArgs, setting: &Setting) -> Result<()> {
-    let manifests = Manifests::read(&args.filename)?;
+    let manifests = Manifests::read_aside(&args.filename).await?;
     let (api, catalog) = match setting.connect().await {
         Ok(server) => server,
         // What is wrong with the files is wrong whatever server there is.
@@ -52,7 +53,7 @@ pub(crate) async fn run(args: &ApplyArgs, setting: &Setting) -> Result<()> {
     }
     for object in &prepared {
         let outcome = object.write(&api).await?;
-        output::print(format_args!("{} {outcome}\n", object.title()))?;
+        output::done(format_args!("{} {outcome}\n", object.title()));
     }
     Ok(())
 }
@@ -306,7 +307,7 @@ fn namespace_of(
 }
 
 /// Where the specs of pods are in objects.
-const POD_SPECS: [(&str, &str); 2] = [
+pub(crate) const POD_SPECS: [(&str, &str); 2] = [
     ("/spec/launchables", "spec.launchables"),
     (
         "/spec/template/spec/launchables",
@@ -449,14 +450,12 @@ async fn upload(api: &Api, digest: &hoist::Digest, path: &Path) -> Result<()> {
         |error: std::io::Error| Failure::failed(format!("cannot read {}: {error}", path.display()));
     let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
     let size = file.metadata().await.map_err(unreadable)?.len();
-    if output::is_watched() && size > 16 << 20 {
-        output::note(format_args!(
-            "uploading {} ({} MiB)",
-            path.display(),
-            size >> 20
-        ));
-    }
-    api.upload(&target, file, size)
+    let mut bar = Bar::new(
+        format!("uploading {}", path.display()),
+        Unit::Bytes,
+        Some(size),
+    );
+    api.upload(&target, file, size, move |sent| bar.show(sent))
         .await
         .map_err(|failure| Failure {
             message: format!("cannot upload {}: {}", path.display(), failure.message),

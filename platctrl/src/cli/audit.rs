@@ -6,8 +6,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::Setting;
-use crate::api::Query;
-use crate::error::Result;
+use crate::api::{OTHER_VERSION, Query, take};
+use crate::error::{Failure, Result};
 use crate::output::{self, Format, Table};
 
 #[derive(Debug, clap::Args)]
@@ -45,9 +45,8 @@ pub(crate) async fn run(args: &AuditArgs, setting: &Setting) -> Result<()> {
         query = query.with("since", &since.to_string());
     }
     let mut answer = setting.api()?.get(&query.on("/audit")).await?;
-    let items = match answer["items"].take() {
-        Value::Array(items) => items,
-        _ => Vec::new(),
+    let Value::Array(items) = take(&mut answer, "items") else {
+        return Err(Failure::failed("the server's list has no items").hint(OTHER_VERSION));
     };
     match &args.output {
         Format::Json => output::print(output::json_text(&output::list(&items, &Value::Null))),

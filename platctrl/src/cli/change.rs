@@ -99,7 +99,7 @@ pub(crate) async fn scale(args: &ScaleArgs, setting: &Setting) -> Result<()> {
     let namespace = &args.namespace.namespace;
     let change = json!({ "spec": { "replicas": args.replicas } });
     patch(&api, &target, namespace, Some("scale"), &change).await?;
-    output::print(format_args!("{} scaled\n", target.title()))?;
+    output::done(format_args!("{} scaled\n", target.title()));
     if let Some(message) = unplaced(&api, &target, namespace).await {
         output::note(format_args!("warning: {}", output::plain(&message)));
     }

@@ -173,7 +173,7 @@ impl Config {
 
 pub(crate) fn run(verb: &ConfigVerb, setting: &Setting) -> Result<()> {
     match verb {
-        ConfigVerb::Show => show(setting),
+        ConfigVerb::Show => output::print(table(setting)?),
         ConfigVerb::Contexts => {
             let config = Config::read()?;
             if config.contexts.is_empty() {
@@ -279,7 +279,8 @@ fn set(name: &str, namespace: Option<&str>, setting: &Setting) -> Result<()> {
     output::print(format_args!("context/{name} {outcome}\n"))
 }
 
-fn show(setting: &Setting) -> Result<()> {
+/// Each setting, its value and where it came from; never a token.
+pub(crate) fn table(setting: &Setting) -> Result<String> {
     let mut lines = vec![["SETTING", "VALUE", "FROM"].map(str::to_owned).to_vec()];
     let mut line = |name: &str, value: String, from: String| {
         lines.push(vec![name.to_owned(), output::plain(&value), from]);
@@ -363,7 +364,7 @@ fn show(setting: &Setting) -> Result<()> {
         )
     });
     line("namespace", namespace, from_namespace);
-    output::print(Table::default().render(&lines))
+    Ok(Table::default().render(&lines))
 }
 
 #[cfg(test)]

@@ -52,22 +52,22 @@ pub(crate) struct DeleteArgs {
 pub(crate) async fn run(args: &DeleteArgs, setting: &Setting) -> Result<()> {
     let (api, catalog) = setting.connect().await?;
     let targets = if args.what.is_empty() {
-        from_manifests(args, &catalog)?
+        from_manifests(args, &catalog).await?
     } else {
         named(args, &catalog)?
     };
     // All are looked up first: a name that is wrong is found before anything ends.
     let mut found = Vec::new();
     for (target, namespace) in targets {
-        match find::exact(&api, &target, &namespace).await {
-            Ok(object) => found.push((target, namespace, object)),
-            Err(failure) if failure.code == Code::NotFound && args.ignore_not_found => {}
-            Err(failure) => return Err(failure),
-        }
+        let object = match args.ignore_not_found {
+            true => find::there(&api, &target, &namespace).await?,
+            false => Some(find::exact(&api, &target, &namespace).await?),
+        };
+        found.extend(object.map(|object| (target, namespace, object)));
     }
     for (target, namespace, object) in &found {
         delete(&api, args, target, namespace, object).await?;
-        output::print(format_args!("{} deleted\n", target.title()))?;
+        output::done(format_args!("{} deleted\n", target.title()));
     }
     if args.wait {
         let deadline = tokio::time::Instant::now() + args.timeout;
@@ -86,23 +86,17 @@ pub(crate) async fn run(args: &DeleteArgs, setting: &Setting) -> Result<()> {
 }
 
 fn named(args: &DeleteArgs, catalog: &Catalog) -> Result<Vec<(Target, String)>> {
-    let is_pair = args.what.len() == 2 && args.what.iter().all(|word| !word.contains('/'));
-    let words: Vec<&[String]> = if is_pair {
-        vec![&args.what[..]]
-    } else {
-        args.what.iter().map(std::slice::from_ref).collect()
-    };
-    words
-        .into_iter()
-        .map(|words| Ok((catalog.target(words)?, args.namespace.clone())))
-        .collect()
+    let targets = catalog.targets(&args.what)?.into_iter();
+    Ok(targets
+        .map(|target| (target, args.namespace.clone()))
+        .collect())
 }
 
 /// The objects of manifests, the last first: what was made last was made for the others.
-fn from_manifests(args: &DeleteArgs, catalog: &Catalog) -> Result<Vec<(Target, String)>> {
+async fn from_manifests(args: &DeleteArgs, catalog: &Catalog) -> Result<Vec<(Target, String)>> {
     let mut targets = Vec::new();
     let mut problems = Vec::new();
-    for document in Manifests::read(&args.filename)?.check()? {
+    for document in Manifests::read_aside(&args.filename).await?.check()? {
         let (api_version, kind) = (document.text("/apiVersion"), document.text("/kind"));
         let name = document.text("/metadata/name");
         let Some(definition) = catalog.of_manifest(api_version, kind) else {

@@ -1,7 +1,6 @@
 //! `diff`: what `apply` would change, before it does.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use serde_json::Value;
@@ -52,10 +51,10 @@ pub(crate) async fn run(args: &DiffArgs, setting: &Setting) -> Result<()> {
 }
 
 async fn compare(args: &DiffArgs, setting: &Setting) -> Result<()> {
-    let manifests = Manifests::read(&args.filename)?;
+    let manifests = Manifests::read_aside(&args.filename).await?;
     let (api, catalog) = setting.connect().await?;
     let namespaces = apply::Namespaces::new(args.namespace.as_deref(), setting);
-    let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let colour = output::is_coloured();
     let mut differs = false;
     for object in &apply::prepare(&api, &catalog, manifests, namespaces).await? {
         let path = object.collection().object(&object.name);
@@ -80,7 +79,7 @@ fn yaml(mut object: Value) -> Result<String> {
     if let Some(fields) = object.as_object_mut() {
         fields.remove("status");
     }
-    if let Some(metadata) = object["metadata"].as_object_mut() {
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
         for field in OF_THE_SERVER {
             metadata.remove(field);
         }

@@ -6,8 +6,10 @@
 mod machine;
 mod services;
 
+use std::path::Path;
+
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Setting;
 use crate::error::{Failure, Result};
@@ -84,7 +86,7 @@ impl Finding {
     /// What a failed attempt says.
     fn of_failure(about: &'static str, failure: Failure) -> Self {
         Self {
-            hint: failure.hint,
+            hint: Some(failure.way_out().to_owned()),
             ..Self::bad(about, failure.message)
         }
     }
@@ -99,17 +101,41 @@ impl Finding {
 
 pub(crate) async fn run(args: &DoctorArgs, setting: &Setting) -> Result<()> {
     let data_dir = setting.data_dir()?;
-    let mut findings = machine::look(&data_dir).judge();
-    findings.extend(services::server(setting).await);
-    if let Some(url) = &args.store {
-        let url = &StoreUrl::parse(url)?;
-        findings.extend(services::store(url, &args.access).await);
-    }
+    let url = args.store.as_deref().map(StoreUrl::parse).transpose()?;
+    let findings = find(&data_dir, setting, url.as_ref(), &args.access).await;
     print(&findings, &args.output)?;
     match findings.iter().map(|finding| finding.verdict).max() {
         Some(Verdict::Bad) => Err(Failure::silent(BAD)),
         _ => Ok(()),
     }
+}
+
+async fn find(
+    data_dir: &Path,
+    setting: &Setting,
+    store: Option<&StoreUrl>,
+    access: &StoreAccess,
+) -> Vec<Finding> {
+    let mut findings = machine::look(data_dir).judge();
+    findings.extend(services::server(setting).await);
+    if let Some(url) = store {
+        findings.extend(services::store(url, access).await);
+    }
+    findings
+}
+
+/// All findings, for a bundle: also of what cannot be looked at.
+pub(crate) async fn look(setting: &Setting, store: Option<&str>, access: &StoreAccess) -> Value {
+    let looked = async {
+        let data_dir = setting.data_dir()?;
+        let url = store.map(StoreUrl::parse).transpose()?;
+        Ok::<_, Failure>(find(&data_dir, setting, url.as_ref(), access).await)
+    };
+    let findings = match looked.await {
+        Ok(findings) => findings,
+        Err(failure) => vec![Finding::of_failure("doctor", failure)],
+    };
+    json!({ "findings": findings })
 }
 
 fn print(findings: &[Finding], format: &Format) -> Result<()> {

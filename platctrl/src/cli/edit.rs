@@ -5,12 +5,12 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
-use std::process::Command;
 
 use http::Method;
 use platctrl_framework::model::{KindDefinition, schema};
 use serde_json::Value;
 
+use super::interrupt::Elsewhere;
 use super::{Setting, find};
 use crate::api::{Collection, media};
 use crate::error::{Code, Failure, Result};
@@ -42,7 +42,7 @@ pub(crate) async fn run(args: &EditArgs, setting: &Setting) -> Result<()> {
     let (mut text, mut problems) = (original.clone(), Vec::new());
     loop {
         file.write(&with_problems(&text, &problems))?;
-        open(&editor, file.path())?;
+        open(&editor, file.path()).await?;
         let edited = without_comments(&file.read()?);
         if edited.trim().is_empty() || edited == original {
             file.discard();
@@ -159,14 +159,16 @@ fn read(text: &str, kind: &KindDefinition, before: &Value) -> Result<Value, Vec<
     }
 }
 
-fn open(editor: &str, file: &Path) -> Result<()> {
+async fn open(editor: &str, file: &Path) -> Result<()> {
+    let _elsewhere = Elsewhere::new();
     // The shell splits the editor's command, as `code --wait`, and passes the file on as it is.
-    let ended = Command::new("sh")
+    let ended = tokio::process::Command::new("sh")
         .arg("-c")
         .arg(format!("{editor} \"$@\""))
         .arg(editor)
         .arg(file)
-        .status();
+        .status()
+        .await;
     match ended {
         Ok(status) if status.success() => Ok(()),
         Ok(status) => Err(Failure::failed(format!(

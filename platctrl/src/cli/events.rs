@@ -1,11 +1,12 @@
 //! `events`, and the events that `describe` shows.
 
+use futures::StreamExt as _;
 use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{Setting, get::GetArgs};
-use crate::api::{Api, Query};
-use crate::error::Result;
+use crate::api::{Api, OTHER_VERSION, Query, take};
+use crate::error::{Code, Failure, Result};
 use crate::output::{self, Format, Table};
 
 /// Events in one page of a list.
@@ -26,39 +27,62 @@ pub(crate) struct EventsArgs {
     /// How to print it [default: table]
     #[arg(short, long, value_name = output::FORMATS, default_value = "table", hide_default_value = true)]
     output: Format,
+    /// Only events with these fields, as type=Warning or reason=Crashed
+    #[arg(long, value_name = "SELECTOR")]
+    field_selector: Option<String>,
+    /// Leave the names of the columns out
+    #[arg(long)]
+    no_headers: bool,
+    /// Go on and print what happens
+    #[arg(short, long)]
+    watch: bool,
 }
 
-async fn read(api: &Api, namespace: Option<&str>, fields: &[(&str, &str)]) -> Result<Vec<Value>> {
-    let path = match namespace {
-        Some(namespace) => format!(
-            "/apis/platctrl.dev/v1/namespaces/{}/events",
-            checked(namespace)?
-        ),
-        None => "/apis/platctrl.dev/v1/events".to_owned(),
-    };
-    let mut query = Query::default();
-    if !fields.is_empty() {
-        let fields: Vec<_> = fields
-            .iter()
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect();
-        query = query.with("fieldSelector", &fields.join(","));
+/// Which events are asked for.
+#[derive(Debug, Default)]
+struct Asked {
+    path: String,
+    query: Query,
+}
+
+impl Asked {
+    fn new(namespace: Option<&str>, fields: &[String]) -> Result<Self> {
+        let path = match namespace {
+            Some(namespace) => format!(
+                "/apis/platctrl.dev/v1/namespaces/{}/events",
+                checked(namespace)?
+            ),
+            None => "/apis/platctrl.dev/v1/events".to_owned(),
+        };
+        let mut query = Query::default();
+        if !fields.is_empty() {
+            query = query.with("fieldSelector", &fields.join(","));
+        }
+        Ok(Self { path, query })
     }
-    let mut newest = Newest::default();
-    let mut next = String::new();
-    loop {
-        let mut page = query.clone().with("limit", PAGE);
-        if !next.is_empty() {
-            page = page.with("continue", &next);
-        }
-        let mut answer = api.get(&page.on(&path)).await?;
-        if let Value::Array(items) = answer["items"].take() {
+
+    /// The events there are, oldest first: so they come. And the revision that this is of.
+    async fn list(&self, api: &Api) -> Result<(Vec<Value>, String)> {
+        let mut newest = Newest::default();
+        let (mut next, mut revision) = (String::new(), String::new());
+        loop {
+            let mut page = self.query.clone().with("limit", PAGE);
+            if !next.is_empty() {
+                page = page.with("continue", &next);
+            }
+            let mut answer = api.get(&page.on(&self.path)).await?;
+            let Value::Array(items) = take(&mut answer, "items") else {
+                return Err(Failure::failed("the server's list has no items").hint(OTHER_VERSION));
+            };
             newest.add(items);
-        }
-        let more = answer["metadata"]["continue"].as_str();
-        next = more.unwrap_or_default().to_owned();
-        if next.is_empty() {
-            return Ok(newest.into_items());
+            let text = |field: &str| answer["metadata"][field].as_str().unwrap_or_default();
+            if revision.is_empty() {
+                text("resourceVersion").clone_into(&mut revision);
+            }
+            next = text("continue").to_owned();
+            if next.is_empty() {
+                return Ok((newest.into_items(), revision));
+            }
         }
     }
 }
@@ -104,8 +128,15 @@ impl Newest {
 
 fn checked(namespace: &str) -> Result<&str> {
     let check = platctrl_framework::model::check_name("namespace", namespace);
-    check.map_err(|error| crate::error::Failure::usage(error.to_string()))?;
+    check.map_err(|error| Failure::usage(error.to_string()))?;
     Ok(namespace)
+}
+
+fn about(kind: &str, name: &str) -> [String; 2] {
+    [
+        format!("involvedObject.kind={kind}"),
+        format!("involvedObject.name={name}"),
+    ]
 }
 
 /// What happened to one object, oldest first. Of a cluster's object: in no namespace.
@@ -115,60 +146,129 @@ pub(crate) async fn of(
     namespace: Option<&str>,
     name: &str,
 ) -> Result<Vec<Value>> {
-    let fields = [("involvedObject.kind", kind), ("involvedObject.name", name)];
-    read(api, namespace, &fields).await
+    let asked = Asked::new(namespace, &about(kind, name))?;
+    Ok(asked.list(api).await?.0)
 }
 
 pub(crate) async fn run(args: &EventsArgs, setting: &Setting) -> Result<()> {
-    let namespace = (!args.all_namespaces).then_some(args.namespace.namespace.as_str());
-    if args.what.is_empty() {
-        let items = read(&setting.api()?, namespace, &[]).await?;
-        return print(&items, &args.output);
+    let mut namespace = (!args.all_namespaces).then_some(args.namespace.namespace.as_str());
+    let mut fields: Vec<String> = args.field_selector.iter().cloned().collect();
+    let api = match args.what.is_empty() {
+        true => setting.api()?,
+        false => {
+            let (api, catalog) = setting.connect().await?;
+            let target = catalog.target(&args.what)?;
+            let cluster = target.kind.scope == platctrl_framework::model::Scope::Cluster;
+            namespace = namespace.filter(|_| !cluster);
+            fields.extend(about(&target.kind.kind, &target.name));
+            api
+        }
+    };
+    let asked = Asked::new(namespace, &fields)?;
+    let (items, revision) = asked.list(&api).await?;
+    let mut printer = Printer::new(&args.output, !args.no_headers, args.watch);
+    printer.begin(&items)?;
+    match args.watch {
+        true => printer.follow(&api, &asked, &revision).await,
+        false => Ok(()),
     }
-    let (api, catalog) = setting.connect().await?;
-    let target = catalog.target(&args.what)?;
-    let cluster = target.kind.scope == platctrl_framework::model::Scope::Cluster;
-    let namespace = namespace.filter(|_| !cluster);
-    print(
-        &of(&api, &target.kind.kind, namespace, &target.name).await?,
-        &args.output,
-    )
 }
 
 /// `get events`.
 pub(crate) async fn get(args: &GetArgs, api: &Api) -> Result<()> {
-    let mut items = read(api, args.namespace(), &[]).await?;
+    let fields: Vec<String> = args.fields().map(str::to_owned).into_iter().collect();
+    let mut asked = Asked::new(args.namespace(), &fields)?;
+    if let Some(labels) = args.labels() {
+        asked.query = asked.query.with("labelSelector", labels);
+    }
+    let (mut items, revision) = asked.list(api).await?;
     args.sort(&mut items);
-    print(&items, args.format())
+    let mut printer = Printer::new(args.format(), args.has_headers(), args.is_watched());
+    printer.begin(&items)?;
+    match args.is_watched() {
+        true => printer.follow(api, &asked, &revision).await,
+        false => Ok(()),
+    }
 }
 
-fn print(items: &[Value], format: &Format) -> Result<()> {
-    match format {
-        Format::Json => output::print(output::json_text(&output::list(items, &Value::Null))),
-        Format::Yaml => output::print(output::yaml_text(&output::list(items, &Value::Null))?),
-        Format::JsonPath(template) => {
-            output::print(template.render(&output::list(items, &Value::Null)))
+/// Prints events in the form that is asked for.
+struct Printer<'a> {
+    format: &'a Format,
+    headers: bool,
+    /// More may come.
+    goes_on: bool,
+    table: Table,
+}
+
+impl<'a> Printer<'a> {
+    fn new(format: &'a Format, headers: bool, goes_on: bool) -> Self {
+        Self {
+            format,
+            headers,
+            goes_on,
+            table: Table::default(),
         }
-        Format::Name => output::print(
-            items
-                .iter()
-                .map(|it| format!("{}\n", object(it)))
-                .collect::<String>(),
-        ),
-        Format::Table | Format::Wide => {
-            if items.is_empty() {
-                output::note("nothing happened that is still remembered");
-                return Ok(());
+    }
+
+    /// Those that there are.
+    fn begin(&mut self, items: &[Value]) -> Result<()> {
+        if self.goes_on && !self.format.is_table() {
+            return items.iter().try_for_each(|item| self.one(item));
+        }
+        match self.format {
+            Format::Json => output::print(output::json_text(&output::list(items, &Value::Null))),
+            Format::Yaml => output::print(output::yaml_text(&output::list(items, &Value::Null))?),
+            Format::JsonPath(template) => {
+                output::print(template.render(&output::list(items, &Value::Null)))
             }
-            let now = Timestamp::now();
-            let mut lines = vec![
-                ["LAST", "TYPE", "REASON", "OBJECT", "MESSAGE"]
-                    .map(str::to_owned)
-                    .to_vec(),
-            ];
-            lines.extend(items.iter().map(|event| line(event, now, true)));
-            output::print(Table::default().render(&lines))
+            Format::Name => output::print(
+                items
+                    .iter()
+                    .map(|it| format!("{}\n", object(it)))
+                    .collect::<String>(),
+            ),
+            Format::Table | Format::Wide => {
+                if items.is_empty() && !self.goes_on {
+                    output::note("nothing happened that is still remembered");
+                    return Ok(());
+                }
+                let now = Timestamp::now();
+                let headings = ["LAST", "TYPE", "REASON", "OBJECT", "MESSAGE"].map(str::to_owned);
+                let headings = self.headers.then(|| headings.to_vec());
+                let lines = items.iter().map(|event| line(event, now, true));
+                let lines: Vec<_> = headings.into_iter().chain(lines).collect();
+                output::print(self.table.render(&lines))
+            }
         }
+    }
+
+    /// One that comes later.
+    fn one(&mut self, event: &Value) -> Result<()> {
+        match self.format {
+            Format::Json => output::print(output::json_text(event)),
+            Format::Yaml => output::print(format_args!("---\n{}", output::yaml_text(event)?)),
+            Format::JsonPath(template) => {
+                output::print(format_args!("{}\n", template.render(event)))
+            }
+            Format::Name => output::print(format_args!("{}\n", object(event))),
+            Format::Table | Format::Wide => {
+                let line = line(event, Timestamp::now(), true);
+                output::print(self.table.render(&[line]))
+            }
+        }
+    }
+
+    async fn follow(&mut self, api: &Api, asked: &Asked, revision: &str) -> Result<()> {
+        let query = asked.query.clone().with("watch", "1");
+        let query = query.with("resourceVersion", revision);
+        let mut events = api.watch(&query.on(&asked.path)).await?;
+        while let Some(event) = events.next().await {
+            let (what, event) = event?;
+            if what != "BOOKMARK" {
+                self.one(&event)?;
+            }
+        }
+        Err(Failure::new(Code::Unreachable, "the server ended the watch").hint("ask again"))
     }
 }
 

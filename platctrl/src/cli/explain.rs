@@ -35,6 +35,13 @@ pub(crate) async fn run(args: &ExplainArgs, setting: &Setting) -> Result<()> {
 /// The whole schema of a kind: what its definition holds, and the metadata that all kinds share.
 fn whole(kind: &KindDefinition) -> Value {
     let mut whole = kind.schema.clone();
+    // It is a server's word, and may be anything.
+    if !whole.is_object() {
+        whole = json!({});
+    }
+    if !whole["properties"].is_object() {
+        whole["properties"] = json!({});
+    }
     let described = |schema: Value, description: &str| {
         let mut schema = schema;
         schema["description"] = description.into();

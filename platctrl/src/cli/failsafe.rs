@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::Setting;
-use crate::api::{Api, media};
+use crate::api::{Api, OTHER_VERSION, media};
 use crate::error::{Code, Failure, Result};
 use crate::manifest::Manifests;
 use crate::output::{self, Table};
@@ -91,9 +91,15 @@ async fn order(api: &Api, what: &str, body: &Value) -> Result<Value> {
     Ok(answer.body)
 }
 
+/// A server answered what nobody asked for.
+fn strange(what: &str) -> Failure {
+    Failure::failed(format!("the server does not say {what}")).hint(OTHER_VERSION)
+}
+
 async fn set(args: &FreezeArgs, api: &Api, what: &str, done: &str) -> Result<()> {
     let answer = order(api, what, &json!({"reason": args.reason})).await?;
-    let already = answer["changed"] == false;
+    let changed = answer["changed"].as_bool();
+    let already = !changed.ok_or_else(|| strange("whether it changed anything"))?;
     output::print(format_args!(
         "{}{done}\n",
         if already { "already " } else { "" }
@@ -135,6 +141,9 @@ fn text<'v>(value: &'v Value, field: &str) -> &'v str {
 
 async fn list(args: &ListArgs, api: &Api) -> Result<()> {
     let state = api.get("/failsafe").await?;
+    if !state["holds"].is_array() {
+        return Err(strange("what it holds"));
+    }
     if args.output.is_some() {
         return output::print(output::json_text(&state));
     }
@@ -197,7 +206,8 @@ async fn list(args: &ListArgs, api: &Api) -> Result<()> {
 
 async fn reset(args: &ResetArgs, api: &Api) -> Result<()> {
     let answer = order(api, "reset", &json!({"ids": args.holds, "all": args.all})).await?;
-    let done = answer["reset"].as_array().cloned().unwrap_or_default();
+    let done = answer["reset"].as_array().cloned();
+    let done = done.ok_or_else(|| strange("what it let go"))?;
     if done.is_empty() {
         output::note("nothing is held");
     }
@@ -218,7 +228,9 @@ async fn recall(args: &RecallArgs, setting: &Setting, what: &str) -> Result<()> 
         "namespace": args.namespace.namespace,
     });
     if let Some(file) = &args.filename {
-        let documents = Manifests::read(std::slice::from_ref(file))?.check()?;
+        let documents = Manifests::read_aside(std::slice::from_ref(file))
+            .await?
+            .check()?;
         let [document] = &documents[..] else {
             return Err(Failure::usage(format!(
                 "the manifest has {} documents; give the one of {}",

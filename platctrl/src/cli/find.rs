@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::api::{Api, Collection, Query, Target};
+use crate::api::{Api, Collection, OTHER_VERSION, Query, Target, take};
 use crate::error::{Code, Failure, Result};
 use crate::output;
 
@@ -35,15 +35,16 @@ pub(crate) async fn list(
             }
             Err(failure) => return Err(failure),
         };
-        if let Value::Array(more) = answer["items"].take() {
-            items.extend(more);
-        }
+        let Value::Array(more) = take(&mut answer, "items") else {
+            return Err(Failure::failed("the server's list has no items").hint(OTHER_VERSION));
+        };
+        items.extend(more);
         next = answer["metadata"]["continue"]
             .as_str()
             .unwrap_or_default()
             .to_owned();
         if next.is_empty() {
-            return Ok((items, answer["metadata"]["resourceVersion"].take()));
+            return Ok((items, answer["metadata"]["resourceVersion"].clone()));
         }
     }
 }
@@ -52,13 +53,31 @@ fn name(object: &Value) -> &str {
     object["metadata"]["name"].as_str().unwrap_or_default()
 }
 
-/// The object of exactly this name. When there is none, says which one may have been meant.
+/// The object of exactly this name, if there is one.
+pub(crate) async fn there(api: &Api, target: &Target, namespace: &str) -> Result<Option<Value>> {
+    let collection = Collection::new(&target.kind, Some(namespace));
+    match api.get(&collection.object(&target.name)).await {
+        Ok(object) => Ok(Some(object)),
+        Err(failure) if failure.code == Code::NotFound => Ok(None),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// The object of exactly this name. When there is none, says which ones may have been meant: the
+/// beginning of several names is ambiguous, that of one is not enough where something is changed.
 pub(crate) async fn exact(api: &Api, target: &Target, namespace: &str) -> Result<Value> {
     let collection = Collection::new(&target.kind, Some(namespace));
     match api.get(&collection.object(&target.name)).await {
         Err(failure) if failure.code == Code::NotFound => {
             let (items, _) = list(api, &collection, &Query::default()).await?;
-            Err(missing(target, namespace, &items))
+            let begun: Vec<&Value> = items
+                .iter()
+                .filter(|item| name(item).starts_with(&target.name))
+                .collect();
+            Err(match begun.len() {
+                0 | 1 => missing(target, namespace, &items),
+                _ => ambiguous(target, &begun),
+            })
         }
         answer => answer,
     }

@@ -6,7 +6,7 @@ use platctrl_framework::model::{KindDefinition, Scope};
 use serde_json::{Value, json};
 
 use super::{Setting, events, find};
-use crate::api::{Api, Catalog, Collection, Query, Target};
+use crate::api::{Api, Catalog, Collection, Query};
 use crate::error::{Code, Failure, Result};
 use crate::output::jsonpath::JsonPath;
 use crate::output::{self, Cells, Format, Table};
@@ -46,7 +46,7 @@ pub(crate) struct GetArgs {
 
 impl GetArgs {
     /// The labels that are asked for.
-    fn labels(&self) -> Option<&str> {
+    pub(super) fn labels(&self) -> Option<&str> {
         let orphans = self.orphans.then_some(platctrl_controllers::ORPHAN_OF);
         self.selector.as_deref().or(orphans)
     }
@@ -65,6 +65,18 @@ impl GetArgs {
 
     pub(super) fn format(&self) -> &Format {
         &self.output
+    }
+
+    pub(super) fn fields(&self) -> Option<&str> {
+        self.field_selector.as_deref()
+    }
+
+    pub(super) fn is_watched(&self) -> bool {
+        self.watch
+    }
+
+    pub(super) fn has_headers(&self) -> bool {
+        !self.no_headers
     }
 }
 
@@ -107,7 +119,7 @@ pub(crate) async fn get(args: &GetArgs, setting: &Setting) -> Result<()> {
             find::by_beginning(&api, &target, &args.namespace.namespace).await?
         }
         // A script gets what it named and nothing else.
-        _ => script_named(&api, &target, &args.namespace.namespace).await?,
+        _ => find::exact(&api, &target, &args.namespace.namespace).await?,
     };
     if args.watch {
         let name = object["metadata"]["name"].as_str().map(str::to_owned);
@@ -124,27 +136,6 @@ pub(crate) async fn get(args: &GetArgs, setting: &Setting) -> Result<()> {
         Format::Yaml => output::print(output::yaml_text(&object)?),
         Format::JsonPath(template) => output::print(template.render(&object)),
         _ => print_items(&target.kind, args, &[object], &Value::Null),
-    }
-}
-
-async fn script_named(api: &Api, target: &Target, namespace: &str) -> Result<Value> {
-    match find::exact(api, target, namespace).await {
-        Err(failure) if failure.code == Code::NotFound => {
-            // The beginning of several names is ambiguous for scripts too.
-            let collection = Collection::new(&target.kind, Some(namespace));
-            let (items, _) = find::list(api, &collection, &Query::default()).await?;
-            let begins = |item: &&Value| {
-                let name = item["metadata"]["name"].as_str();
-                name.is_some_and(|name| name.starts_with(&target.name))
-            };
-            let found: Vec<&Value> = items.iter().filter(begins).collect();
-            Err(if found.len() > 1 {
-                find::ambiguous(target, &found)
-            } else {
-                failure
-            })
-        }
-        answer => answer,
     }
 }
 

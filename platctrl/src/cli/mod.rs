@@ -6,7 +6,9 @@ mod access;
 pub(crate) mod apply;
 mod audit;
 mod change;
+mod changes;
 mod config;
+mod debug;
 mod delete;
 mod diff;
 mod doctor;
@@ -19,14 +21,17 @@ mod get;
 mod here;
 mod hoist;
 mod hooks;
+mod interrupt;
 mod local;
 mod logs;
 mod node;
 mod policy;
 mod rollout;
+mod sign;
 mod store;
 mod undelete;
 mod uninstall;
+mod version;
 mod wait;
 
 use std::collections::BTreeMap;
@@ -134,6 +139,12 @@ enum Verb {
     Edit(edit::EditArgs),
     /// Show the fields of a kind, and what they mean
     Explain(explain::ExplainArgs),
+    /// Put no new pods on a node; the same as `node cordon`
+    Cordon(node::NameArgs),
+    /// Put pods on a node again, and end a drain; the same as `node uncordon`
+    Uncordon(node::NameArgs),
+    /// Move a node's pods elsewhere, never more at once than their budgets leave; the same as `node drain`
+    Drain(node::DrainArgs),
     /// Show what a pod's programs wrote
     Logs(logs::LogsArgs),
     /// Restart a pod of this machine, once that takes no more pods away than may be
@@ -170,6 +181,10 @@ enum Verb {
     /// Make and check artifacts
     #[command(subcommand)]
     Hoist(hoist::HoistVerb),
+    /// Sign an artifact or manifests with a key of gpg's
+    Sign(sign::SignArgs),
+    /// Check who signed an artifact or manifests, and print what was signed
+    Verify(sign::VerifyArgs),
     /// Run one pod of a manifest without a server, until interrupted
     Launch(local::LaunchArgs),
     /// Call a node's hooks for one of its pods by hand
@@ -181,8 +196,11 @@ enum Verb {
     Config(config::ConfigVerb),
     /// Look at this machine, the server and a store, and say what to do
     Doctor(doctor::DoctorArgs),
+    /// Gather what somebody needs who is to find out what is wrong
+    #[command(subcommand)]
+    Debug(debug::DebugVerb),
     /// Print the versions of this program and of the server
-    Version,
+    Version(version::VersionArgs),
     /// Print a completion script for a shell
     Completion {
         /// The shell
@@ -197,6 +215,26 @@ pub(crate) fn takes(arguments: &[String]) -> std::result::Result<(), String> {
         // Help and versions are answers, too.
         _ => Ok(()),
     }
+}
+
+/// Every verb with its own verbs, as somebody writes them. Aliases and what is hidden are left out.
+pub(crate) fn verbs() -> Vec<Vec<String>> {
+    fn gather(grammar: &clap::Command, before: &[String], found: &mut Vec<Vec<String>>) {
+        let verbs = grammar
+            .get_subcommands()
+            .filter(|verb| verb.get_name() != "help" && !verb.is_hide_set());
+        for verb in verbs {
+            let words = [before, &[verb.get_name().to_owned()]].concat();
+            if verb.has_subcommands() {
+                gather(verb, &words, found);
+            } else {
+                found.push(words);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    gather(&Cli::command(), &[], &mut found);
+    found
 }
 
 /// Whether a server is one on the network.
@@ -239,8 +277,20 @@ impl Verb {
                 | Self::Launch(_)
                 | Self::Uninstall(_)
                 | Self::Hoist(_)
+                | Self::Sign(_)
+                | Self::Verify(_)
                 | Self::Ca(_)
                 | Self::Completion { .. }
+        )
+    }
+}
+
+impl Verb {
+    /// Whether it works, or mends things, where the file of contexts is wrong.
+    fn works_without_contexts(&self) -> bool {
+        matches!(
+            self,
+            Self::Config(_) | Self::Version(_) | Self::Debug(_) | Self::Doctor(_)
         )
     }
 }
@@ -363,6 +413,11 @@ impl Setting {
         self.flags.server.as_deref()
     }
 
+    /// The file of the token that is shown, if one was named.
+    pub(crate) fn token_file(&self) -> Option<&Path> {
+        self.flags.token_file.as_deref()
+    }
+
     pub(crate) fn data_dir(&self) -> Result<PathBuf> {
         place::data_dir(self.given_data_dir())
     }
@@ -384,10 +439,10 @@ pub(crate) fn run() -> ExitCode {
         }
         Err(Refusal::Context(failure)) => return failure.report(),
     };
-    log_to_stderr(setting.verbose);
+    crate::log::to_stderr(setting.verbose);
     let outcome = run_verb(cli.verb, &setting);
     let _ = std::io::stdout().flush();
-    match outcome {
+    match outcome.and_then(|()| output::told()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
@@ -416,7 +471,7 @@ fn understand() -> std::result::Result<(Cli, Setting), Refusal> {
     let context = match config::Config::read().and_then(|config| config.choose(named)) {
         Ok(context) => context,
         // What mends the contexts works without them.
-        Err(_) if matches!(cli.verb, Verb::Config(_) | Verb::Version) && named.is_none() => None,
+        Err(_) if cli.verb.works_without_contexts() && named.is_none() => None,
         Err(failure) => return Err(Refusal::Context(failure)),
     };
     let setting = Setting::new(&cli, &matches, context);
@@ -457,19 +512,23 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Server(args) => process(roles::server(&args, setting)),
         Verb::Controllers(args) => process(roles::controllers(&args, setting)),
         Verb::Agent(args) => process(roles::agent(&args, setting)),
-        Verb::Node(verb) => client(node::run(&verb, setting)),
+        Verb::Node(verb) => change(node::run(&verb, setting)),
         Verb::Get(args) => client(get::get(&args, setting)),
         Verb::Describe(args) => client(get::describe(&args, setting)),
-        Verb::Apply(args) => client(apply::run(&args, setting)),
-        Verb::Delete(args) => client(delete::run(&args, setting)),
-        Verb::Undelete(args) => client(undelete::run(&args, setting)),
-        Verb::Scale(args) => client(change::scale(&args, setting)),
-        Verb::Rollout(verb) => client(rollout::run(&verb, setting)),
-        Verb::Label(args) => client(change::note(change::LABELS, &args, setting)),
-        Verb::Annotate(args) => client(change::note(change::ANNOTATIONS, &args, setting)),
+        Verb::Apply(args) => change(apply::run(&args, setting)),
+        Verb::Delete(args) => change(delete::run(&args, setting)),
+        Verb::Undelete(args) => change(undelete::run(&args, setting)),
+        Verb::Scale(args) => change(change::scale(&args, setting)),
+        Verb::Rollout(verb) if verb.only_looks() => client(rollout::run(&verb, setting)),
+        Verb::Rollout(verb) => change(rollout::run(&verb, setting)),
+        Verb::Label(args) => change(change::note(change::LABELS, &args, setting)),
+        Verb::Annotate(args) => change(change::note(change::ANNOTATIONS, &args, setting)),
         Verb::Diff(args) => client(diff::run(&args, setting)),
-        Verb::Edit(args) => client(edit::run(&args, setting)),
+        Verb::Edit(args) => change(edit::run(&args, setting)),
         Verb::Explain(args) => client(explain::run(&args, setting)),
+        Verb::Cordon(args) => change(node::run(&args.cordon(), setting)),
+        Verb::Uncordon(args) => change(node::run(&args.uncordon(), setting)),
+        Verb::Drain(args) => change(node::run(&node::NodeVerb::Drain(args), setting)),
         Verb::Logs(args) => client(logs::run(&args, setting)),
         Verb::Restart(args) => client(here::restart(&args, setting)),
         Verb::Stop(args) => client(here::stop(&args, setting)),
@@ -477,21 +536,24 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Exec(args) => here::exec(&args, setting),
         Verb::Events(args) => client(events::run(&args, setting)),
         Verb::Wait(args) => client(wait::run(&args, setting)),
-        Verb::Failsafe(verb) => client(failsafe::run(&verb, setting)),
-        Verb::Freeze(args) => client(failsafe::freeze(&args, setting)),
-        Verb::Thaw(args) => client(failsafe::thaw(&args, setting)),
-        Verb::Token(verb) => client(access::token(&verb, setting)),
+        Verb::Failsafe(verb) => change(failsafe::run(&verb, setting)),
+        Verb::Freeze(args) => change(failsafe::freeze(&args, setting)),
+        Verb::Thaw(args) => change(failsafe::thaw(&args, setting)),
+        Verb::Token(verb) => change(access::token(&verb, setting)),
         Verb::Audit(args) => client(audit::run(&args, setting)),
         Verb::Ca(verb) => access::ca(&verb, setting),
         Verb::Kubeconfig(args) => access::kubeconfig(&args, setting),
-        Verb::Store(args) => client(store::run(&args, setting)),
+        Verb::Store(args) => change(store::run(&args, setting)),
         Verb::Hoist(verb) => hoist::run(&verb),
+        Verb::Sign(args) => change(sign::sign(&args)),
+        Verb::Verify(args) => client(sign::verify(&args)),
         Verb::Launch(args) => local::run(&args, setting),
-        Verb::RunHooks(args) => client(hooks::run(&args, setting)),
-        Verb::Uninstall(args) => client(uninstall::run(&args, setting)),
+        Verb::RunHooks(args) => change(hooks::run(&args, setting)),
+        Verb::Uninstall(args) => change(uninstall::run(&args, setting)),
         Verb::Doctor(args) => client(doctor::run(&args, setting)),
         Verb::Config(verb) => config::run(&verb, setting),
-        Verb::Version => client(version(setting)),
+        Verb::Debug(verb) => client(debug::run(&verb, setting)),
+        Verb::Version(args) => client(version::run(&args, setting)),
         Verb::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "platctrl", &mut script);
@@ -500,13 +562,28 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
     }
 }
 
-/// Runs what a client does: one thing after the other, on one thread.
+/// Runs what looks at something: one thing after the other, on one thread.
 fn client(work: impl Future<Output = Result<()>>) -> Result<()> {
+    until_interrupted(work, false)
+}
+
+/// Runs what changes something.
+fn change(work: impl Future<Output = Result<()>>) -> Result<()> {
+    until_interrupted(work, true)
+}
+
+fn until_interrupted(work: impl Future<Output = Result<()>>, changes: bool) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let runtime = runtime.map_err(|error| Failure::failed(format!("cannot start: {error}")))?;
-    let outcome = runtime.block_on(work);
+    let outcome = runtime.block_on(async {
+        tokio::select! {
+            biased;
+            () = interrupt::interrupted() => Err(Failure::interrupted(changes)),
+            outcome = work => outcome,
+        }
+    });
     // A read of standard input or of a slow disk is not waited for.
     runtime.shutdown_timeout(Duration::ZERO);
     outcome
@@ -523,49 +600,7 @@ fn process(work: impl Future<Output = Result<()>>) -> Result<()> {
     outcome
 }
 
-fn log_to_stderr(verbose: u8) {
-    use std::io::IsTerminal as _;
-    use tracing_subscriber::EnvFilter;
-    let default = match verbose {
-        0 => "warn",
-        1 => "info",
-        _ => "debug",
-    };
-    let filter = std::env::var("PLATCTRL_LOG")
-        .ok()
-        .and_then(|filter| EnvFilter::try_new(filter).ok());
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|| EnvFilter::new(default)))
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .finish();
-    // It is the first: nothing else in this program sets one.
-    let _ = tracing::subscriber::set_global_default(subscriber);
-}
-
-async fn version(setting: &Setting) -> Result<()> {
-    output::print(format_args!("platctrl {}\n", env!("CARGO_PKG_VERSION")))?;
-    let Ok(api) = setting.api() else {
-        return Ok(());
-    };
-    let Ok(answer) = api.get("/version").await else {
-        return Ok(());
-    };
-    let version = version_of(&answer);
-    output::print(format_args!("server {version} at {}\n", api.place()))
-}
-
-/// What a server says that it is.
-fn version_of(answer: &serde_json::Value) -> String {
-    let version = answer["platctrl"]
-        .as_str()
-        .or_else(|| answer["gitVersion"].as_str());
-    output::plain(
-        version
-            .unwrap_or("of an unknown version")
-            .trim_start_matches('v'),
-    )
-}
+pub(crate) use version::of as version_of;
 
 /// An event as a line of a description's table.
 pub(crate) fn event_line(event: &serde_json::Value, now: jiff::Timestamp) -> Vec<String> {

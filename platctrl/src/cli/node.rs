@@ -19,6 +19,8 @@ use crate::output;
 use crate::roles::admission::{self, Admitted};
 use crate::store::StoreFlags;
 
+pub(crate) use drain::DrainArgs;
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeVerb {
     /// Write a machine's record, so that its agent may work: labels and addresses come from here, never from the agent
@@ -37,19 +39,43 @@ pub(crate) enum NodeVerb {
     /// Show what is on this machine: what is wanted, what runs, and what it takes; also without a server
     Inspect(inspect::InspectArgs),
     /// Put no new pods on a node
-    Cordon {
-        /// The name of the node
-        name: String,
-    },
+    Cordon(NameArgs),
     /// Put pods on a node again, and end a drain
-    Uncordon {
-        /// The name of the node
-        name: String,
-    },
+    Uncordon(NameArgs),
     /// Move a node's pods elsewhere, never more at once than their budgets leave
-    Drain(drain::DrainArgs),
+    Drain(DrainArgs),
     /// Give a node up: its pods are replaced, and its agent, should it come back, stops what it has
     Retire(life::RetireArgs),
+}
+
+/// A node.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct NameArgs {
+    /// The name of the node, or node/NAME
+    #[arg(value_parser = node_name)]
+    name: String,
+}
+
+impl NameArgs {
+    pub(crate) fn cordon(&self) -> NodeVerb {
+        NodeVerb::Cordon(self.clone())
+    }
+
+    pub(crate) fn uncordon(&self) -> NodeVerb {
+        NodeVerb::Uncordon(self.clone())
+    }
+}
+
+/// `web1`, also written as `node/web1` or `no/web1`.
+pub(super) fn node_name(text: &str) -> Result<String, String> {
+    let name = match text.split_once('/') {
+        Some(("node" | "nodes" | "no", name)) => name,
+        Some((kind, _)) => return Err(format!("a {kind} is no node")),
+        None => text,
+    };
+    platctrl_framework::model::check_name("the name of a node", name)
+        .map_err(|error| error.to_string())?;
+    Ok(name.to_owned())
 }
 
 fn label(text: &str) -> Result<(String, String), String> {

@@ -5,7 +5,9 @@
 //! back to. A rolling update moves the pods from one to the next.
 
 mod line;
+mod live;
 mod start;
+mod view;
 
 use std::time::Duration;
 
@@ -13,10 +15,9 @@ use clap::{Args, Subcommand};
 use http::Method;
 use platctrl_kinds::RollPhase;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
-use super::{NamespaceFlag, Setting, wait};
-use crate::api::{Api, Catalog, Collection, Target, media};
+use super::{NamespaceFlag, Setting};
+use crate::api::{Api, Catalog, Collection, media};
 use crate::error::{Code, Failure, Result};
 use crate::output;
 use line::Line;
@@ -25,7 +26,7 @@ use line::Line;
 pub(crate) enum RolloutVerb {
     /// Begin to take pods over to another version
     Start(Box<start::StartArgs>),
-    /// Follow a roll until it is done, or waits for somebody
+    /// Show a roll, node by node, until it is done, or waits for somebody
     Status(StatusArgs),
     /// List the versions there were: who made them, what and when
     History(LineArgs),
@@ -39,6 +40,13 @@ pub(crate) enum RolloutVerb {
     Promote(PromoteArgs),
     /// Give a roll up: every pod stays where it is
     Cancel(LineArgs),
+}
+
+impl RolloutVerb {
+    /// Whether it changes nothing.
+    pub(crate) fn only_looks(&self) -> bool {
+        matches!(self, Self::Status(_) | Self::History(_))
+    }
 }
 
 /// What a roll is about.
@@ -89,7 +97,7 @@ pub(crate) async fn run(verb: &RolloutVerb, setting: &Setting) -> Result<()> {
     };
     match verb {
         RolloutVerb::Start(args) => start::run(&api, &catalog, args).await,
-        RolloutVerb::Status(args) => status(&api, args, &find(&args.line).await?).await,
+        RolloutVerb::Status(args) => status(&api, &catalog, args, &find(&args.line).await?).await,
         RolloutVerb::History(args) => find(args).await?.history(),
         RolloutVerb::Undo(args) => undo(&api, args, &find(&args.line).await?).await,
         RolloutVerb::Pause(args) => {
@@ -182,7 +190,8 @@ fn outcome(roll: &Value) -> Option<Result<()>> {
             .clone()
             .map(|why| format!(": {why}"))
             .unwrap_or_default();
-        Some(Err(Failure::failed(format!("{} {what}{why}", title(roll)))))
+        let failure = Failure::failed(format!("{} {what}{why}", title(roll)));
+        Some(Err(failure.hint("`platctrl get pods` and `platctrl logs` show what its pods say; `platctrl rollout undo` goes back")))
     };
     match text(roll, "/status/phase") {
         "Complete" => Some(Ok(())),
@@ -193,44 +202,19 @@ fn outcome(roll: &Value) -> Option<Result<()>> {
         _ => condition("Held").map(|held| {
             let why = output::plain(text(held, "/message"));
             let failure = Failure::failed(format!("{} cannot go on: {why}", title(roll)));
-            Err(failure)
+            Err(failure
+                .hint("`platctrl rollout cancel` gives it up, and every pod stays where it is"))
         }),
     }
 }
 
-async fn status(api: &Api, args: &StatusArgs, line: &Line) -> Result<()> {
+async fn status(api: &Api, catalog: &Catalog, args: &StatusArgs, line: &Line) -> Result<()> {
     let roll = line.newest()?;
     if args.now {
         return output::print(format_args!("{}\n", line_of(roll)));
     }
-    follow(api, line, text(roll, "/metadata/name"), args.timeout).await
-}
-
-/// Prints each change of a roll until nothing more happens to it.
-async fn follow(api: &Api, line: &Line, name: &str, timeout: Duration) -> Result<()> {
-    let target = Target {
-        kind: line.roll_kind.clone(),
-        name: name.to_owned(),
-    };
-    let deadline = Instant::now() + timeout;
-    let mut last = String::new();
-    let mut printed = Ok(());
-    let ended = wait::follow(api, &target, &line.namespace, deadline, |roll| {
-        let Some(roll) = roll else {
-            let gone = Failure::new(Code::NotFound, format!("{} was deleted", target.title()));
-            return Some(Err(gone));
-        };
-        let now = line_of(roll);
-        if now != last {
-            printed = output::print(format_args!("{now}\n"));
-            last = now;
-        }
-        if let Err(failure) = std::mem::replace(&mut printed, Ok(())) {
-            return Some(Err(failure));
-        }
-        outcome(roll)
-    });
-    ended.await?
+    let name = text(roll, "/metadata/name");
+    live::follow(api, catalog, line, name, args.timeout).await
 }
 
 async fn promote(api: &Api, args: &PromoteArgs, line: &Line) -> Result<()> {

@@ -3,7 +3,6 @@
 //! `backup` and `compact` ask the server, which has the store open; all else opens the store
 //! itself, and an embedded one must not be in use then.
 
-use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,8 +16,10 @@ use platctrl_store_embedded::{self as embedded, Report};
 use tokio::io::AsyncWriteExt as _;
 
 use super::Setting;
+use crate::api::OTHER_VERSION;
 use crate::error::{Code, Failure, Result};
 use crate::output;
+use crate::output::progress::{Bar, Unit};
 use crate::store::{StoreAccess, StoreUrl};
 
 #[derive(Debug, Subcommand)]
@@ -219,6 +220,8 @@ async fn backup(file: &Path, setting: &Setting) -> Result<()> {
         .open(path)
         .await;
     let mut target = target.map_err(|error| cannot("create", path, &error))?;
+    let mut bar = Bar::new("saving the store", Unit::Bytes, None);
+    let mut received = 0;
     while let Some(piece) = bytes.next().await {
         let piece = piece.map_err(|error| {
             let message = format!("the backup broke off: {error}");
@@ -226,7 +229,10 @@ async fn backup(file: &Path, setting: &Setting) -> Result<()> {
         })?;
         let written = target.write_all(&piece).await;
         written.map_err(|error| cannot("write", path, &error))?;
+        received += piece.len() as u64;
+        bar.show(received);
     }
+    drop(bar);
     let synced = target.sync_all().await;
     synced.map_err(|error| cannot("write", path, &error))?;
     drop(target);
@@ -279,20 +285,24 @@ async fn compact(setting: &Setting) -> Result<()> {
         .call(http::Method::POST, "/store/compact", None)
         .await?
         .body;
-    let size = |name: &str| answer[name].as_u64().unwrap_or_default();
-    output::print(format_args!(
-        "{} bytes, before {}\n",
-        size("after"),
-        size("before")
-    ))
+    let (Some(after), Some(before)) = (answer["after"].as_u64(), answer["before"].as_u64()) else {
+        return Err(
+            Failure::failed("the server does not say how large the store is").hint(OTHER_VERSION),
+        );
+    };
+    output::print(format_args!("{after} bytes, before {before}\n"))
 }
 
 type Opened = (StoreUrl, Arc<dyn Store>);
 
 async fn copy((from, source): Opened, (to, target): Opened) -> Result<()> {
-    let mut bar = Bar::new();
-    let report = root::copy(&*source, &*target, |progress| bar.show(progress)).await;
-    bar.end();
+    let mut bar = Bar::new("copying", Unit::Keys, None);
+    let show = |progress: CopyProgress| {
+        let what = format!("{} written", progress.written);
+        bar.show_of(progress.done, progress.total, what);
+    };
+    let report = root::copy(&*source, &*target, show).await;
+    drop(bar);
     let report = report.map_err(|error| match error {
         CopyError::Source(error) => identity_failure(&from, error),
         CopyError::NotEmpty { .. } => Failure::new(Code::Conflict, format!("{to}: {error}")),
@@ -307,48 +317,4 @@ async fn copy((from, source): Opened, (to, target): Opened) -> Result<()> {
         "store {} is at {to} now, in epoch {}: {} keys, {}\n",
         report.anchor.store_id, report.anchor.epoch, report.keys, report.digest
     ))
-}
-
-/// A line that grows, where somebody watches.
-struct Bar {
-    watched: bool,
-    shown: Option<u64>,
-}
-
-impl Bar {
-    const WIDTH: u64 = 30;
-
-    fn new() -> Self {
-        Self {
-            watched: std::io::stderr().is_terminal(),
-            shown: None,
-        }
-    }
-
-    fn show(&mut self, progress: CopyProgress) {
-        let total = progress.total.max(1);
-        let filled = (progress.done.min(total) * Self::WIDTH) / total;
-        let percent = (progress.done.min(total) * 100) / total;
-        if !self.watched || self.shown == Some(percent) {
-            return;
-        }
-        self.shown = Some(percent);
-        let (done, rest) = (
-            "#".repeat(filled as usize),
-            " ".repeat((Self::WIDTH - filled) as usize),
-        );
-        let mut stderr = std::io::stderr();
-        let _ = write!(
-            stderr,
-            "\r[{done}{rest}] {percent:>3} %  {} of {} keys, {} written",
-            progress.done, progress.total, progress.written
-        );
-        let _ = stderr.flush();
-    }
-
-    fn end(&self) {
-        if self.shown.is_some() {
-            output::note("");
-        }
-    }
 }

@@ -17,7 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// What the parts of platctrl keep in a data directory, beside what the agent removes itself.
-const KEPT: [&str; 15] = [
+const KEPT: [&str; 16] = [
+    "log",
     "store",
     "artifacts",
     "failsafe",

@@ -2,12 +2,15 @@
 
 mod describe;
 pub(crate) mod jsonpath;
+pub(crate) mod progress;
+pub(crate) mod screen;
 mod table;
 mod why;
 
 use std::fmt;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::str::FromStr;
+use std::sync::OnceLock;
 
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -81,6 +84,35 @@ pub(crate) fn print_bytes(bytes: &[u8]) -> Result<()> {
     out.write_all(bytes)
         .and_then(|()| out.flush())
         .map_err(|error| Failure::output(&error))
+}
+
+/// Tells what was done. That nobody reads it any more is no reason to stop half-way: the rest is
+/// done all the same, and what else went wrong is found by [`told`].
+pub(crate) fn done(text: impl fmt::Display) {
+    let mut out = io::stdout().lock();
+    let written = write!(out, "{text}").and_then(|()| out.flush());
+    if let Err(error) = written
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        // The first is the one to tell.
+        let _ = UNTOLD.set(error);
+    }
+}
+
+/// Why something that was done could not be told.
+static UNTOLD: OnceLock<io::Error> = OnceLock::new();
+
+/// Fails if something that was done could not be told.
+pub(crate) fn told() -> Result<()> {
+    match UNTOLD.get() {
+        None => Ok(()),
+        Some(error) => Err(Failure::output(error).hint("what was ordered is done")),
+    }
+}
+
+/// Whether standard output is a terminal whose reader wants colours.
+pub(crate) fn is_coloured() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
 /// Writes a line to standard error. There is nowhere to complain when that fails.

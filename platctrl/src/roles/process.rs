@@ -135,9 +135,11 @@ async fn open(flags: &StoreFlags, environment: &Environment) -> Result<Arc<dyn S
     Ok(Arc::new(RootedStore::new(store)))
 }
 
-fn data_dir(setting: &Setting) -> Result<PathBuf> {
-    let dir = setting.data_dir()?;
-    crate::up::make_data_dir(&dir)
+/// The data directory of a process that stays, where it also writes what it says.
+fn data_dir(setting: &Setting, process: &str) -> Result<PathBuf> {
+    let dir = crate::up::make_data_dir(&setting.data_dir()?)?;
+    crate::log::to_file(&dir, process);
+    Ok(dir)
 }
 
 /// Runs until a signal, or until a part ends.
@@ -167,7 +169,7 @@ pub(crate) async fn server(args: &ServerArgs, setting: &Setting) -> Result<()> {
     let environment = Environment::system();
     let store = open(&args.store, &environment).await?;
     admission::register(&*store, &kinds()).await?;
-    let data_dir = data_dir(setting)?;
+    let data_dir = data_dir(setting, "server")?;
     let listen = &args.listen;
     let network = listen.open(&data_dir, &store, &environment, Missing::Refuse);
     let network = network.await?;
@@ -187,7 +189,7 @@ pub(crate) async fn controllers(args: &ControllersArgs, setting: &Setting) -> Re
     let store = open(&args.store, &environment).await?;
     admission::register(&*store, &kinds()).await?;
     let mut parts = Parts::new();
-    let data_dir = data_dir(setting)?;
+    let data_dir = data_dir(setting, "controllers")?;
     let runtime = parts.controllers(store, environment, &data_dir);
     parts.insight(&data_dir, runtime);
     attend(parts, signals, "controllers").await
@@ -200,7 +202,7 @@ pub(crate) async fn agent(args: &AgentArgs, setting: &Setting) -> Result<()> {
         Some(node) => node.clone(),
         None => crate::up::host_name()?,
     };
-    let data_dir = data_dir(setting)?;
+    let data_dir = data_dir(setting, "agent")?;
     let store = agent_store(&args.store, &environment, &data_dir).await?;
     let mut host = HostConfig::new(&data_dir, node);
     host.hooks.clone_from(&args.hooks);

@@ -6,6 +6,7 @@ mod rig;
 
 mod api;
 mod bad_input;
+mod bundle;
 mod by_hand;
 mod cells;
 mod contexts;
@@ -29,7 +30,10 @@ mod policy;
 mod roles;
 mod rollout;
 mod servers;
+mod signing;
 mod singletons;
 mod store;
+mod terminal;
 mod undelete;
+mod verbs;
 mod wrong_roots;

@@ -145,7 +145,7 @@ impl Listening {
     }
 
     /// A command somewhere else: with nothing of the server's data directory but what is given.
-    fn elsewhere(&self, args: &[&str]) -> Command {
+    pub(crate) fn elsewhere(&self, args: &[&str]) -> Command {
         let mut command = self.rig.command(args);
         command
             .env("PLATCTRL_DATA_DIR", self.rig.path("elsewhere"))

@@ -17,7 +17,8 @@ const AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DrainArgs {
-    /// The name of the node
+    /// The name of the node, or node/NAME
+    #[arg(value_parser = super::node_name)]
     pub(super) name: String,
     /// Say what would be moved and what would stay, and change nothing
     #[arg(long)]
@@ -156,7 +157,7 @@ async fn delete_bare(api: &Api, catalog: &Catalog, pods: &[OnNode]) -> Result<()
             .call(Method::DELETE, &path, Some((media::JSON, &options)))
             .await
         {
-            Ok(_) => output::print(format_args!("pod/{} deleted\n", pod.name))?,
+            Ok(_) => output::done(format_args!("pod/{} deleted\n", pod.name)),
             Err(failure) if failure.code == Code::NotFound => {}
             Err(failure) => return Err(failure),
         }

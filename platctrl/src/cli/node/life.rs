@@ -6,8 +6,8 @@ use http::Method;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::NodeVerb;
 use super::drain::{drain, pods};
+use super::{NameArgs, NodeVerb};
 use crate::api::{Api, Catalog, Collection, Target, media, segment};
 use crate::cli::{Setting, find, policy};
 use crate::error::{Code, Failure, Result};
@@ -21,7 +21,8 @@ const AGAIN: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct RetireArgs {
-    /// The name of the node
+    /// The name of the node, or node/NAME
+    #[arg(value_parser = super::node_name)]
     name: String,
     /// Although its agent is heard of: it stops all its pods
     #[arg(long)]
@@ -45,11 +46,11 @@ pub(super) async fn run(verb: &NodeVerb, setting: &Setting) -> Result<()> {
     };
     match verb {
         NodeVerb::Admit { .. } | NodeVerb::Inspect(_) => Ok(()),
-        NodeVerb::Cordon { name } => {
+        NodeVerb::Cordon(NameArgs { name }) => {
             let change = json!({"spec": {"unschedulable": true}});
             change_node(&api, &node(name), &change, "cordoned").await
         }
-        NodeVerb::Uncordon { name } => {
+        NodeVerb::Uncordon(NameArgs { name }) => {
             let change =
                 json!({"spec": {"unschedulable": null, "drain": null, "drainStatic": null}});
             change_node(&api, &node(name), &change, "uncordoned").await
@@ -69,7 +70,8 @@ pub(super) async fn change_node(
     let path = Collection::new(&node.kind, None).object(&node.name);
     api.call(Method::PATCH, &path, Some((media::MERGE_PATCH, change)))
         .await?;
-    output::print(format_args!("{} {done}\n", node.title()))
+    output::done(format_args!("{} {done}\n", node.title()));
+    Ok(())
 }
 
 async fn retire(api: &Api, catalog: &Catalog, args: &RetireArgs, node: &Target) -> Result<()> {
@@ -162,7 +164,7 @@ async fn revoke(api: &Api, args: &RetireArgs, name: &str) -> Result<()> {
     {
         let path = format!("/auth/tokens/{}", segment(name));
         api.call(Method::DELETE, &path, None).await?;
-        output::print(format_args!("token/{name} deleted\n"))?;
+        output::done(format_args!("token/{name} deleted\n"));
     }
     Ok(())
 }

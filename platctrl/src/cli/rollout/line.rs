@@ -1,7 +1,6 @@
 //! The versions of one program: replication controllers that follow one another.
 
 use jiff::Timestamp;
-use platctrl_framework::model::KindDefinition;
 use platctrl_kinds::line::{CAUSE, LINE, MADE_BY, REVISION};
 use serde_json::{Map, Value};
 
@@ -18,7 +17,6 @@ pub(super) struct Line {
     pub(super) name: String,
     pub(super) namespace: String,
     pub(super) rolls: Collection,
-    pub(super) roll_kind: KindDefinition,
     /// Its replication controllers, by revision.
     versions: Vec<Value>,
     /// Its rolling updates, the oldest first.
@@ -97,7 +95,6 @@ impl Line {
             name: name_of_line,
             namespace: namespace.to_owned(),
             rolls,
-            roll_kind: catalog.named("rollingupdates")?,
             versions,
             known,
         })
@@ -282,7 +279,6 @@ mod tests {
             name: "hello".into(),
             namespace: "default".into(),
             rolls: Collection::new(&roll_kind, Some("default")),
-            roll_kind,
             versions,
             known,
         }

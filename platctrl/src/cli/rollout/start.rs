@@ -9,7 +9,7 @@ use platctrl_kinds::line::{CAUSE, LINE, MADE_BY, REVISION};
 use serde_json::{Map, Value, json};
 
 use super::line::Line;
-use super::{follow, text, title};
+use super::{live, text, title};
 use crate::api::{Api, Catalog, Query, media};
 use crate::cli::{NamespaceFlag, apply};
 use crate::error::{Code, Failure, Result};
@@ -95,7 +95,7 @@ pub(super) async fn run(api: &Api, catalog: &Catalog, args: &StartArgs) -> Resul
     let current = line.current()?;
     let from = text(current, "/metadata/name").to_owned();
     let mut document = match &args.filename {
-        Some(file) => of_file(file)?,
+        Some(file) => of_file(file).await?,
         None => of_location(args, current)?,
     };
     let (revision, next) = line.next();
@@ -127,20 +127,20 @@ pub(super) async fn run(api: &Api, catalog: &Catalog, args: &StartArgs) -> Resul
     }
     for version in &prepared {
         let outcome = version.write(api).await?;
-        output::print(format_args!("{} {outcome}\n", version.title()))?;
+        output::done(format_args!("{} {outcome}\n", version.title()));
     }
     let name = create_roll(api, &line, &to, &spec, false).await?;
-    output::print(format_args!(
+    output::done(format_args!(
         "rollingupdate/{name} created: {from} to {to}\n"
-    ))?;
+    ));
     if args.wait {
-        follow(api, &line, &name, args.timeout).await?;
+        live::follow(api, catalog, &line, &name, args.timeout).await?;
     }
     Ok(())
 }
 
-fn of_file(file: &std::path::Path) -> Result<Document> {
-    let documents = Manifests::read(&[file.to_owned()])?.check()?;
+async fn of_file(file: &std::path::Path) -> Result<Document> {
+    let documents = Manifests::read_aside(&[file.to_owned()]).await?.check()?;
     let mut versions = documents
         .into_iter()
         .filter(|document| document.text("/kind") == "ReplicationController");
