@@ -10,8 +10,7 @@ use http::Method;
 use platctrl_framework::model::{KindDefinition, schema};
 use serde_json::Value;
 
-use super::interrupt::Elsewhere;
-use super::{Setting, find};
+use super::{Setting, find, interrupt};
 use crate::api::{Collection, media};
 use crate::error::{Code, Failure, Result};
 use crate::{manifest, output};
@@ -160,7 +159,7 @@ fn read(text: &str, kind: &KindDefinition, before: &Value) -> Result<Value, Vec<
 }
 
 async fn open(editor: &str, file: &Path) -> Result<()> {
-    let _elsewhere = Elsewhere::new();
+    interrupt::leave_to_another();
     // The shell splits the editor's command, as `code --wait`, and passes the file on as it is.
     let ended = tokio::process::Command::new("sh")
         .arg("-c")

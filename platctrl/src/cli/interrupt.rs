@@ -14,24 +14,13 @@ use crate::error::INTERRUPTED;
 /// How long an orderly end may take.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// An editor, or whatever else has the terminal, takes signals for itself.
+/// An editor, or whatever else has the terminal, takes Ctrl-C for itself.
 static ELSEWHERE: AtomicBool = AtomicBool::new(false);
 
-/// While it is there, signals are for another program.
-#[derive(Debug)]
-pub(crate) struct Elsewhere(());
-
-impl Elsewhere {
-    pub(crate) fn new() -> Self {
-        ELSEWHERE.store(true, Ordering::SeqCst);
-        Self(())
-    }
-}
-
-impl Drop for Elsewhere {
-    fn drop(&mut self) {
-        ELSEWHERE.store(false, Ordering::SeqCst);
-    }
+/// Leaves Ctrl-C to a program that is about to begin, and to what this one does with its result:
+/// nobody can tell later which of the two was meant.
+pub(crate) fn leave_to_another() {
+    ELSEWHERE.store(true, Ordering::SeqCst);
 }
 
 /// Ends when somebody interrupts this process. Without a thread to hear it nothing is changed:

@@ -13,7 +13,7 @@ use tokio::process::Command;
 
 use super::MAX_TEXT;
 use super::judge::{self, Key};
-use crate::cli::interrupt::Elsewhere;
+use crate::cli::interrupt;
 use crate::error::{Failure, Result};
 use crate::output;
 
@@ -81,9 +81,8 @@ pub(super) async fn sign(text: &str, key: Option<&str>) -> Result<String> {
     }
     command.args(["--output", "-", "--clear-sign"]);
     // It may ask for a passphrase at the terminal.
-    let elsewhere = Elsewhere::new();
+    interrupt::leave_to_another();
     let output = run(&mut command, text.as_bytes()).await?;
-    drop(elsewhere);
     if !output.status.success() {
         return Err(
             Failure::failed(format!("gpg did not sign it: {}", complaint(&output))).hint(

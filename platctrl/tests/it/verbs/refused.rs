@@ -120,8 +120,16 @@ fn where_nobody_answers_every_verb_that_asks_says_so() {
     assert_eq!(version.code, Some(3), "{version:#?}");
     assert!(version.out.starts_with("platctrl "), "{version:#?}");
     // Programs that stay say what they miss, too.
+    let fresh = ground.rig().path("fresh");
     for role in ["server", "controllers", "agent"] {
-        let said = ground.rig().cli(&[role, "--store", "etcd://127.0.0.1:1/x"]);
+        // An agent that has pods would look after them all the same.
+        let said = ground.rig().cli(&[
+            role,
+            "--store",
+            "etcd://127.0.0.1:1/x",
+            "--data-dir",
+            fresh.to_str().unwrap(),
+        ]);
         said.fails(3, &["127.0.0.1:1", "hint:"]);
     }
     let second = ground.rig().cli(&["up"]);
