@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use platctrl_framework::cache::View;
 use platctrl_framework::model::{Object, Selector};
-use platctrl_kinds::Node;
+use platctrl_kinds::{Node, Strategy};
 
 use crate::ledger::is_silent;
 use crate::placement::NodeState;
@@ -30,6 +30,7 @@ struct Known {
     view: Option<View>,
     names: Names,
     silent: Names,
+    closed: Closed,
     sets: HashMap<(Belongs, String), (Selector, Names)>,
 }
 
@@ -48,6 +49,35 @@ impl Belongs {
         match self {
             Self::Misfits => !matches,
             Self::Homes => matches && NodeState::of(node).keeps_pods(),
+        }
+    }
+}
+
+/// The nodes that pods are taken from.
+#[derive(Clone, Debug, Default)]
+struct Closed {
+    lost: Names,
+    drained: Names,
+    /// Of the drained ones those that also pods of Static controllers leave.
+    drained_of_all: Names,
+}
+
+impl Closed {
+    fn put(&mut self, name: &str, node: Option<&Object<Node>>) {
+        let state = node.map(NodeState::of);
+        let lost = matches!(state, Some(NodeState::Lost | NodeState::Leaving));
+        let drained = state == Some(NodeState::Draining);
+        put(&mut self.lost, name, lost);
+        put(&mut self.drained, name, drained);
+        let of_all = node.is_some_and(|node| node.spec.drain && node.spec.drain_static);
+        put(&mut self.drained_of_all, name, drained && of_all);
+    }
+
+    /// Those that pods of such a controller leave.
+    fn to(&self, strategy: Strategy) -> [&Names; 2] {
+        match strategy {
+            Strategy::Dynamic => [&self.lost, &self.drained],
+            Strategy::Static => [&self.drained_of_all, &self.drained_of_all],
         }
     }
 }
@@ -77,6 +107,7 @@ impl Known {
     fn put(&mut self, name: &str, node: Option<&Object<Node>>) {
         put(&mut self.names, name, node.is_some());
         put(&mut self.silent, name, node.is_some_and(is_silent));
+        self.closed.put(name, node);
         for ((belongs, _), (selector, names)) in &mut self.sets {
             // One that nobody knows is in none of them.
             let is_in = node.is_some_and(|node| belongs.includes(node, selector));
@@ -95,6 +126,20 @@ impl Nodes {
     /// The nodes that are not heard of.
     pub(crate) fn silent(&self, view: &View) -> Names {
         self.with(view, |known| known.silent.clone())
+    }
+
+    /// The nodes that pods of a controller leave: those that its selector does not match, and those
+    /// that are lost or drained, as far as its strategy is about them.
+    pub(crate) fn left(&self, view: &View, selector: &str, strategy: Strategy) -> Names {
+        let mut left = self.misfits(view, selector);
+        self.with(view, |known| {
+            for names in known.closed.to(strategy) {
+                if !names.is_empty() {
+                    Arc::make_mut(&mut left).extend(names.iter().cloned());
+                }
+            }
+        });
+        left
     }
 
     /// There is no record of any node.

@@ -111,6 +111,8 @@ pub(super) struct Roll {
     pub(super) observed: Observed,
     /// Moved pods that are seen to be unhealthy.
     pub(super) failures: u32,
+    /// Moved pods that it waits for, and for nothing else, whose nodes are not heard of.
+    pub(super) unseen: u32,
     pub(super) confirmed: u32,
     pub(super) healthy: u32,
     pub(super) floor: u32,
@@ -149,6 +151,7 @@ impl Asked<'_> {
             open: self.account.is_open(uid),
             // Another one of these is not made before it is gone: its controller sees to that.
             fits: pod.shape.spec.singleton || !misfits.contains(node),
+            silent: self.silent.contains(node),
         }
     }
 
@@ -221,9 +224,8 @@ impl Roll {
         let now = context.environment().monotonic();
         let epoch = context.fence().map(Fence::epoch);
         let (_, target_owner) = sides.in_direction(roll);
-        let misfits = memory
-            .nodes()
-            .misfits(view, &target_owner.spec.node_selector);
+        let target_spec = &target_owner.spec;
+        let misfits = (memory.nodes()).left(view, &target_spec.node_selector, target_spec.strategy);
         let silent = memory.nodes().silent(view);
         // What never runs twice is never made beside another.
         let once = target_owner.spec.template.spec.singleton
@@ -271,9 +273,16 @@ impl Roll {
                 false => (plan::limit(spec, target.replicas, settled), spec.goal()),
             };
             let confirmed = target.confirmed();
-            let failures = target_pods.failed();
+            let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+            let failed = |pod: &&Brief| pod.failed && !silent.contains(pod.node());
+            let failures = match silent.is_empty() {
+                true => target_pods.failed(),
+                false => count(target_pods.pods().filter(failed).count()),
+            };
+            let unseen = plan::waits_for_nodes(&target, tolerated);
             let mark = u64::from(target.replicas) + u64::from(confirmed);
-            let waits_for_a_person = spec.paused || (settled && limit < goal);
+            // What happens to nodes is no failure of the new version.
+            let waits_for_a_person = spec.paused || (settled && limit < goal) || unseen > 0;
             if waits_for_a_person {
                 track.waits_for_a_person();
             }
@@ -309,6 +318,7 @@ impl Roll {
                     target,
                 },
                 failures,
+                unseen,
                 confirmed,
                 healthy,
                 floor,

@@ -78,8 +78,10 @@ pub struct PodFacts {
     pub leaving: bool,
     /// Something was decided about it, and the effect is not seen yet.
     pub open: bool,
-    /// Its node is one that the target's selector matches.
+    /// It can stay on its node: the target's selector matches that, and nothing is taken from it.
     pub fits: bool,
+    /// Its node is not heard of: nobody can see whether it does its work.
+    pub silent: bool,
 }
 
 impl PodFacts {
@@ -190,6 +192,19 @@ pub fn is_settled(target: &Side, tolerated: u32) -> bool {
     target.count() == target.replicas && target.confirmed() + tolerated >= target.replicas
 }
 
+/// How many pods of the target can only be seen to be healthy once their nodes are heard of
+/// again, if they are all that it waits for.
+#[must_use]
+pub fn waits_for_nodes(target: &Side, tolerated: u32) -> u32 {
+    let unseen = count(target.live().filter(|pod| pod.silent).count());
+    let rest_is_settled = target.count() == target.replicas
+        && target.confirmed() + tolerated + unseen >= target.replicas;
+    match rest_is_settled && !is_settled(target, tolerated) {
+        true => unseen,
+        false => 0,
+    }
+}
+
 /// Decides what to do next.
 #[must_use]
 pub fn plan(observed: &Observed) -> Plan {
@@ -297,9 +312,11 @@ struct Taken<'s> {
     short_of_room: bool,
 }
 
-/// Who is taken first: those that are not healthy, then those that have to leave their nodes.
+/// Who is taken first: those that are not healthy, then those that have to leave their nodes. Last
+/// those that stay where nobody sees what becomes of them: they tell nothing of the new version.
 fn order(one: &PodFacts, other: &PodFacts, ending: bool) -> std::cmp::Ordering {
-    let rank = |pod: &PodFacts| (pod.healthy, !(ending || pod.fits));
+    let unseen = |pod: &PodFacts| pod.silent && pod.fits && !ending;
+    let rank = |pod: &PodFacts| (unseen(pod), pod.healthy, !(ending || pod.fits));
     let ranks = rank(one).cmp(&rank(other));
     ranks.then_with(|| one.name.cmp(&other.name))
 }
@@ -353,6 +370,7 @@ mod tests {
             leaving: false,
             open: false,
             fits: true,
+            silent: false,
         }
     }
 
@@ -396,6 +414,31 @@ mod tests {
         let next = plan(&view);
         let gone = ["old8", "old9"].map(|name| Move::InPlace(name.into()));
         assert_eq!(next.moves, gone);
+    }
+
+    #[test]
+    fn what_stays_on_a_node_that_is_not_heard_of_goes_last_and_is_not_counted_on() {
+        let mut old = side("old", 3, 1);
+        old.pods[3].silent = true;
+        let mut view = observed(old, side("new", 0, 0), 4, 2);
+        // A canary that nobody sees would tell nothing.
+        view.limit = 1;
+        assert_eq!(plan(&view).moves, [Move::InPlace("old0".into())]);
+        // One that is replaced elsewhere tells as much as any other, and costs nothing.
+        view.source.pods[3].fits = false;
+        assert_eq!(plan(&view).moves, [Move::Elsewhere("old3".into())]);
+
+        let mut last = side("old", 0, 1);
+        last.pods[0].silent = true;
+        let view = observed(last.clone(), side("new", 3, 0), 4, 3);
+        assert_eq!(plan(&view).moves, [Move::InPlace("old0".into())]);
+        // All the rest is done: it waits for the node, and says so.
+        let mut new = side("new", 3, 1);
+        new.pods[3].silent = true;
+        assert_eq!((is_settled(&new, 0), waits_for_nodes(&new, 0)), (false, 1));
+        assert_eq!(waits_for_nodes(&new, 1), 0, "as many may be unhealthy");
+        new.pods[0].healthy = false;
+        assert_eq!(waits_for_nodes(&new, 0), 0, "it waits for another one, too");
     }
 
     #[test]

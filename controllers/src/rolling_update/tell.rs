@@ -95,6 +95,10 @@ fn next_step(roll: &Object<RollingUpdate>, seen: &Roll, next: &Next) -> String {
             "waiting: {}; {left} pods left to move to {target}",
             words.waiting
         ),
+        _ if seen.unseen > 0 => format!(
+            "waiting for {} pods of {target} whose nodes are not heard of: they count when the nodes are back, and others are made when these are retired by `platctrl node retire`; {}",
+            seen.unseen, words.counts
+        ),
         _ => format!(
             "waiting for the pods of {target} to be healthy: {} of {} were for {}; {}",
             seen.confirmed, observed.target.replicas, roll.spec.min_healthy_time, words.counts
@@ -126,7 +130,8 @@ pub(super) fn status(
     if is_final {
         detail.finished_at = Some(now);
     }
-    let was_stalled = status.conditions.is_true("Stalled");
+    let stalled = status.conditions.get("Stalled");
+    let has_failed = stalled.is_some_and(|it| it.status == is(true) && it.reason == "Failed");
     let stays = roll.spec.paused || roll.spec.rollback;
     let mut set = |condition| status.conditions.set(condition, generation, now);
     let moving = matches!(next.phase, RollPhase::Rolling | RollPhase::RollingBack);
@@ -163,7 +168,15 @@ pub(super) fn status(
                 why.clone(),
             ));
         }
-        None if was_stalled && stays => {}
+        None if has_failed && stays => {}
+        None if seen.unseen > 0 => {
+            set(Condition::new(
+                "Stalled",
+                ConditionStatus::True,
+                "AwaitsNodes",
+                status.detail.next.clone(),
+            ));
+        }
         None => {
             set(Condition::new(
                 "Stalled",

@@ -10,6 +10,7 @@ mod dynamic;
 mod ends;
 mod failsafe;
 mod grants;
+mod lost_nodes;
 mod node_lifecycle;
 mod race;
 mod replication_controller;

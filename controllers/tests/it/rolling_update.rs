@@ -37,14 +37,14 @@ async fn world(artifact: &str) -> World {
     world
 }
 
-async fn get(
+pub(crate) async fn get(
     world: &World,
     name: &str,
 ) -> platctrl_framework::model::Object<ReplicationController> {
     world.client.get(&key(name)).await.unwrap()
 }
 
-async fn the_roll(world: &World) -> platctrl_framework::model::Object<RollingUpdate> {
+pub(crate) async fn the_roll(world: &World) -> platctrl_framework::model::Object<RollingUpdate> {
     world.client.get(&roll_key()).await.unwrap()
 }
 
@@ -52,14 +52,14 @@ async fn begin(world: &World, change: impl FnOnce(&mut RollingUpdateSpec)) {
     world.client.create(&roll(3, change)).await.unwrap();
 }
 
-async fn phase(world: &World, wanted: &str) {
+pub(crate) async fn phase(world: &World, wanted: &str) {
     until(wanted, || async {
         the_roll(world).await.status.phase.as_str() == wanted
     })
     .await;
 }
 
-async fn change(world: &World, change: impl Fn(&mut RollingUpdateSpec)) {
+pub(crate) async fn change(world: &World, change: impl Fn(&mut RollingUpdateSpec)) {
     loop {
         let mut object = the_roll(world).await;
         change(&mut object.spec);
