@@ -51,6 +51,11 @@ pub fn controller() -> Controller<DaemonSet> {
     })
 }
 
+/// The pod says that it is ready, and is heard of.
+fn is_healthy(pod: &Object<Pod>, fleet: &Fleet) -> bool {
+    is_ready(pod) && fleet.is_heard_of(pod.spec.node_name.as_deref().unwrap_or_default())
+}
+
 /// Since when pods are not ready, each with its spec of now. It is forgotten with the process:
 /// whoever works on the set then begins to wait anew.
 #[derive(Clone, Default)]
@@ -61,10 +66,16 @@ type Since = BTreeMap<Uid, (u64, Duration)>;
 
 impl Waits {
     /// How long each of a set's pods has not been ready.
-    fn note(&self, set: &Uid, pods: &[Arc<Object<Pod>>], now: Duration) -> HashMap<Uid, Duration> {
+    fn note(
+        &self,
+        set: &Uid,
+        pods: &[Arc<Object<Pod>>],
+        fleet: &Fleet,
+        now: Duration,
+    ) -> HashMap<Uid, Duration> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = all.remove(set).unwrap_or_default();
-        let unready = pods.iter().filter(|pod| !is_ready(pod));
+        let unready = pods.iter().filter(|pod| !is_healthy(pod, fleet));
         let since: Since = unready
             .map(|pod| {
                 let generation = pod.metadata.generation;
@@ -216,7 +227,7 @@ fn observe(
     let fleet = accounts.fleet(view);
     let needs = workload.needs();
     let environment = context.environment();
-    let waited = waits.note(&set.metadata.uid, &owned, environment.monotonic());
+    let waited = waits.note(&set.metadata.uid, &owned, &fleet, environment.monotonic());
     let timeout = set.spec.timeout.duration();
     let mut until_late: Option<Duration> = None;
     let mut own: BTreeMap<String, u32> = BTreeMap::new();
@@ -240,8 +251,8 @@ fn observe(
         }
         pods.push(PodFacts {
             name: pod.metadata.name.clone(),
+            ready: is_healthy(pod, &fleet),
             node,
-            ready: is_ready(pod),
             leaving,
             current,
             created: created(pod),

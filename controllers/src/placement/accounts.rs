@@ -9,6 +9,8 @@ use platctrl_framework::store::Revision;
 use platctrl_kinds::{Node, Pod, PodSpec};
 use serde::Deserialize;
 
+use crate::ledger::is_silent;
+
 use super::{Fleet, FleetNode, NodeState, PodNeeds, Room};
 
 /// Remembers what pods ask and nodes have, so that a new view costs only what changed in it.
@@ -93,6 +95,7 @@ fn shape(node: &Object<Node>) -> FleetNode {
         labels: Arc::new(node.metadata.labels.clone()),
         state: NodeState::of(node),
         moves_static: node.spec.drain && node.spec.drain_static,
+        silent: is_silent(node),
         room: Room::of(node),
         pods: Vec::new(),
     }

@@ -209,6 +209,8 @@ pub struct FleetNode {
     pub state: NodeState,
     /// While it is drained, pods whose controllers are Static are moved, too.
     pub moves_static: bool,
+    /// It is not heard of: what was last said of the health of its pods counts for nothing.
+    pub silent: bool,
     /// What its pods may use.
     pub room: Room,
     /// Its pods, whoever owns them, also those on their way out.
@@ -329,6 +331,13 @@ impl Fleet {
     /// A node's place.
     fn position(&self, name: &str) -> Option<usize> {
         self.names.places.get(name).copied()
+    }
+
+    /// A node is heard of, so that what its agent last said of its pods is so. One of which there
+    /// is no record counts as heard of.
+    #[must_use]
+    pub fn is_heard_of(&self, node: &str) -> bool {
+        !self.node(node).is_some_and(|node| node.silent)
     }
 
     /// A node.
