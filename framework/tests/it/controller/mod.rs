@@ -10,6 +10,7 @@ mod fresh;
 mod input;
 mod life;
 mod narrow;
+mod owners;
 mod parts;
 mod seeing;
 mod shards;

@@ -112,6 +112,34 @@ pub(super) async fn failsafe_budget_does_not_count_what_a_newer_spec_orders() {
 }
 
 #[tokio::test(start_paused = true)]
+pub(super) async fn failsafe_budget_does_not_count_an_order_that_another_process_goes_on_with() {
+    let (world, running, whim) = settled(100).await;
+    let mut site = world.client.get::<Site>(&site_key("a")).await.unwrap();
+    site.spec.pages = 10;
+    world.client.update(&site).await.unwrap();
+    // The next commit of it is a second away.
+    until("it has begun", || async { pages(&world) < 100 }).await;
+    running.crash().await;
+    let left = pages(&world);
+    assert!(left > 10 + 20, "{left}: more than the budget is left to do");
+    let running = world.run(world.runtime().controller(keeper(&whim)));
+    until("the rest is ended, too", || async { pages(&world) == 10 }).await;
+    assert_eq!(guards(&running), []);
+    // A whim is none, though an order was under way before.
+    whim.have("a", 40);
+    until("some are made", || async { pages(&world) == 40 }).await;
+    minutes(30).await;
+    running.crash().await;
+    let running = world.run(world.runtime().controller(keeper(&whim)));
+    minutes(2).await;
+    whim.have("a", 10);
+    until("that is held", || async {
+        guards(&running) == [Guard::Budget]
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 pub(super) async fn failsafe_budget_has_a_share_of_a_large_kind() {
     let (world, running, whim) = settled(110).await;
     whim.have("a", 88);
