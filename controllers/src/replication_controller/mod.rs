@@ -98,6 +98,7 @@ impl Memory {
         view: &View,
     ) -> Glance {
         let homes = self.nodes.homes(view, &owner.spec.node_selector);
+        let silent = self.nodes.silent(view);
         self.pods.of(view, &owner.metadata.uid, |kept| {
             let astray = kept.astray(&homes);
             let crew = kept.crew();
@@ -105,6 +106,11 @@ impl Memory {
             let (live, ready) = current.fold((0, 0), |(live, ready), alike| {
                 (live + alike.live, ready + alike.ready)
             });
+            // What was last said of these counts for nothing.
+            let unseen = silent.iter().flat_map(|node| crew.on_node(node));
+            let unseen = unseen
+                .filter(|pod| pod.ready && !pod.leaving && workload.wants(&pod.shape))
+                .count();
             let with_owner =
                 ended_with_owner(ReplicationController::SINGULAR, &owner.metadata.name);
             let holds_its_place = |pod: &Brief| {
@@ -115,7 +121,7 @@ impl Memory {
             Glance {
                 sums: Sums {
                     live: u32::try_from(crew.live()).unwrap_or(u32::MAX),
-                    ready,
+                    ready: ready.saturating_sub(u32::try_from(unseen).unwrap_or(u32::MAX)),
                     current: live,
                     astray: u32::try_from(astray).unwrap_or(u32::MAX),
                     ending: crew.ending().any(holds_its_place),
@@ -192,7 +198,7 @@ fn observe(
         facts.push(PodFacts {
             name: pod.name().to_owned(),
             node: node.to_owned(),
-            ready: pod.ready,
+            ready: pod.ready && fleet.is_heard_of(node),
             leaving: pod.leaving,
             singleton: pod.shape.spec.singleton,
             taken_back: pod.end_reason.as_deref() == Some(&*with_owner),

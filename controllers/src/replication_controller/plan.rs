@@ -56,7 +56,7 @@ pub struct PodFacts {
     pub name: String,
     /// Its node.
     pub node: String,
-    /// It is ready, with the spec that is wanted of it now.
+    /// It is ready, with the spec that is wanted of it now, and its node is heard of.
     pub ready: bool,
     /// It has a tombstone.
     pub leaving: bool,
@@ -288,7 +288,7 @@ fn strays_of(observed: &Observed, live: &[&PodFacts]) -> Strays {
 ///   they are gone: till then theirs may be taken back as well.
 /// - A pod that never runs twice goes first, and another one is made when it is gone. On a node
 ///   that is not heard of it stays until it is known to be gone. While a roll says how many pods
-///   there are, a drained one goes first as well.
+///   there are, one on a node that is drained or given up goes first as well.
 #[must_use]
 pub fn plan(observed: &Observed, placement: &dyn Placement) -> Plan {
     let live: Vec<&PodFacts> = observed.pods.iter().filter(|pod| !pod.leaving).collect();
@@ -387,7 +387,9 @@ fn is_moved(observed: &Observed, pod: &PodFacts, why: &Astray) -> bool {
     if drained && node.is_some_and(|node| node.moves_static) {
         return true;
     }
-    observed.strategy == Strategy::Dynamic && (drained || !observed.claimed)
+    // While a roll says which pods go, it is asked; of a node that is given up there is no asking.
+    let given_up = matches!(why, Astray::Node(_) | Astray::NodeMissing);
+    observed.strategy == Strategy::Dynamic && (given_up || !observed.claimed)
 }
 
 /// Nobody can say that the node's pods have stopped.

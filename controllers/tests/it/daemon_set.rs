@@ -17,7 +17,7 @@ fn key(name: &str) -> ObjectKey {
     ObjectKey::namespaced(DaemonSet::GROUP, DaemonSet::PLURAL, "default", name).unwrap()
 }
 
-fn set(name: &str) -> Object<DaemonSet> {
+pub(crate) fn set(name: &str) -> Object<DaemonSet> {
     let spec = DaemonSetSpec {
         node_selector: "role=web".into(),
         minimum_healthy: Amount::Percent(50),
@@ -38,7 +38,7 @@ fn breaks(spec: &mut DaemonSetSpec) {
 }
 
 impl World {
-    async fn set(&self, name: &str) -> Object<DaemonSet> {
+    pub(crate) async fn set(&self, name: &str) -> Object<DaemonSet> {
         self.client.get(&key(name)).await.unwrap()
     }
 
@@ -55,7 +55,7 @@ impl World {
         self.client.update(&node).await.unwrap();
     }
 
-    async fn set_says(&self, name: &str, kind: &str) -> Condition {
+    pub(crate) async fn set_says(&self, name: &str, kind: &str) -> Condition {
         let status = self.set(name).await.status;
         let none = || Condition::new(kind, ConditionStatus::Unknown, "None", "");
         status.conditions.get(kind).cloned().unwrap_or_else(none)
@@ -74,7 +74,7 @@ impl World {
         nodes.join(" ")
     }
 
-    async fn set_is_ready(&self, name: &str, nodes: u32) {
+    pub(crate) async fn set_is_ready(&self, name: &str, nodes: u32) {
         until("the daemon set is ready", || async {
             let object = self.set(name).await;
             let detail = &object.status.detail;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use platctrl_framework::model::{ConditionStatus, Object};
 use platctrl_kinds::{Amount, Node, Span, Strategy, node_condition};
 
+use crate::daemon_set::set;
 use crate::rolling_update::{change, get, phase, the_roll};
 use crate::rolls::{roll, version};
 use crate::world::{World, until};
@@ -110,4 +111,64 @@ async fn a_roll_waits_for_nodes_that_are_not_heard_of_and_fails_by_nothing_of_th
     phase(&world, "Complete").await;
     let status = the_roll(&world).await.status;
     assert!(!status.conditions.is_true("Stalled"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_roll_that_is_paused_does_not_keep_pods_of_a_lost_node_from_being_replaced() {
+    let world = about_to_roll(Strategy::Dynamic).await;
+    let lost = lose_one(&world).await;
+    until("another one is there", || async {
+        let nodes = world.nodes_of_pods().await;
+        nodes.len() == 3 && !nodes.contains(&lost)
+    })
+    .await;
+    let controller = get(&world, "hello-1").await;
+    assert_eq!(controller.spec.replicas, 3, "nothing was moved");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_on_a_node_that_is_not_heard_of_are_not_counted_as_ready() {
+    let world = World::with_nodes(&FIVE).await;
+    world.create(3, |_| {}).await;
+    world.settled(3, 3).await;
+    let node = world.nodes_of_pods().await.remove(0);
+    world.say(&node, "Alive", false).await;
+    until("one is missing", || async {
+        let available = world.condition("Available").await;
+        let status = world.controller().await.status;
+        available.status == ConditionStatus::False
+            && available.message == "2 of 3 pods are ready"
+            && (status.detail.replicas, status.detail.ready_replicas) == (3, 2)
+    })
+    .await;
+    world.say(&node, "Alive", true).await;
+    world.settled(3, 3).await;
+    assert!(
+        world
+            .controller()
+            .await
+            .status
+            .conditions
+            .is_true("Available")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_of_a_daemon_set_on_such_a_node_are_none_either_and_are_late_in_time() {
+    let world = World::with_nodes(&FIVE[..3]).await;
+    world.client.create(&set("logs")).await.unwrap();
+    world.set_is_ready("logs", 3).await;
+    world.say("n2", "Alive", false).await;
+    until("one is missing, and then late", || async {
+        let stalled = world.set_says("logs", "Stalled").await;
+        let set = world.set("logs").await;
+        set.status.detail.ready == 2
+            && stalled.reason == "Timeout"
+            && stalled
+                .message
+                .contains("of 1 node is not ready within 1m: n2")
+    })
+    .await;
+    world.say("n2", "Alive", true).await;
+    world.set_is_ready("logs", 3).await;
 }

@@ -449,13 +449,26 @@ fn a_drained_pod_of_a_claimed_controller_goes_first_and_within_the_budget() {
     view.budget.floor = 1;
     let goes = decide(&view);
     assert_eq!((deleted(&goes), goes.create.len()), (vec!["a"], 0));
-    // What is not drained is the roll's.
-    view.fleet = Arc::new(Fleet::new([
-        in_state(0, NodeState::Lost, false),
-        node(1),
-        node(2),
-    ]));
-    assert_eq!(decide(&view).steps(), 0);
+    // What only does not match is the roll's.
+    view.fleet = Arc::new(Fleet::new([node(0), node(1), node(2)]));
+    view.request.selector = "n in (1,2)".parse().unwrap();
+    let stays = decide(&view);
+    assert_eq!((stays.astray.len(), stays.steps()), (2, 0), "{stays:?}");
+}
+
+#[test]
+fn a_pod_of_a_claimed_controller_whose_node_is_given_up_is_made_anew_whatever_the_floor() {
+    let nodes = [in_state(0, NodeState::Lost, false), node(1), node(2)];
+    let pods = vec![pod("a", "n0", false), pod("b", "n1", true)];
+    let mut view = on(dynamic(2, 0, pods), nodes);
+    view.claimed = true;
+    let goes = decide(&view);
+    assert_eq!((deleted(&goes), goes.create.len()), (vec!["a"], 0));
+    view.pods[0].leaving = true;
+    assert_eq!(decide(&view).create, ["n2"]);
+    view.strategy = Strategy::Static;
+    view.pods[0].leaving = false;
+    assert_eq!(decide(&view).steps(), 0, "it waits for the node");
 }
 
 #[test]
