@@ -102,6 +102,11 @@ impl Pages {
     }
 }
 
+/// All that there is to them.
+fn told(pages: &[Arc<Object<Page>>]) -> Vec<String> {
+    pages.iter().map(|page| format!("{page:?}")).collect()
+}
+
 /// Asks about the views in this order.
 fn check(views: &[View], owners: &[Uid], order: &[Index]) -> Result<(), TestCaseError> {
     let remembered = Owners::<Page>::new();
@@ -109,7 +114,7 @@ fn check(views: &[View], owners: &[Uid], order: &[Index]) -> Result<(), TestCase
         let view = index.get(views);
         for owner in owners {
             let looked = view.list::<Page>().owned_by(owner).to_vec();
-            prop_assert_eq!(remembered.owned(view, owner), looked);
+            prop_assert_eq!(told(&remembered.owned(view, owner)), told(&looked));
         }
         if asked % 5 == 4 {
             remembered.forget();
@@ -126,8 +131,8 @@ proptest! {
         // Newer and older views in turn, as several runs at once ask about them.
         order in proptest::collection::vec(any::<Index>(), 12),
     ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true);
-        let runtime = runtime.build().unwrap();
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let pages = Pages::new().await;
             let mut views = vec![pages.view().await];
