@@ -2,22 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use platctrl_framework::model::{Object, ObjectKey};
-use platctrl_kinds::{DaemonSet, Node};
-use serde_json::json;
+use platctrl_framework::model::ObjectKey;
+use platctrl_kinds::Node;
 
-use crate::world::{World, controller_spec, named, until};
+use crate::daemon_set::set;
+use crate::world::{World, until};
 
 const THREE: [(&str, &str); 3] = [("n1", "web"), ("n2", "web"), ("n3", "web")];
-
-fn set(name: &str) -> Object<DaemonSet> {
-    let metadata = named(name);
-    let spec = json!({
-        "nodeSelector": "role=web", "minimumHealthy": "50%",
-        "template": controller_spec(1).template,
-    });
-    Object::new(metadata, serde_json::from_value(spec).unwrap())
-}
 
 impl World {
     /// On how many nodes a set has a pod.

@@ -1,10 +1,13 @@
 //! The controllers in the simulator: whatever goes wrong at any write, they come to the same end.
 
-use platctrl_controllers::{replication_controller, testing};
+use platctrl_controllers::{disruption_budget, replication_controller, testing};
 use platctrl_framework::client::DeleteOptions;
 use platctrl_framework::model::{Object, ObjectKey, Propagation};
 use platctrl_framework::testing::{FaultKind, Moment, Process, Replica, Simulation, World};
-use platctrl_kinds::{Node, Pod, ReplicationController, ReplicationControllerSpec, Span, Strategy};
+use platctrl_kinds::{
+    Amount, DisruptionBudget, DisruptionBudgetSpec, Node, Pod, ReplicationController,
+    ReplicationControllerSpec, Span, Strategy,
+};
 
 use crate::world::{controller_key, controller_spec, named};
 
@@ -112,6 +115,43 @@ fn a_dynamic_controller_moves_its_pods_wherever_it_is_interrupted() {
         })
         // Nodes that were changed are not those that a world begins with.
         .history_matters()
+        .exhaustive()
+        .unwrap();
+    assert_eq!(explored.runs, explored.faults);
+}
+
+/// What a budget says is so of the pods that are there, whatever goes wrong at a write.
+#[test]
+fn a_disruption_budget_says_the_same_wherever_it_is_interrupted() {
+    let explored = testing::fleet(3)
+        .controllers(|replica: Replica| {
+            replica
+                .runtime()
+                .controller(replication_controller::controller())
+                .controller(disruption_budget::controller())
+                .reap()
+                .elect_leader("controllers")
+        })
+        .scenario(|world| async move {
+            let mut wanted = object(2);
+            let labels = &mut wanted.spec.template.metadata.labels;
+            labels.insert("app".into(), "hello".into());
+            world.create(&wanted).await?;
+            let spec = DisruptionBudgetSpec {
+                pod_selector: "app=hello".into(),
+                minimum_healthy: Amount::Percent(50),
+            };
+            let budget = Object::<DisruptionBudget>::new(named("hello"), spec);
+            world.create(&budget).await?;
+            world.settled().await?;
+            change(&world, |spec| spec.replicas = 3).await?;
+            let status = world.get::<DisruptionBudget>(&budget.key()?).await?.status;
+            let detail = &status.detail;
+            match (detail.workloads, detail.healthy, detail.allowed) {
+                (1, 3, 1) if status.conditions.is_true("Disruptable") => Ok(()),
+                _ => Err(format!("{status:?}").into()),
+            }
+        })
         .exhaustive()
         .unwrap();
     assert_eq!(explored.runs, explored.faults);

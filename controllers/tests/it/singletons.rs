@@ -9,10 +9,10 @@ use platctrl_controllers::{replication_controller, testing};
 use platctrl_framework::model::{ConditionStatus, Object, ObjectKey};
 use platctrl_framework::store::{Key, Transaction};
 use platctrl_framework::testing::{FaultKind, Process, Replica, ScenarioError, Simulation, World};
-use platctrl_kinds::{Node, ReplicationController, Strategy};
+use platctrl_kinds::{Node, Pod, ReplicationController, Strategy};
 
 use crate::simulation::object;
-use crate::world::controller_key;
+use crate::world::{controller_key, named};
 
 type Beating = Arc<Mutex<BTreeSet<String>>>;
 
@@ -167,6 +167,54 @@ fn life(singleton: bool) -> Simulation {
 fn a_singleton_never_runs_twice_though_its_node_is_lost_retired_and_back() {
     life(true).run(1).unwrap();
     life(true).random(0..6).unwrap();
+}
+
+/// A pod that nobody keeps, whose node dies, is retired and comes back.
+fn retirement() -> Simulation {
+    testing::fleet(1)
+        .controllers(|replica: Replica| {
+            let (store, environment) = (replica.store(), replica.environment());
+            let lifecycle = node_lifecycle::controller(store, environment, Limits::default());
+            replica
+                .runtime()
+                .controller(lifecycle)
+                .kind::<ReplicationController>()
+                .reap()
+                .elect_leader("controllers")
+        })
+        .scenario(|world| async move {
+            let beating = beat(&world);
+            let node = world.nodes().first().cloned().ok_or("there is no node")?;
+            let mut spec = object(1).spec.template.spec;
+            spec.node_name = Some(node.clone());
+            let pod = Object::<Pod>::new(named("bare"), spec);
+            world.create(&pod).await?;
+            world.settled().await?;
+            beating.lock().unwrap().clear();
+            world.stop_node(&node);
+            let retire = |node: &mut Object<Node>| {
+                (node.spec.incarnation, node.spec.unschedulable) = (1, true);
+            };
+            world.change::<Node>(&node_key(&node), retire).await?;
+            let mut patience = Patience::until("its pod is given up");
+            while !world.objects::<Pod>().is_empty() {
+                patience.lasts(&world).await?;
+            }
+            world.start_node(&node);
+            beating.lock().unwrap().insert(node.clone());
+            world.settled().await
+        })
+        .history_matters()
+        .orphans_may_stay()
+        .without(FaultKind::Restore)
+        .without(FaultKind::RestoreAhead)
+        .without(FaultKind::NodeDown)
+}
+
+#[test]
+fn a_retirement_goes_through_whatever_goes_wrong_at_a_write() {
+    let explored = retirement().exhaustive().unwrap();
+    assert_eq!(explored.runs, explored.faults);
 }
 
 /// The same world finds it out when a pod may be replaced as others are.
