@@ -80,6 +80,14 @@ fn rolls_of(controller: &Object<ReplicationController>, view: &View) -> Vec<Obje
     rolls.filter_map(|roll| roll.key().ok()).collect()
 }
 
+/// What is wrong with a roll that was written past the server, which refuses it.
+fn invalid(roll: &Object<RollingUpdate>) -> Option<String> {
+    let mut errors = Vec::new();
+    RollingUpdate::validate(&roll.spec, &mut errors);
+    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    (!errors.is_empty()).then(|| format!("nothing is moved: {}", errors.join("; ")))
+}
+
 /// Who a roll is in ledgers and events.
 fn name_of(roll: &Object<RollingUpdate>) -> String {
     format!("{}/{}", RollingUpdate::SINGULAR, roll.metadata.name)
@@ -93,6 +101,9 @@ async fn reconcile(
     if RollPhase::is_final(&roll.status.phase) {
         memory.forget(&roll.metadata.uid);
         return history::keep(&roll, &context).await;
+    }
+    if let Some(why) = invalid(&roll) {
+        return tell::blocked(&roll, &context, "Invalid", &why).await;
     }
     let sides = match Sides::find(context.view(), &roll, memory.pods()) {
         Ok(sides) => sides,

@@ -195,7 +195,7 @@ pub fn is_settled(target: &Side, tolerated: u32) -> bool {
 /// How many pods of the target can only be seen to be healthy once their nodes are heard of
 /// again, if they are all that it waits for.
 #[must_use]
-pub fn waits_for_nodes(target: &Side, tolerated: u32) -> u32 {
+pub(super) fn waits_for_nodes(target: &Side, tolerated: u32) -> u32 {
     let unseen = count(target.live().filter(|pod| pod.silent).count());
     let rest_is_settled = target.count() == target.replicas
         && target.confirmed() + tolerated + unseen >= target.replicas;

@@ -17,7 +17,7 @@ fn key(name: &str) -> ObjectKey {
     ObjectKey::namespaced(group, plural, "default", name).unwrap()
 }
 
-async fn world(artifact: &str) -> World {
+pub(crate) async fn world(artifact: &str) -> World {
     let world = World::with_nodes(&NODES).await;
     world
         .client
@@ -48,7 +48,7 @@ pub(crate) async fn the_roll(world: &World) -> platctrl_framework::model::Object
     world.client.get(&roll_key()).await.unwrap()
 }
 
-async fn begin(world: &World, change: impl FnOnce(&mut RollingUpdateSpec)) {
+pub(crate) async fn begin(world: &World, change: impl FnOnce(&mut RollingUpdateSpec)) {
     world.client.create(&roll(3, change)).await.unwrap();
 }
 
