@@ -255,6 +255,38 @@ async fn replicas_that_somebody_else_sets_are_contested() {
     assert_eq!(moved(&world).await, 0);
 }
 
+/// More than the failsafes let go of what nobody ordered.
+const MANY: u32 = 120;
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_takes_over_goes_on_with_a_roll_and_is_held_back_by_no_failsafe() {
+    let mut world = World::with_nodes(&NODES).await;
+    for (name, artifact, replicas) in [("hello-1", "one", MANY), ("hello-2", "two", 0)] {
+        let mut version = version(name, artifact, replicas);
+        version.spec.max_per_node = MANY;
+        world.client.create(&version).await.unwrap();
+    }
+    until("all are ready", || async {
+        let first = get(&world, "hello-1").await;
+        first.status.detail.ready_replicas == MANY
+    })
+    .await;
+    // What it was made for is long done.
+    wait_a_while().await;
+    world.client.create(&roll(MANY, |_| {})).await.unwrap();
+    until("it has begun", || async { moved(&world).await > 0 }).await;
+    let left = MANY as usize - moved(&world).await;
+    assert!(
+        left > 60,
+        "{left} are left: more than are let go undeclared"
+    );
+    world.dies_and_begins_again().await;
+    phase(&world, "Complete").await;
+    assert_eq!(moved(&world).await, MANY as usize);
+    let status = world.handle.status().unwrap();
+    assert!(status.failsafe.holds.is_empty(), "{:?}", status.failsafe);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_controller_that_vanishes_half_way_stops_the_roll() {
     let world = world("two").await;

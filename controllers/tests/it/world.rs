@@ -28,6 +28,7 @@ pub(crate) struct World {
     pub(crate) store: MemoryStore,
     pub(crate) client: Client,
     pub(crate) handle: RuntimeHandle,
+    environment: Environment,
     runtime: JoinHandle<()>,
 }
 
@@ -132,6 +133,24 @@ async fn run_pod(pod: Arc<Object<Pod>>, context: Context) -> Result<Action, Reco
     Ok(Action::await_change())
 }
 
+/// The controllers and the agent, in one process.
+fn run(store: &MemoryStore, environment: &Environment) -> (RuntimeHandle, JoinHandle<()>) {
+    let shared: Arc<dyn Store> = Arc::new(store.clone());
+    let runtime = Runtime::new(shared, environment.clone())
+        .controller(platctrl_controllers::replication_controller::controller())
+        .controller(platctrl_controllers::rolling_update::controller())
+        .controller(platctrl_controllers::disruption_budget::controller())
+        .controller(platctrl_controllers::daemon_set::controller())
+        .controller(Controller::<Pod>::new("agent", run_pod))
+        .failsafes(failsafes())
+        .reap();
+    let handle = runtime.handle();
+    (
+        handle,
+        tokio::spawn(async move { runtime.run().await.unwrap() }),
+    )
+}
+
 impl World {
     pub(crate) async fn with_nodes(nodes: &[(&str, &str)]) -> Self {
         let environment = environment(1);
@@ -149,23 +168,21 @@ impl World {
                 .await
                 .unwrap();
         }
-        let shared: Arc<dyn Store> = Arc::new(store.clone());
-        let runtime = Runtime::new(shared, environment)
-            .controller(platctrl_controllers::replication_controller::controller())
-            .controller(platctrl_controllers::rolling_update::controller())
-            .controller(platctrl_controllers::disruption_budget::controller())
-            .controller(platctrl_controllers::daemon_set::controller())
-            .controller(Controller::<Pod>::new("agent", run_pod))
-            .failsafes(failsafes())
-            .reap();
-        let handle = runtime.handle();
-        let runtime = tokio::spawn(async move { runtime.run().await.unwrap() });
+        let (handle, runtime) = run(&store, &environment);
         Self {
             store,
             client,
             handle,
+            environment,
             runtime,
         }
+    }
+
+    /// The process with the controllers dies, and another one begins.
+    pub(crate) async fn dies_and_begins_again(&mut self) {
+        self.runtime.abort();
+        let _ = (&mut self.runtime).await;
+        (self.handle, self.runtime) = run(&self.store, &self.environment);
     }
 
     pub(crate) async fn create(
