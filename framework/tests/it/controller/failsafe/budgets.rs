@@ -26,6 +26,11 @@ impl Whim {
 
 /// A controller that keeps as many pages as its site wants, or as it comes to its mind.
 fn keeper(whim: &Whim) -> Controller<Site> {
+    slow_keeper(whim, Duration::ZERO)
+}
+
+/// The same, which has more to do after each commit.
+fn slow_keeper(whim: &Whim, takes: Duration) -> Controller<Site> {
     let wanted = whim.wanted.clone();
     let reconcile = move |site: Arc<Object<Site>>, context: Context| {
         let whim = wanted.lock().unwrap().get(&site.metadata.name).copied();
@@ -47,6 +52,7 @@ fn keeper(whim: &Whim) -> Controller<Site> {
                 ..site.status.clone()
             })?;
             changes.commit().await?;
+            tokio::time::sleep(takes).await;
             Ok::<_, ReconcileError>(match short.max(surplus) > ROOM {
                 true => Action::requeue_after(Duration::from_secs(1)),
                 false => Action::await_change(),
@@ -114,6 +120,10 @@ pub(super) async fn failsafe_budget_does_not_count_what_a_newer_spec_orders() {
 #[tokio::test(start_paused = true)]
 pub(super) async fn failsafe_budget_does_not_count_an_order_that_another_process_goes_on_with() {
     let (world, running, whim) = settled(100).await;
+    running.stop().await;
+    let slow = slow_keeper(&whim, Duration::from_secs(1));
+    let running = world.run(world.runtime().controller(slow));
+    minutes(2).await;
     let mut site = world.client.get::<Site>(&site_key("a")).await.unwrap();
     site.spec.pages = 10;
     world.client.update(&site).await.unwrap();
