@@ -1,8 +1,9 @@
 //! What is remembered of owners is what a look at every object finds.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use platctrl_framework::cache::{Owners, View};
+use platctrl_framework::cache::{Owners, Tally, View};
 use platctrl_framework::model::{Tree, Uid};
 use platctrl_framework::store::Transaction;
 use proptest::prelude::*;
@@ -102,19 +103,35 @@ impl Pages {
     }
 }
 
-/// All that there is to them.
-fn told(pages: &[Arc<Object<Page>>]) -> Vec<String> {
-    pages.iter().map(|page| format!("{page:?}")).collect()
+/// All that there is to each page, by path.
+#[derive(Default)]
+struct Told(BTreeMap<String, String>);
+
+impl Tally<Page> for Told {
+    fn put(&mut self, key: &Arc<ObjectKey>, page: Option<&Object<Page>>) {
+        let path = key.path().to_owned();
+        match page {
+            Some(page) => drop(self.0.insert(path, format!("{page:?}"))),
+            None => drop(self.0.remove(&path)),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
 /// Asks about the views in this order.
 fn check(views: &[View], owners: &[Uid], order: &[Index]) -> Result<(), TestCaseError> {
-    let remembered = Owners::<Page>::new();
+    let remembered = Owners::<Page, Told>::new();
     for (asked, index) in order.iter().enumerate() {
         let view = index.get(views);
         for owner in owners {
             let looked = view.list::<Page>().owned_by(owner).to_vec();
-            prop_assert_eq!(told(&remembered.owned(view, owner)), told(&looked));
+            let looked: Vec<String> = looked.iter().map(|page| format!("{page:?}")).collect();
+            let kept = remembered.of(view, owner, |told| told.0.values().cloned().collect());
+            let kept: Vec<String> = kept;
+            prop_assert_eq!(kept, looked);
         }
         if asked % 5 == 4 {
             remembered.forget();
@@ -154,17 +171,18 @@ async fn who_asks_what_an_owner_has_commits_nothing_while_one_of_them_cannot_be_
         pages.apply(page, Change::Owned(1)).await;
     }
     pages.apply(1, Change::Unreadable).await;
-    let (remembered, runs) = (Owners::<Page>::new(), Arc::new(AtomicU32::new(0)));
+    let (remembered, runs) = (Owners::<Page, Told>::new(), Arc::new(AtomicU32::new(0)));
     let counted = runs.clone();
     let reconcile = move |site: Arc<Object<Site>>, context: Context| {
         let (remembered, runs) = (remembered.clone(), counted.clone());
         async move {
-            let owned = remembered.owned(context.view(), &site.metadata.uid);
+            let uid = &site.metadata.uid;
+            let owned = remembered.of(context.view(), uid, |told| told.0.len());
             runs.fetch_add(1, Ordering::SeqCst);
             let mut changes = context.changes();
             let mut status = site.status.clone();
             status.observed_generation = Some(site.metadata.generation);
-            status.detail.pages = u32::try_from(owned.len()).unwrap();
+            status.detail.pages = u32::try_from(owned).unwrap();
             changes.report::<Site>(&status)?;
             changes.commit().await?;
             Ok::<_, ReconcileError>(Action::await_change())
