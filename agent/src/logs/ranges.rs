@@ -224,7 +224,10 @@ mod tests {
             written_ms: 0,
             marks: None,
         };
-        assert_eq!(previous(&[unmarked.clone()]), Previous::Unmarked);
+        assert_eq!(
+            previous(std::slice::from_ref(&unmarked)),
+            Previous::Unmarked
+        );
         assert_eq!(previous(&[]), Previous::Unmarked);
         // What an older supervisor wrote lies before the first run that is marked.
         assert_eq!(
