@@ -45,6 +45,7 @@ mod secrets;
 mod situation;
 mod state;
 mod uninstall;
+mod usage;
 mod version;
 mod worker;
 
@@ -71,5 +72,6 @@ pub use state::{
     DrainStart, Found, KnownHealth, PodRecord, Position, Preparation, Prepared, Quarantined,
 };
 pub use uninstall::{UninstallError, Uninstalled, uninstall};
+pub use usage::{NodeUsage, Usage, UsageSample};
 pub use version::{Desired, Installed, Program, RunAs, Scripts, Tombstone, Version};
 pub use worker::{AskedRestart, Control, Wish, Worker};

@@ -117,6 +117,7 @@ pub struct AgentHandle {
     told: Arc<Told>,
     pods: Weak<Pods>,
     waits: watch::Receiver<Option<String>>,
+    instance: Arc<str>,
 }
 
 impl AgentHandle {
@@ -138,6 +139,13 @@ impl AgentHandle {
     pub fn control(&self, pod: &PodName, word: Control) -> bool {
         let pods = self.pods.upgrade();
         pods.is_some_and(|pods| pods.control(pod, word))
+    }
+
+    /// What tells this run of the agent from all others: the node's reality says which one has its
+    /// name.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
     }
 
     /// Why the agent takes no orders at the moment, while it does not: the store is away, or
@@ -255,6 +263,7 @@ impl Agent {
             told: self.pods.told(),
             pods: Arc::downgrade(&self.pods),
             waits: self.keeper.waits(),
+            instance: self.keeper.instance().into(),
         }
     }
 

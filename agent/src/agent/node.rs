@@ -154,6 +154,11 @@ impl Keeper {
         self.waits.subscribe()
     }
 
+    /// This run of the agent.
+    pub(super) fn instance(&self) -> &str {
+        &self.instance
+    }
+
     pub(super) fn fence(&self) -> Fence {
         self.fence.clone()
     }

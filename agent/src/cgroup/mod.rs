@@ -17,6 +17,7 @@ mod members;
 mod mounts;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::fmt;
 use std::fs;
@@ -28,6 +29,7 @@ use platctrl_framework::model::Digest;
 use platctrl_kinds::Resources;
 
 use mounts::{Controller, Mounts};
+pub use usage::Used;
 
 /// How long [`Cgroups::remove`] waits for the last process to be gone.
 const EMPTY_WITHIN: Duration = Duration::from_secs(5);
