@@ -3,7 +3,7 @@
 use platctrl_framework::failsafe::Failsafe;
 use platctrl_framework::model::{GroupPlural, InvalidName, Resource, Tree, check_name};
 use platctrl_framework::store::{Key, Policy, Prefix, Right};
-use platctrl_kinds::{Node, Pod};
+use platctrl_kinds::{Node, Pod, Role as RoleKind, RoleBinding};
 
 /// Names that other programs record their events and holds under.
 const TAKEN: [&str; 2] = ["controllers", "server"];
@@ -68,6 +68,13 @@ fn told() -> Vec<Right> {
     .into()
 }
 
+/// The rights that all agents have: also who has which role, for what people ask of their nodes.
+fn agents() -> Vec<Right> {
+    let roles = [RoleKind::group_plural(), RoleBinding::group_plural()];
+    let roles = roles.map(|kind| Right::read(kind.prefix(Tree::Intent)));
+    told().into_iter().chain(roles).collect()
+}
+
 /// The rights of an agent beside those of all agents.
 fn agent(node: &str) -> Vec<Right> {
     let read = [
@@ -125,7 +132,7 @@ impl Role {
                     ));
                 }
                 let user = format!("platctrl-agent-{node}@{root}");
-                let shared = Policy::new(format!("platctrl-agents@{root}"), told());
+                let shared = Policy::new(format!("platctrl-agents@{root}"), agents());
                 let own = Policy::new(&user, agent(node));
                 let policies = vec![shared, own];
                 Rights { user, policies }
@@ -198,6 +205,8 @@ mod tests {
             "x/format",
             "x/chain/7",
             "x/control/freeze",
+            "o/intent/platctrl.dev/roles/deploy-hello",
+            "o/intent/platctrl.dev/rolebindings/ann",
         ] {
             assert!(allows(&web1(), Access::Read, read), "{read}");
             assert!(!allows(&web1(), Access::Write, read), "{read}");
@@ -219,6 +228,8 @@ mod tests {
             "x/lease/controllers",
             "x/kinds/platctrl.dev/pods",
             "x/auth/tokens/a",
+            "x/auth/nodes/web1",
+            "o/reality/platctrl.dev/roles/deploy-hello",
         ] {
             assert!(!allows(&web1(), Access::Read, foreign), "{foreign}");
         }

@@ -5,6 +5,7 @@
 mod kinds;
 mod path;
 mod transport;
+mod turn;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -114,7 +115,7 @@ impl Api {
             .await
             .map_err(broken)?;
         // Ends with the answer's body, or with this process.
-        tokio::spawn(connection);
+        tokio::spawn(connection.with_upgrades());
         match tokio::time::timeout(ANSWER, sender.send_request(request)).await {
             Ok(answer) => answer.map_err(broken),
             Err(_) => Err(Failure::new(

@@ -1,14 +1,14 @@
 //! Verbs about pods of this machine, which need no server: `restart`, `stop`, `start` ask the
-//! agent, `exec` runs beside a pod's program.
+//! agent, `exec` runs beside a pod's program on this terminal.
 
-use std::ffi::OsString;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use http::Method;
 use platctrl_agent::{InspectedPod, PodName};
 
+use super::exec::ExecArgs;
 use super::{NamespaceFlag, Setting};
 use crate::api::{Api, segment};
 use crate::error::{Code, Failure, Result};
@@ -37,21 +37,6 @@ pub(crate) struct StartArgs {
     namespace: NamespaceFlag,
 }
 
-#[derive(Debug, clap::Args)]
-pub(crate) struct ExecArgs {
-    /// A pod on this machine: pod/NAME or NAME; the beginning of a name will do
-    #[arg(value_name = "pod/NAME")]
-    pod: String,
-    #[command(flatten)]
-    namespace: NamespaceFlag,
-    /// Beside this program, when the pod has several: web, or web/a
-    #[arg(long, value_name = "NAME")]
-    launchable: Option<String>,
-    /// The command and its arguments, behind --
-    #[arg(last = true, required = true, value_name = "COMMAND")]
-    command: Vec<OsString>,
-}
-
 /// The data directory that is meant: the one that was named, else that of the `up` that runs here.
 pub(super) fn data_dir(setting: &Setting) -> Result<PathBuf> {
     match (setting.given_data_dir(), Pointer::read()) {
@@ -69,7 +54,7 @@ pub(super) fn pods(data_dir: &Path) -> Result<Vec<InspectedPod>> {
 }
 
 /// The pod that a word names.
-fn find(data_dir: &Path, word: &str, namespace: &str) -> Result<PodName> {
+pub(super) fn find(data_dir: &Path, word: &str, namespace: &str) -> Result<PodName> {
     let name = match word.split_once('/') {
         None => word,
         Some(("pod" | "pods" | "po", name)) => name,
@@ -160,14 +145,24 @@ pub(crate) async fn start(args: &StartArgs, setting: &Setting) -> Result<()> {
     output::print(format_args!("pod/{} starts\n", pod.name()))
 }
 
+/// The pod of exactly this name, if it is here.
+pub(super) fn exactly(data_dir: &Path, word: &str, namespace: &str) -> Option<PodName> {
+    let name = word.split_once('/').map_or(word, |(_, name)| name);
+    let all = pods(data_dir).ok()?;
+    let mut here = all.into_iter().map(|pod| pod.name);
+    here.find(|pod| pod.namespace() == namespace && pod.name() == name)
+}
+
 /// Becomes the command; returns only when that fails.
-pub(crate) fn exec(args: &ExecArgs, setting: &Setting) -> Result<()> {
-    let data_dir = data_dir(setting)?;
-    let pod = find(&data_dir, &args.pod, &args.namespace.namespace)?;
+pub(super) fn exec(data_dir: &Path, pod: &PodName, args: &ExecArgs) -> Result<()> {
     let program = args.launchable.as_deref();
-    let beside = platctrl_agent::beside(&data_dir, &pod, program, &args.command);
+    let beside = platctrl_agent::beside(data_dir, pod, program, &args.command);
     let (shim, arguments) = beside.map_err(Failure::failed)?;
-    let error = Command::new(&shim).args(arguments).exec();
+    let mut command = Command::new(&shim);
+    if !args.stdin && !args.tty {
+        command.stdin(Stdio::null());
+    }
+    let error = command.args(arguments).exec();
     Err(Failure::failed(format!(
         "cannot execute {}: {error}",
         shim.display()

@@ -14,6 +14,7 @@ mod diff;
 mod doctor;
 mod edit;
 mod events;
+mod exec;
 mod explain;
 pub(crate) mod failsafe;
 mod find;
@@ -29,6 +30,7 @@ mod policy;
 mod rollout;
 mod sign;
 mod store;
+mod top;
 mod undelete;
 mod uninstall;
 mod version;
@@ -110,7 +112,7 @@ enum Verb {
     /// Run the controllers on a store that many machines use; several may, and one leads
     Controllers(roles::ControllersArgs),
     /// Look after the pods of this machine, on a store that many machines use
-    Agent(roles::AgentArgs),
+    Agent(Box<roles::AgentArgs>),
     /// Admit machines, empty them, give them up
     #[command(subcommand)]
     Node(node::NodeVerb),
@@ -153,8 +155,11 @@ enum Verb {
     Stop(here::ControlArgs),
     /// Start a pod of this machine that was stopped
     Start(here::StartArgs),
-    /// Run a command with the user, the cgroup and the environment of a pod of this machine
-    Exec(here::ExecArgs),
+    /// Run a command with the user, the cgroup and the environment of a pod
+    Exec(exec::ExecArgs),
+    /// Show what machines and pods use
+    #[command(subcommand)]
+    Top(top::TopVerb),
     /// Show what happened, oldest first
     Events(events::EventsArgs),
     /// Wait until something is so
@@ -418,6 +423,10 @@ impl Setting {
         self.flags.token_file.as_deref()
     }
 
+    pub(crate) fn given_ca(&self) -> Option<PathBuf> {
+        self.flags.ca.clone()
+    }
+
     pub(crate) fn data_dir(&self) -> Result<PathBuf> {
         place::data_dir(self.given_data_dir())
     }
@@ -533,7 +542,8 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Restart(args) => client(here::restart(&args, setting)),
         Verb::Stop(args) => client(here::stop(&args, setting)),
         Verb::Start(args) => client(here::start(&args, setting)),
-        Verb::Exec(args) => here::exec(&args, setting),
+        Verb::Exec(args) => exec::run(&args, setting),
+        Verb::Top(verb) => client(top::run(&verb, setting)),
         Verb::Events(args) => client(events::run(&args, setting)),
         Verb::Wait(args) => client(wait::run(&args, setting)),
         Verb::Failsafe(verb) => change(failsafe::run(&verb, setting)),

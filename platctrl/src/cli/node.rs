@@ -1,10 +1,12 @@
 //! `node`: admits machines, so that their agents may work; empties them, and gives them up.
 
+mod certificate;
 mod drain;
 mod inspect;
 mod life;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Subcommand;
@@ -35,6 +37,19 @@ pub(crate) enum NodeVerb {
         /// An address that its pods may be reached under; may be repeated
         #[arg(long = "address", value_name = "ADDRESS")]
         addresses: Vec<String>,
+        /// Also give it a certificate, which takes those before away: NAME.crt and NAME.key in this directory
+        #[arg(short, long, value_name = "DIR")]
+        output: Option<PathBuf>,
+        /// Where the authority is that signs it [default: tls in the data directory]
+        #[arg(long, value_name = "DIR", requires = "output")]
+        tls_dir: Option<PathBuf>,
+    },
+    /// Take a node's certificate away, which ends its stream
+    Revoke {
+        /// The name of the node
+        name: String,
+        #[command(flatten)]
+        store: Box<StoreFlags>,
     },
     /// Show what is on this machine: what is wanted, what runs, and what it takes; also without a server
     Inspect(inspect::InspectArgs),
@@ -89,35 +104,53 @@ pub(crate) async fn run(verb: &NodeVerb, setting: &Setting) -> Result<()> {
     if let NodeVerb::Inspect(args) = verb {
         return inspect::run(args, setting).await;
     }
-    let NodeVerb::Admit {
-        name,
-        store,
-        labels,
-        addresses,
-    } = verb
-    else {
-        return life::run(verb, setting).await;
-    };
     let environment = Environment::system();
-    let url = store.url()?;
-    let store = store.open(&environment).await?;
+    match verb {
+        NodeVerb::Admit {
+            name,
+            store,
+            labels,
+            addresses,
+            output,
+            tls_dir,
+        } => {
+            let url = store.url()?;
+            let store = open(store, &environment).await?;
+            let admitted = Admitted {
+                labels: labels.iter().cloned().collect::<BTreeMap<_, _>>(),
+                addresses: addresses.clone(),
+            };
+            let is_new = admission::admit(&store, &environment, name, admitted).await?;
+            if let Some(to) = output {
+                let tls_dir = tls_dir.as_deref();
+                certificate::give(&store, &environment, setting, name, tls_dir, to).await?;
+            }
+            if is_new {
+                output::note(format_args!(
+                    "hint: start its agent with `platctrl agent --store {url} --node {name}`"
+                ));
+                return output::print(format_args!("node/{name} admitted\n"));
+            }
+            output::note(
+                "hint: what was said of it before is kept; change its labels with `platctrl label node`",
+            );
+            output::print(format_args!("node/{name} unchanged\n"))
+        }
+        NodeVerb::Revoke { name, store } => {
+            let store = open(store, &environment).await?;
+            certificate::revoke(&store, &environment, name).await
+        }
+        _ => life::run(verb, setting).await,
+    }
+}
+
+/// Opens a store that was made before.
+async fn open(flags: &StoreFlags, environment: &Environment) -> Result<Arc<dyn Store>> {
+    let url = flags.url()?;
+    let store = flags.open(environment).await?;
     identity::open(&*store).await.map_err(|error| {
         Failure::new(Code::Unreachable, error.to_string())
             .hint(format!("`platctrl store init {url}` prepares an empty one"))
     })?;
-    let store: Arc<dyn Store> = Arc::new(RootedStore::new(store));
-    let admitted = Admitted {
-        labels: labels.iter().cloned().collect::<BTreeMap<_, _>>(),
-        addresses: addresses.clone(),
-    };
-    if admission::admit(&store, &environment, name, admitted).await? {
-        output::note(format_args!(
-            "hint: start its agent with `platctrl agent --store {url} --node {name}`"
-        ));
-        return output::print(format_args!("node/{name} admitted\n"));
-    }
-    output::note(
-        "hint: what was said of it before is kept; change its labels with `platctrl label node`",
-    );
-    output::print(format_args!("node/{name} unchanged\n"))
+    Ok(Arc::new(RootedStore::new(store)))
 }

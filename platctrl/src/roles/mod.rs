@@ -5,10 +5,11 @@
 
 pub(crate) mod admission;
 pub(crate) mod desk;
+mod link;
 pub(crate) mod listen;
 mod process;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use platctrl_agent::{Agent, AgentConfig, AgentHandle, BootGates, HostConfig, hoist};
@@ -28,6 +29,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::{Failure, Result};
+use crate::server::node::link::{Link, Place};
+use crate::server::node::{Commands, Node as Answers};
 use crate::server::{self, Network, Server, ServerConfig};
 use crate::{output, place};
 use listen::Listening;
@@ -79,6 +82,16 @@ impl Signals {
     }
 }
 
+/// Who may ask a node what.
+#[derive(Debug)]
+pub(crate) struct LinkConfig {
+    pub(crate) node: String,
+    pub(crate) data_dir: PathBuf,
+    /// The servers that it calls.
+    pub(crate) places: Vec<Place>,
+    pub(crate) commands: Commands,
+}
+
 /// What runs in a process.
 pub(crate) struct Parts {
     tasks: JoinSet<Result<(), String>>,
@@ -126,6 +139,31 @@ impl Parts {
         let stop = self.stop.clone();
         self.run("agent", async move { agent.run(stop).await });
         Ok(handle)
+    }
+
+    /// Lets servers ask this node for logs, commands and what is used.
+    pub(crate) fn link(
+        &mut self,
+        agent: &AgentHandle,
+        link: LinkConfig,
+        store: Arc<dyn Store>,
+        environment: Environment,
+    ) {
+        let stop = self.stop.clone();
+        let LinkConfig {
+            node,
+            data_dir,
+            places,
+            commands,
+        } = link;
+        let answers = Answers::new(data_dir, store, environment.clone(), commands, stop.clone());
+        let link = Link {
+            node,
+            instance: agent.instance().to_owned(),
+            answers,
+            environment,
+        };
+        self.run("agent's streams", link.keep(places, stop));
     }
 
     /// Starts to serve the API on the socket of a data directory, and on the network.

@@ -10,6 +10,7 @@ use platctrl_framework::model::identity::{self, AnchorState, IdentityError};
 use platctrl_framework::root::RootedStore;
 use platctrl_framework::store::Store;
 
+use super::link::LinkFlags;
 use super::listen::{ListenFlags, Missing};
 use super::{Parts, Signals, admission, kinds};
 use crate::cli::Setting;
@@ -51,6 +52,8 @@ pub(crate) struct AgentArgs {
     /// Where pods' secrets come from: NAMESPACE/FILE in it, which only root may touch
     #[arg(long, value_name = "DIR", default_value = "/etc/platctrl/secrets")]
     secrets_dir: PathBuf,
+    #[command(flatten)]
+    link: LinkFlags,
     #[command(flatten)]
     begin: BeginFlags,
 }
@@ -213,7 +216,11 @@ pub(crate) async fn agent(args: &AgentArgs, setting: &Setting) -> Result<()> {
     host.server = Some(artifacts_from(setting, &data_dir)?);
     let mut parts = Parts::new();
     args.begin.set(&mut host);
-    parts.agent(host, store, args.begin.gates()).await?;
+    let link = args.link.config(&host.node, setting, &data_dir)?;
+    let environment = host.environment.clone();
+    let agent = parts.agent(host, Arc::clone(&store), args.begin.gates());
+    let agent = agent.await?;
+    parts.link(&agent, link, store, environment);
     attend(parts, signals, "agent").await
 }
 

@@ -21,7 +21,7 @@ use super::request::{self, Query};
 use super::socket::Peer;
 use super::status::{Failure, Result, json_response};
 use crate::access::{self, Caller, Place, Rights, Role, TokenError, TokenRecord, short};
-use crate::tls::Person;
+use crate::tls::{NodeCertificate, Person};
 
 /// How often it is asked again whether somebody may have what they are told.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -36,6 +36,8 @@ pub(super) enum Origin {
         address: SocketAddr,
         /// Whom the certificate names that was shown, if one was.
         person: Option<Person>,
+        /// The node that it names, if it is one's.
+        node: Option<NodeCertificate>,
     },
 }
 
@@ -165,7 +167,10 @@ fn may_ask(rights: &Rights, needed: Role, reads: bool, path: &str) -> bool {
     }
     let objects = below("/apis") && path.split('/').filter(|it| !it.is_empty()).count() > 3;
     // `/why` tells of one object, and asks as for the object.
-    let documents = ["/api", "/apis", "/openapi", "/kinds", "/version", "/why"];
+    // `/top` asks for the namespace that is named.
+    let documents = [
+        "/api", "/apis", "/openapi", "/kinds", "/version", "/why", "/top",
+    ];
     let documents = reads && documents.into_iter().any(below);
     rights.is_somebody() && (objects || documents)
 }
@@ -197,7 +202,7 @@ async fn known(app: &App, origin: &Origin, headers: &HeaderMap) -> Result<Caller
 }
 
 /// An answer that goes on for as long as its caller may have it.
-struct Stream {
+pub(super) struct Stream {
     origin: Origin,
     uri: Uri,
     headers: HeaderMap,
@@ -208,12 +213,17 @@ impl Stream {
     fn of(head: &Parts, origin: &Origin) -> Option<Self> {
         let query = Query::parse(head.uri.query()).ok()?;
         let goes_on = query.flag("watch").ok()? || query.flag("follow").ok()?;
-        let Origin::Network { .. } = origin else {
-            return None;
-        };
         if !goes_on || head.method != Method::GET {
             return None;
         }
+        Self::over(head, origin)
+    }
+
+    /// Whatever is asked for over the network.
+    pub(super) fn over(head: &Parts, origin: &Origin) -> Option<Self> {
+        let Origin::Network { .. } = origin else {
+            return None;
+        };
         Some(Self {
             origin: origin.clone(),
             uri: head.uri.clone(),
@@ -224,31 +234,39 @@ impl Stream {
     /// Ends the answer when its caller may not have it any more.
     fn watched(self, app: Arc<App>, response: Response) -> Response {
         let (head, body) = response.into_parts();
-        let ended = async move {
-            let environment = &app.config.environment;
-            while self.is_allowed(&app).await {
-                environment.sleep(environment.jitter(AGAIN)).await;
-            }
-        };
+        let ended = async move { self.lapse(&app, |rights| self.reads(&app, rights)).await };
         let frames = http_body_util::BodyStream::new(body);
         let frames = frames.take_until(Box::pin(ended));
         let body = Body::new(http_body_util::StreamBody::new(frames));
         Response::from_parts(head, body)
     }
 
+    /// Completes when its caller has not the rights any more that it takes.
+    pub(super) async fn lapse(&self, app: &App, allows: impl Fn(&Rights) -> bool) {
+        let environment = &app.config.environment;
+        while self.is_allowed(app, &allows).await {
+            environment.sleep(environment.jitter(AGAIN)).await;
+        }
+    }
+
     /// While the store does not say otherwise, they may.
-    async fn is_allowed(&self, app: &App) -> bool {
+    async fn is_allowed(&self, app: &App, allows: &impl Fn(&Rights) -> bool) -> bool {
         let caller = match known(app, &self.origin, &self.headers).await {
             Ok(caller) => caller,
             Err(failure) => return !failure.is_unauthorized(),
         };
         let mut rights = Rights::of(caller.role);
-        if caller.role < Role::Viewer {
+        if caller.role < Role::Admin {
             match app.bindings.of(&caller.name).await {
                 Ok(roles) => rights.roles = roles,
                 Err(_) => return true,
             }
         }
+        allows(&rights)
+    }
+
+    /// Whether somebody with these rights may read what is asked for.
+    fn reads(&self, app: &App, rights: &Rights) -> bool {
         let mut path = self.uri.path().split('/').skip(2);
         let (Some(group), Some(version)) = (path.next(), path.next()) else {
             return false;

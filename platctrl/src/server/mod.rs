@@ -19,13 +19,14 @@ mod failsafe;
 mod hub;
 mod insight;
 mod list;
-mod log;
 mod maintenance;
 mod network;
+pub(crate) mod node;
 mod objects;
 mod openapi;
 mod overlay;
 mod ownership;
+pub(crate) mod reach;
 mod read;
 mod registry;
 mod request;
@@ -33,6 +34,7 @@ mod scan;
 mod selection;
 mod socket;
 mod status;
+mod streams;
 mod table;
 mod target;
 mod undelete;
@@ -174,6 +176,10 @@ struct App {
     watches: Arc<Semaphore>,
     lists: Arc<Semaphore>,
     follows: Arc<Semaphore>,
+    commands: Arc<Semaphore>,
+    /// The node of this process.
+    here: Option<node::Node>,
+    streams: streams::Streams,
     stopping: CancellationToken,
 }
 
@@ -202,6 +208,7 @@ impl Server {
     /// A server that does not listen yet.
     #[must_use]
     pub fn new(config: ServerConfig) -> Self {
+        let stopping = CancellationToken::new();
         let app = App {
             served: RwLock::new(Arc::new(Served::new(config.kinds.clone()))),
             artifacts: Artifacts::new(&config.data_dir),
@@ -220,7 +227,10 @@ impl Server {
             watches: Arc::new(Semaphore::new(config.max_watches)),
             lists: Arc::new(Semaphore::new(config.max_lists)),
             follows: Arc::new(Semaphore::new(config.max_follows)),
-            stopping: CancellationToken::new(),
+            commands: Arc::new(Semaphore::new(reach::COMMANDS)),
+            here: streams::here(&config, stopping.clone()),
+            streams: streams::Streams::default(),
+            stopping,
             config,
         };
         Self { app: Arc::new(app) }
@@ -238,7 +248,11 @@ impl Server {
     /// Reads the store for watches, which [`Server::serve`] does by itself.
     #[doc(hidden)]
     pub async fn feed(&self) {
-        tokio::join!(self.app.hub.feed(), registry::follow(&self.app));
+        tokio::join!(
+            self.app.hub.feed(),
+            registry::follow(&self.app),
+            streams::watch(&self.app)
+        );
     }
 
     /// Serves until `shutdown` completes: then no connection is taken any more, watches and
@@ -327,7 +341,9 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(CONNECTION_BUFFER);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let connection = builder
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -356,6 +372,13 @@ fn router(app: Arc<App>) -> Router {
         .route("/apis/{group}", get(group))
         .route("/apis/{group}/{version}", get(resources))
         .route("/apis/{group}/{version}/{*rest}", any(objects_at))
+        .route(
+            "/apis/{group}/{version}/namespaces/{namespace}/pods/{name}/exec",
+            any(reach::exec),
+        )
+        .route("/top/nodes", get(reach::top_nodes))
+        .route("/top/pods", get(reach::top_pods))
+        .route("/stream/nodes/{name}", get(streams::accept))
         .route("/failsafe", get(failsafe_state))
         .route("/failsafe/{what}", any(failsafe_order))
         .route("/openapi/v2", get(openapi_second))
@@ -585,7 +608,7 @@ async fn objects_at(
         (true, Part::Scale, Method::GET) => writing(client, target)?.scale().await,
         (true, Part::Log, Method::GET) => {
             let pod = read::existing(&client, &target).await?;
-            log::answer(&app, &pod, &query).await
+            reach::log(&app, &asker, &pod, &query).await
         }
         (true, Part::Log, method) => Err(Failure::method(&method, "GET")),
         (true, Part::Undelete, Method::POST) => {

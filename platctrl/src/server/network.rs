@@ -111,12 +111,15 @@ async fn secure(
     let stream = accepted
         .inspect_err(|error| tracing::debug!(%address, %error, "no TLS came about"))
         .ok()?;
-    let person = stream
-        .get_ref()
-        .1
-        .peer_certificates()
-        .and_then(|shown| tls::person_of(shown.first()?));
-    Some((stream, Origin::Network { address, person }))
+    let shown = stream.get_ref().1.peer_certificates();
+    let shown = shown.and_then(|shown| shown.first());
+    let (person, node) = (shown.and_then(tls::person_of), shown.and_then(tls::node_of));
+    let origin = Origin::Network {
+        address,
+        person,
+        node,
+    };
+    Some((stream, origin))
 }
 
 async fn refuse_plain(stream: &mut TcpStream) {

@@ -72,7 +72,7 @@ pub(super) async fn locate(
 }
 
 /// The names of the nodes that have a record.
-async fn nodes(store: &dyn Store) -> Result<Vec<String>> {
+pub(super) async fn nodes(store: &dyn Store) -> Result<Vec<String>> {
     let prefix = platctrl_framework::model::GroupPlural::new(platctrl_kinds::GROUP, "nodes");
     let mut request = ListRequest::new(prefix.prefix(Tree::Intent));
     let mut names = Vec::new();

@@ -37,6 +37,12 @@ impl Query {
             .filter(|value| !value.is_empty())
     }
 
+    /// All values of a parameter, in their order.
+    pub(super) fn all(&self, name: &str) -> impl Iterator<Item = &str> {
+        let given = self.0.iter().filter(move |(given, _)| given == name);
+        given.map(|(_, value)| value.as_str())
+    }
+
     pub(super) fn flag(&self, name: &str) -> Result<bool> {
         match self.0.iter().find(|(given, _)| given == name) {
             None => Ok(false),

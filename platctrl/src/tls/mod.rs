@@ -4,6 +4,8 @@
 //! start, and again each day; a directory with `server.crt` and `server.key` instead serves those,
 //! and its `ca.key` may stay elsewhere. A person's certificate names them and their role.
 
+mod node;
+
 use std::fmt;
 use std::fs;
 use std::io::{self, Write as _};
@@ -23,6 +25,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+pub(crate) use node::{NodeCertificate, agent_config, node_of, node_of_pem};
 
 use crate::access::{Caller, Role};
 

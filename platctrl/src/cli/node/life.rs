@@ -45,7 +45,7 @@ pub(super) async fn run(verb: &NodeVerb, setting: &Setting) -> Result<()> {
         name: name.to_owned(),
     };
     match verb {
-        NodeVerb::Admit { .. } | NodeVerb::Inspect(_) => Ok(()),
+        NodeVerb::Admit { .. } | NodeVerb::Revoke { .. } | NodeVerb::Inspect(_) => Ok(()),
         NodeVerb::Cordon(NameArgs { name }) => {
             let change = json!({"spec": {"unschedulable": true}});
             change_node(&api, &node(name), &change, "cordoned").await

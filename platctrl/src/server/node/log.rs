@@ -1,7 +1,7 @@
 //! Logs of the pods on this machine, as the agent's library reads them.
 
 use std::io;
-use std::sync::Arc;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
@@ -10,42 +10,30 @@ use bytes::Bytes;
 use http::{HeaderValue, header};
 use jiff::Timestamp;
 use platctrl_agent::{LogError, LogQuery, LogReader, PodName};
-use platctrl_framework::model::Joined;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
-use super::App;
-use super::request::{Query, shown};
-use super::status::{Failure, Result, warn};
+use super::super::request::{Query, shown};
+use super::super::status::{Failure, Result, warn};
 
 /// Pieces that wait for the client.
 const BACKLOG: usize = 2;
 
-/// `GET …/pods/<name>/log`.
-pub(super) async fn answer(app: &Arc<App>, pod: &Joined, query: &Query) -> Result<Response> {
-    let node = pod.key.node().unwrap_or_default();
-    let (namespace, name) = (pod.key.namespace().unwrap_or_default(), pod.key.name());
-    if app.config.node.as_deref() != Some(node) {
-        return Err(Failure::bad_request(format!(
-            "pod \"{name}\" is on node {node}, and this server reads the logs of its own machine only: run `platctrl logs pod/{name} -n {namespace}` there"
-        )));
-    }
+/// What a pod's programs wrote, as the query wants it. `permit` is kept for as long as it goes on.
+pub(super) async fn answer(
+    data_dir: &Path,
+    pod: &PodName,
+    query: &Query,
+    stopping: CancellationToken,
+    permit: impl Send + 'static,
+) -> Result<Response> {
     let asked = asked(query)?;
-    let permit = (asked.follow && !asked.previous)
-        .then(|| app.follows.clone().try_acquire_owned())
-        .transpose();
-    let permit = permit.map_err(|_| {
-        Failure::too_many("this server follows as many logs as it can: end some of them")
-    })?;
-    let pod_name =
-        PodName::new(namespace, name).map_err(|error| Failure::bad_request(error.to_string()))?;
-    let data_dir = app.config.data_dir.clone();
-    let opened =
-        tokio::task::spawn_blocking(move || LogReader::open(&data_dir, &pod_name, asked)).await;
+    let (data_dir, pod) = (data_dir.to_owned(), pod.clone());
+    let opened = tokio::task::spawn_blocking(move || LogReader::open(&data_dir, &pod, asked)).await;
     let opened = opened.map_err(|error| Failure::internal(error.to_string()))?;
-    let log = opened.map_err(|error| failure(&error, pod))?;
+    let log = opened.map_err(|error| failure(&error, query))?;
     let note = log.note();
     let (sender, pieces) = mpsc::channel(BACKLOG);
-    let stopping = app.stopping.clone();
     tokio::task::spawn_blocking(move || {
         let _permit = permit;
         let end = || stopping.is_cancelled() || sender.is_closed();
@@ -91,12 +79,11 @@ fn asked(query: &Query) -> Result<LogQuery> {
     Ok(asked)
 }
 
-fn failure(error: &LogError, pod: &Joined) -> Failure {
+fn failure(error: &LogError, query: &Query) -> Failure {
     match error {
         LogError::NoLog => {
-            let phase = pod.own_reality();
-            let phase = phase.map_or("", |reality| reality.value.status.phase.as_str());
-            let phase = if phase.is_empty() { "Pending" } else { phase };
+            // As the server knows it, for people alone.
+            let phase = shown(query.get("phase").unwrap_or("Pending"));
             Failure::bad_request(format!(
                 "{error}: its phase is {phase}; `platctrl describe` tells why it has not started"
             ))
