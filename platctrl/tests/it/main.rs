@@ -4,6 +4,7 @@
 
 mod rig;
 
+mod across;
 mod api;
 mod bad_input;
 mod bundle;

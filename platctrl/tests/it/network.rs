@@ -4,12 +4,12 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use serde_json::Value;
@@ -72,7 +72,7 @@ fn unchunked(mut body: &str) -> String {
     whole
 }
 
-type Stream = StreamOwned<ClientConnection, TcpStream>;
+pub(crate) type Stream = StreamOwned<ClientConnection, TcpStream>;
 
 /// An answer that goes on.
 pub(crate) struct Going(Stream);
@@ -88,6 +88,36 @@ impl Going {
             Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof, "{error}"),
         }
     }
+}
+
+/// A connection to a server of that authority, with somebody's certificate and key or without.
+pub(crate) fn secure(
+    address: &str,
+    host: &str,
+    ca: &Path,
+    person: Option<(PathBuf, PathBuf)>,
+) -> Stream {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_file(ca).unwrap())
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let config = match person {
+        None => config.with_no_client_auth(),
+        Some((certificate, key)) => config
+            .with_client_auth_cert(
+                vec![CertificateDer::from_pem_file(certificate).unwrap()],
+                PrivateKeyDer::from_pem_file(key).unwrap(),
+            )
+            .unwrap(),
+    };
+    let name = ServerName::try_from(host.to_owned()).unwrap();
+    let client = ClientConnection::new(Arc::new(config), name).unwrap();
+    StreamOwned::new(client, TcpStream::connect(address).unwrap())
 }
 
 impl Listening {
@@ -170,28 +200,8 @@ impl Listening {
 
     fn stream(&self, person: Option<(PathBuf, PathBuf)>) -> Stream {
         let address = self.url.strip_prefix("https://").unwrap();
-        let mut roots = RootCertStore::empty();
         let ca = self.rig.data_dir().join("tls/ca.crt");
-        roots
-            .add(CertificateDer::from_pem_file(ca).unwrap())
-            .unwrap();
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots);
-        let config = match person {
-            None => config.with_no_client_auth(),
-            Some((certificate, key)) => config
-                .with_client_auth_cert(
-                    vec![CertificateDer::from_pem_file(certificate).unwrap()],
-                    PrivateKeyDer::from_pem_file(key).unwrap(),
-                )
-                .unwrap(),
-        };
-        let name = "127.0.0.1".try_into().unwrap();
-        let client = ClientConnection::new(Arc::new(config), name).unwrap();
-        StreamOwned::new(client, TcpStream::connect(address).unwrap())
+        secure(address, "127.0.0.1", &ca, person)
     }
 
     fn said(

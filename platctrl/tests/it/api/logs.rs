@@ -170,12 +170,33 @@ async fn the_log_of_a_pod_elsewhere_is_told_where_to_find() {
     let message = api
         .get(&format!("{PODS}/far/log"))
         .await
-        .fails(400, "BadRequest");
+        .fails(503, "ServiceUnavailable");
     assert!(
-        message.contains("node web2") && message.contains("platctrl logs"),
+        message.contains("node web2") && message.contains("platctrl node admit web2"),
         "{message}"
     );
     api.get(&format!("{PODS}/none/log"))
         .await
         .fails(404, "NotFound");
+}
+
+#[tokio::test]
+async fn a_command_is_refused_where_its_streams_cannot_go() {
+    let (api, _) = with_pod().await;
+    let exec = format!("{PODS}/a/exec?command=true");
+    let message = api
+        .post(&exec, &serde_json::json!({}))
+        .await
+        .fails(400, "BadRequest");
+    assert!(message.contains("Upgrade: platctrl-exec"), "{message}");
+    api.get(&exec).await.fails(405, "MethodNotAllowed");
+    api.post(&format!("{PODS}/none/exec"), &serde_json::json!({}))
+        .await
+        .fails(404, "NotFound");
+    // A stream is asked for with an upgrade, too, by an agent that has begun.
+    let message = api.get("/stream/nodes/web1").await.fails(400, "BadRequest");
+    assert!(message.contains("platctrl-instance"), "{message}");
+    api.get("/stream/nodes/..%2Fx")
+        .await
+        .fails(400, "BadRequest");
 }

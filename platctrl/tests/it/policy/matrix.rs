@@ -29,6 +29,8 @@ const FAMILIES: &str = "
     o/intent/platctrl.dev/failsafes/web10                        - w w
     o/intent/platctrl.dev/failsafes/controllers                  - w w
     o/intent/platctrl.dev/replicationcontrollers/default/a       - w w
+    o/intent/platctrl.dev/roles/deploy-hello                     r w w
+    o/intent/platctrl.dev/rolebindings/ann                       r w w
     o/intent/example.dev/widgets/default/a                       - w w
     o/reality/platctrl.dev/pods/web1/.anchor                     w w w
     o/reality/platctrl.dev/pods/web1/default/a                   w w w
@@ -38,6 +40,7 @@ const FAMILIES: &str = "
     o/reality/platctrl.dev/failsafes/web1                        w w w
     o/reality/platctrl.dev/failsafes/web10                       - w w
     o/reality/platctrl.dev/replicationcontrollers/default/a      - w w
+    o/reality/platctrl.dev/roles/deploy-hello                    - w w
     o/part/platctrl.dev/nodes/web1/dns                           r w w
     o/part/platctrl.dev/nodes/web10/dns                          - w w
     o/part/platctrl.dev/failsafes/web1/x                         r w w
@@ -59,6 +62,7 @@ const FAMILIES: &str = "
     x/event/controllers/000                                      - w w
     x/event/server/000                                           - - w
     x/auth/tokens/a                                              - - w
+    x/auth/nodes/web1                                            - - w
     x/kinds/platctrl.dev/pods                                    - w w
     x/copy                                                       - - w
 ";
