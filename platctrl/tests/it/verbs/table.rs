@@ -85,6 +85,8 @@ pub(super) const ROWS: &[Row] = &[
         ..row("events", "RC", Asks)
     },
     row("logs", "POD --tail 1", Asks),
+    row("top nodes", "", Asks),
+    row("top pods", "-A", Asks),
     row("wait", "POD --for condition=Ready --timeout 60s", Asks),
     row("audit", "--limit 3", Asks),
     row("diff", "-f doomed.yaml", Asks),
@@ -126,6 +128,12 @@ pub(super) const ROWS: &[Row] = &[
     row("kubeconfig", "", Alone),
     ends(
         "node admit",
+        "web9 --store etcd://127.0.0.1:1/x",
+        Alone,
+        &[3],
+    ),
+    ends(
+        "node revoke",
         "web9 --store etcd://127.0.0.1:1/x",
         Alone,
         &[3],
