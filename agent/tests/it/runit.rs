@@ -105,6 +105,10 @@ fn a_program_under_runit_that_is_killed_is_back_and_its_end_is_told() {
     let host = host(&rig);
     let (worker, told) = rig.worker(&host, want(1, &spec));
     let first = told.ready();
+    let log = rig.layout().pod(&name()).log().join("web.log");
+    eventually("its first words", || {
+        (lines(&log) == ["started"]).then_some(())
+    });
     kill(first.status.pids["web"]);
     let again = told.wait("another process", |it| {
         it.is_ready() && it.status.pids["web"] != first.status.pids["web"]
@@ -113,7 +117,6 @@ fn a_program_under_runit_that_is_killed_is_back_and_its_end_is_told() {
     assert_eq!(again.status.exits.last().unwrap().signal, Some(9));
     // Each run has its own lines, and nothing but them.
     let mut query = LogQuery::default();
-    let log = rig.layout().pod(&name()).log().join("web.log");
     eventually("its output", || {
         (lines(&log) == ["started", "started"]).then_some(())
     });

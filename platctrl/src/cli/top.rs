@@ -7,7 +7,7 @@ use clap::{Subcommand, ValueEnum};
 use serde_json::Value;
 
 use super::{NamespaceFlag, Setting, find};
-use crate::api::{Collection, Query};
+use crate::api::{Api, Collection, OTHER_VERSION, Query};
 use crate::error::{Code, Failure, Result};
 use crate::output::{self, Format, Table};
 
@@ -84,8 +84,17 @@ pub(crate) async fn run(verb: &TopVerb, setting: &Setting) -> Result<()> {
     }
 }
 
+/// What a server tells; one that tells nothing is no fleet that is idle.
+async fn ask(api: &Api, path: &str) -> Result<Value> {
+    let answer = api.get(path).await?;
+    if answer["items"].is_array() {
+        return Ok(answer);
+    }
+    Err(Failure::failed("the server does not say what is used").hint(OTHER_VERSION))
+}
+
 async fn nodes(args: &NodesArgs, setting: &Setting) -> Result<()> {
-    let mut answer = setting.api()?.get("/top/nodes").await?;
+    let mut answer = ask(&setting.api()?, "/top/nodes").await?;
     keep(&mut answer, "items", |item| {
         is_named(&item["name"], args.name.as_deref())
     });
@@ -127,7 +136,7 @@ async fn pods(args: &PodsArgs, setting: &Setting) -> Result<()> {
         query = query.with("namespace", namespace);
     }
     let mut answer = match &args.selector {
-        None => setting.api()?.get(&query.on("/top/pods")).await?,
+        None => ask(&setting.api()?, &query.on("/top/pods")).await?,
         Some(selector) => {
             let (api, catalog) = setting.connect().await?;
             let collection = Collection::new(&catalog.named("pods")?, namespace);
@@ -135,7 +144,7 @@ async fn pods(args: &PodsArgs, setting: &Setting) -> Result<()> {
             let (chosen, _) = find::list(&api, &collection, &chosen).await?;
             let name = |of: &Value| (text(&of["namespace"]), text(&of["name"]));
             let chosen: BTreeSet<_> = chosen.iter().map(|pod| name(&pod["metadata"])).collect();
-            let mut answer = api.get(&query.on("/top/pods")).await?;
+            let mut answer = ask(&api, &query.on("/top/pods")).await?;
             keep(&mut answer, "items", |item| chosen.contains(&name(item)));
             answer
         }
