@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use futures::future::BoxFuture;
+use jiff::Timestamp;
 use platctrl_framework::controller::Trigger;
+use platctrl_framework::environment::Clock;
 use platctrl_framework::failsafe::expect_changes;
 
 use super::*;
@@ -68,9 +71,29 @@ fn pages(world: &World) -> usize {
     world.count("o/intent/example.dev/pages/")
 }
 
+/// A wall clock that goes with tokio's time.
+struct Virtual(tokio::time::Instant);
+
+impl Clock for Virtual {
+    fn now(&self) -> Timestamp {
+        Timestamp::UNIX_EPOCH + self.monotonic()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(duration))
+    }
+}
+
 /// One site with so many pages, settled for long.
 async fn settled(count: u32) -> (World, Running, Whim) {
-    let world = World::new().await;
+    settled_in(World::new().await, count).await
+}
+
+async fn settled_in(world: World, count: u32) -> (World, Running, Whim) {
     world.site("a", count).await;
     let whim = Whim::default();
     let running = world.run(world.runtime().controller(keeper(&whim)));
@@ -119,7 +142,12 @@ pub(super) async fn failsafe_budget_does_not_count_what_a_newer_spec_orders() {
 
 #[tokio::test(start_paused = true)]
 pub(super) async fn failsafe_budget_does_not_count_an_order_that_another_process_goes_on_with() {
-    let (world, running, whim) = settled(100).await;
+    let mut world = World::new().await;
+    // An order is remembered by the wall: the next process has no other clock in common.
+    let clock = Virtual(tokio::time::Instant::now());
+    world.environment = Environment::seeded(Arc::new(clock), 7);
+    world.client = Client::new(world.store(), world.environment.clone(), "test");
+    let (world, running, whim) = settled_in(world, 100).await;
     running.stop().await;
     let slow = slow_keeper(&whim, Duration::from_secs(1));
     let running = world.run(world.runtime().controller(slow));
