@@ -115,7 +115,7 @@ impl Track {
         before.is_some_and(|before| Arc::ptr_eq(&before, silent))
     }
 
-    /// For now nobody asks since when pods are healthy.
+    /// Nobody asks since when pods are healthy, until health is looked at again.
     pub(super) fn looks_away(&mut self) {
         self.healthy.clear();
         self.young.clear();
