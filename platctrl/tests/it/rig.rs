@@ -88,6 +88,19 @@ pub(crate) struct Rig {
     uid: Option<u32>,
 }
 
+/// Runs a command with something on standard input.
+pub(crate) fn fed(mut command: Command, input: &[u8]) -> Said {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may have seen enough before it has read everything.
+    let _ = child.stdin.take().unwrap().write_all(input);
+    child.wait_with_output().unwrap().into()
+}
+
 impl Rig {
     /// A directory that pod users can pass through, and nothing running yet.
     pub(crate) fn new() -> Self {
@@ -154,16 +167,7 @@ impl Rig {
 
     /// The same with something on standard input.
     pub(crate) fn cli_with(&self, args: &[&str], input: &[u8]) -> Said {
-        let mut child = self
-            .command(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // It may have seen enough before it has read everything.
-        let _ = child.stdin.take().unwrap().write_all(input);
-        child.wait_with_output().unwrap().into()
+        fed(self.command(args), input)
     }
 
     #[track_caller]

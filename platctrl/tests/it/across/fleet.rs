@@ -13,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::network::secure;
-use crate::rig::{Rig, Said, eventually, kill};
+use crate::rig::{Rig, Said, eventually, fed, kill};
 
 /// Where the server listens on its machine.
 pub(super) const PORT: u16 = 7654;
@@ -444,15 +444,6 @@ impl Client<'_> {
     }
 
     pub(super) fn cli_with(&self, args: &[&str], input: &[u8]) -> Said {
-        let mut child = self
-            .command(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // It may have seen enough before it has read everything.
-        let _ = child.stdin.take().unwrap().write_all(input);
-        child.wait_with_output().unwrap().into()
+        fed(self.command(args), input)
     }
 }
