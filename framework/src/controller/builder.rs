@@ -229,65 +229,57 @@ impl<K: Resource> Controller<K> {
 
     /// Objects of the kind `T` are made by this controller: a change of one makes its owner run.
     #[must_use]
-    pub fn owns<T: Resource>(mut self) -> Self {
-        self.kinds = self.kinds.with::<T>();
-        self.checks.push(View::check::<T>);
-        let kind = T::group_plural();
-        self.maps.push(Box::new(move |change, _, emit| {
-            for entry in [&change.before, &change.after].into_iter().flatten() {
-                if *entry.key.kind() != kind {
-                    return;
-                }
-                for owner in entry.owners() {
-                    if *owner.group == *K::GROUP && *owner.kind == *K::KIND {
-                        let owner = ObjectKey::of_scope(
-                            &K::group_plural(),
-                            K::SCOPE,
-                            entry.key.node(),
-                            entry.key.namespace(),
-                            &owner.name,
-                        );
-                        if let Ok(owner) = owner {
-                            emit(Arc::new(owner));
-                        }
+    pub fn owns<T: Resource>(self) -> Self {
+        self.maps::<T>(|entry, _, emit| {
+            for owner in entry.owners() {
+                if *owner.group == *K::GROUP && *owner.kind == *K::KIND {
+                    let owner = ObjectKey::of_scope(
+                        &K::group_plural(),
+                        K::SCOPE,
+                        entry.key.node(),
+                        entry.key.namespace(),
+                        &owner.name,
+                    );
+                    if let Ok(owner) = owner {
+                        emit(owner);
                     }
                 }
             }
-        }));
-        self
+        })
     }
 
     /// A change of an object of the kind `T` makes those objects run that `map` names. It is
     /// called with the object as it was and as it is.
     #[must_use]
     pub fn watches<T: Resource>(
-        mut self,
+        self,
         map: impl Fn(&Object<T>, &View) -> Vec<ObjectKey> + Send + Sync + 'static,
     ) -> Self {
-        self.kinds = self.kinds.with::<T>();
-        self.checks.push(View::check::<T>);
-        let kind = T::group_plural();
-        self.maps.push(Box::new(move |change, view, emit| {
-            for entry in [&change.before, &change.after].into_iter().flatten() {
-                if *entry.key.kind() != kind {
-                    return;
-                }
-                if let Some(Ok(object)) = view.typed::<T>(entry) {
-                    for key in map(&object, view) {
-                        emit(Arc::new(key));
-                    }
-                }
+        self.maps::<T>(move |entry, view, emit| {
+            if let Some(Ok(object)) = view.typed::<T>(entry) {
+                map(&object, view).into_iter().for_each(emit);
             }
-        }));
-        self
+        })
     }
 
     /// As [`Controller::watches`], for a map that needs no more of the object than its
     /// [`Head`]: nothing is decoded for it, which counts where very many objects change.
     #[must_use]
     pub fn watches_heads<T: Resource>(
-        mut self,
+        self,
         map: impl Fn(&Head<'_>, &View) -> Vec<ObjectKey> + Send + Sync + 'static,
+    ) -> Self {
+        self.maps::<T>(move |entry, view, emit| {
+            if entry.has_intent() {
+                map(&Head::of(entry), view).into_iter().for_each(emit);
+            }
+        })
+    }
+
+    /// `map` is called with each object of the kind `T` that changes, as it was and as it is.
+    fn maps<T: Resource>(
+        mut self,
+        map: impl Fn(&Arc<Entry>, &View, &mut dyn FnMut(ObjectKey)) + Send + Sync + 'static,
     ) -> Self {
         self.kinds = self.kinds.with::<T>();
         self.checks.push(View::check::<T>);
@@ -297,11 +289,7 @@ impl<K: Resource> Controller<K> {
                 if *entry.key.kind() != kind {
                     return;
                 }
-                if entry.has_intent() {
-                    for key in map(&Head::of(entry), view) {
-                        emit(Arc::new(key));
-                    }
-                }
+                map(entry, view, &mut |key| emit(Arc::new(key)));
             }
         }));
         self
