@@ -45,10 +45,10 @@ impl Token {
         current.clone()
     }
 
-    /// Reads the file again; true when another token is there now.
-    fn reload(&self) -> Result<bool, String> {
+    /// Reads the file again.
+    fn reload(&self) -> Result<(), String> {
         let Some(file) = &self.file else {
-            return Ok(false);
+            return Ok(());
         };
         let text = std::fs::read_to_string(file)
             .map_err(|error| format!("the token file {}: {error}", file.display()))?;
@@ -58,9 +58,15 @@ impl Token {
             return Err(format!("the token file {} holds no token", file.display()));
         }
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = current.as_deref() != Some(token);
         *current = Some(token.into());
-        Ok(changed)
+        Ok(())
+    }
+
+    /// True when the file holds another token than the one a request was refused with. Of
+    /// requests that are refused together the first reads it for all, so the question is what
+    /// this request sent and not what was known last.
+    fn replaced(&self, refused: Option<&str>) -> bool {
+        self.reload().is_ok() && self.current().as_deref() != refused
     }
 }
 
@@ -365,11 +371,12 @@ impl Api {
         }
         let mut again = true;
         loop {
+            let token = self.token.current();
             let ask = Ask {
                 method: method.clone(),
                 path: path.clone(),
                 body: body.clone(),
-                token: self.token.current(),
+                token: token.clone(),
                 timeout,
             };
             let answer = self.endpoint.send(ask).await;
@@ -378,7 +385,7 @@ impl Api {
             // happen.
             if again && answer.status == StatusCode::FORBIDDEN {
                 again = false;
-                if self.token.reload().unwrap_or(false) {
+                if self.token.replaced(token.as_deref()) {
                     continue;
                 }
             }
@@ -521,5 +528,55 @@ mod tests {
         let text = "Request body(699106 bytes) too large, max size: 524288 bytes. See …";
         assert_eq!(number_before(text, " bytes"), Some(699_106));
         assert_eq!(number_after(text, "max size: "), Some(524_288));
+    }
+
+    /// Refuses two requests with the first token together, and takes what has the second.
+    async fn refuse_both(listener: tokio::net::TcpListener) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let both = Arc::new(tokio::sync::Barrier::new(2));
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let both = Arc::clone(&both);
+            tokio::spawn(async move {
+                let mut request = Vec::new();
+                while stream
+                    .read_buf(&mut request)
+                    .await
+                    .is_ok_and(|read| read > 0)
+                {
+                    if !request.ends_with(b"\r\n\r\n") {
+                        continue;
+                    }
+                    let status = if String::from_utf8_lossy(&request).contains("second") {
+                        "200 OK"
+                    } else {
+                        both.wait().await;
+                        "403 Forbidden"
+                    };
+                    let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+                    if stream.write_all(answer.as_bytes()).await.is_err() {
+                        return;
+                    }
+                    request.clear();
+                }
+            });
+        }
+    }
+
+    #[tokio::test]
+    async fn of_two_requests_refused_together_both_are_sent_again_with_the_new_token() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("token");
+        std::fs::write(&file, "first").unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let endpoint = Endpoint::new("127.0.0.1", address.port(), address.to_string(), None, 4);
+        let timeout = Duration::from_secs(60);
+        let api = Api::new(endpoint, "root", None, Some(file.clone()), timeout).unwrap();
+        std::fs::write(&file, "second").unwrap();
+        tokio::spawn(refuse_both(listener));
+        let ask = || api.acl(Method::GET, "/v1/acl/token/self", Bytes::new(), "a test");
+        let (one, other) = tokio::join!(ask(), ask());
+        assert_eq!(one.unwrap().status, StatusCode::OK);
+        assert_eq!(other.unwrap().status, StatusCode::OK);
     }
 }
