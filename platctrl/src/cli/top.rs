@@ -33,10 +33,9 @@ enum By {
     Memory,
 }
 
+/// How the answer is shown.
 #[derive(Debug, clap::Args)]
-pub(crate) struct NodesArgs {
-    /// Only this one
-    name: Option<String>,
+struct Shown {
     /// What comes first: the first name, or who uses most
     #[arg(long, value_enum, default_value_t)]
     sort_by: By,
@@ -52,6 +51,14 @@ pub(crate) struct NodesArgs {
 }
 
 #[derive(Debug, clap::Args)]
+pub(crate) struct NodesArgs {
+    /// Only this one
+    name: Option<String>,
+    #[command(flatten)]
+    shown: Shown,
+}
+
+#[derive(Debug, clap::Args)]
 pub(crate) struct PodsArgs {
     /// Only this one
     name: Option<String>,
@@ -63,18 +70,8 @@ pub(crate) struct PodsArgs {
     /// Only those whose labels fit
     #[arg(short = 'l', long, value_name = "SELECTOR")]
     selector: Option<String>,
-    /// What comes first: the first name, or who uses most
-    #[arg(long, value_enum, default_value_t)]
-    sort_by: By,
-    /// How to print it [default: table]
-    #[arg(
-        short,
-        long,
-        value_name = "table or json",
-        default_value = "table",
-        hide_default_value = true
-    )]
-    output: Format,
+    #[command(flatten)]
+    shown: Shown,
 }
 
 pub(crate) async fn run(verb: &TopVerb, setting: &Setting) -> Result<()> {
@@ -101,11 +98,11 @@ async fn nodes(args: &NodesArgs, setting: &Setting) -> Result<()> {
     keep(&mut answer, "missing", |item| {
         is_named(&item["node"], args.name.as_deref())
     });
-    sort(&mut answer, args.sort_by);
+    sort(&mut answer, args.shown.sort_by);
     let headings = ["NAME", "CPU", "CPU%", "MEMORY", "MEMORY%", "PODS"];
     print(
         &answer,
-        &args.output,
+        &args.shown.output,
         "node",
         args.name.as_deref(),
         &headings,
@@ -152,14 +149,14 @@ async fn pods(args: &PodsArgs, setting: &Setting) -> Result<()> {
     keep(&mut answer, "items", |item| {
         is_named(&item["name"], args.name.as_deref())
     });
-    sort(&mut answer, args.sort_by);
+    sort(&mut answer, args.shown.sort_by);
     let mut headings = vec!["NAMESPACE", "NAME", "NODE", "CPU", "MEMORY"];
     if namespace.is_some() {
         headings.remove(0);
     }
     print(
         &answer,
-        &args.output,
+        &args.shown.output,
         "pod",
         args.name.as_deref(),
         &headings,
