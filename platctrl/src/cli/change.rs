@@ -1,4 +1,4 @@
-//! `scale`, `label` and `annotate`: small changes of one object.
+//! `scale`, `label` and `annotate`: small changes of objects.
 
 use std::time::Duration;
 
@@ -31,9 +31,17 @@ pub(crate) struct ScaleArgs {
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct LabelArgs {
-    /// KIND/NAME or KIND NAME, then NAME=VALUE to set and NAME- to remove
-    #[arg(required = true, num_args = 2.., value_name = "KIND/NAME NAME=VALUE")]
+    /// KIND/NAME or KIND NAME, with --selector a KIND; then NAME=VALUE to set and NAME- to remove
+    #[arg(required = true, value_name = "KIND/NAME NAME=VALUE")]
     words: Vec<String>,
+    /// All objects of a kind with these labels, as app=web, in one namespace
+    #[arg(
+        short = 'l',
+        long,
+        value_name = "SELECTOR",
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    selector: Option<String>,
     #[command(flatten)]
     namespace: super::NamespaceFlag,
     /// Also change those that have another value
@@ -128,32 +136,45 @@ async fn unplaced(api: &Api, target: &Target, namespace: &str) -> Option<String>
 /// Sets and removes labels or annotations.
 pub(crate) async fn note(notes: Notes, args: &LabelArgs, setting: &Setting) -> Result<()> {
     let Notes { field, one, done } = notes;
-    let count = if args.words[0].contains('/') { 1 } else { 2 };
+    let is_one_word = args.selector.is_some() || args.words[0].contains('/');
+    let count = if is_one_word { 1 } else { 2 };
     let (what, changes) = args.words.split_at(count.min(args.words.len()));
     let changes = wanted(changes, one)?;
     let (api, catalog) = setting.connect().await?;
-    let target = catalog.target(what)?;
-    let object = find::exact(&api, &target, &args.namespace.namespace).await?;
-    let now = &object["metadata"][field];
-    let differs = |name: &str, value: &Value| now.get(name).unwrap_or(&Value::Null) != value;
-    let mut different = changes
-        .iter()
-        .filter(|(name, value)| differs(name, value))
-        .peekable();
-    if different.peek().is_none() {
-        return output::print(format_args!("{} unchanged\n", target.title()));
-    }
-    for (name, value) in different {
-        let is = now.get(name).and_then(Value::as_str);
-        if let (Some(is), false, false) = (is, args.overwrite, value.is_null()) {
-            let message = format!("{} has the {one} {name}={is} already", target.title());
-            return Err(Failure::new(Code::Conflict, output::plain(&message))
-                .hint("--overwrite changes it"));
+    let namespace = &args.namespace.namespace;
+    let selector = args.selector.as_deref();
+    let found = match selector {
+        Some(_) => find::selected(&api, &catalog, what, namespace, selector).await?,
+        None => {
+            let target = catalog.target(what)?;
+            let object = find::exact(&api, &target, namespace).await?;
+            vec![(target, object)]
         }
+    };
+    // All are looked at first: one that may not be changed is found before any is.
+    let mut different = Vec::new();
+    for (target, object) in &found {
+        let now = &object["metadata"][field];
+        let differs = |name: &str, value: &Value| now.get(name).unwrap_or(&Value::Null) != value;
+        for (name, value) in changes.iter().filter(|(name, value)| differs(name, value)) {
+            let is = now.get(name).and_then(Value::as_str);
+            if let (Some(is), false, false) = (is, args.overwrite, value.is_null()) {
+                let message = format!("{} has the {one} {name}={is} already", target.title());
+                return Err(Failure::new(Code::Conflict, output::plain(&message))
+                    .hint("--overwrite changes it"));
+            }
+        }
+        different.push(changes.iter().any(|(name, value)| differs(name, value)));
     }
     let change = json!({ "metadata": { field: changes } });
-    patch(&api, &target, &args.namespace.namespace, None, &change).await?;
-    output::print(format_args!("{} {done}\n", target.title()))
+    for ((target, _), differs) in found.iter().zip(different) {
+        if differs {
+            patch(&api, target, namespace, None, &change).await?;
+        }
+        let said = if differs { done } else { "unchanged" };
+        output::print(format_args!("{} {said}\n", target.title()))?;
+    }
+    Ok(())
 }
 
 /// `a=b` sets, `a-` removes.

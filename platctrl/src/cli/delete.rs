@@ -15,7 +15,7 @@ use crate::output;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct DeleteArgs {
-    /// KIND/NAME or KIND NAME; several as KIND/NAME KIND/NAME
+    /// KIND/NAME or KIND NAME; several as KIND/NAME KIND/NAME; with --selector a KIND
     #[arg(
         required_unless_present = "filename",
         conflicts_with = "filename",
@@ -25,6 +25,15 @@ pub(crate) struct DeleteArgs {
     /// What the manifests of a file, a directory, or - for standard input name
     #[arg(short, long, value_name = "FILE|DIR|-")]
     filename: Vec<PathBuf>,
+    /// All objects of a kind with these labels, as app=web, in one namespace
+    #[arg(
+        short = 'l',
+        long,
+        value_name = "SELECTOR",
+        conflicts_with = "filename",
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    selector: Option<String>,
     /// The namespace of objects that name none
     #[arg(short, long, default_value = platctrl_kinds::DEFAULT_NAMESPACE)]
     namespace: String,
@@ -51,20 +60,10 @@ pub(crate) struct DeleteArgs {
 
 pub(crate) async fn run(args: &DeleteArgs, setting: &Setting) -> Result<()> {
     let (api, catalog) = setting.connect().await?;
-    let targets = if args.what.is_empty() {
-        from_manifests(args, &catalog).await?
-    } else {
-        named(args, &catalog)?
+    let found = match &args.selector {
+        Some(selector) => selected(args, &api, &catalog, selector).await?,
+        None => looked_up(args, &api, &catalog).await?,
     };
-    // All are looked up first: a name that is wrong is found before anything ends.
-    let mut found = Vec::new();
-    for (target, namespace) in targets {
-        let object = match args.ignore_not_found {
-            true => find::there(&api, &target, &namespace).await?,
-            false => Some(find::exact(&api, &target, &namespace).await?),
-        };
-        found.extend(object.map(|object| (target, namespace, object)));
-    }
     for (target, namespace, object) in &found {
         delete(&api, args, target, namespace, object).await?;
         output::done(format_args!("{} deleted\n", target.title()));
@@ -83,6 +82,44 @@ pub(crate) async fn run(args: &DeleteArgs, setting: &Setting) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What is to end: each with its namespace, and as it is now.
+type Found = Vec<(Target, String, Value)>;
+
+async fn selected(
+    args: &DeleteArgs,
+    api: &Api,
+    catalog: &Catalog,
+    selector: &str,
+) -> Result<Found> {
+    let (what, namespace) = (&args.what, &args.namespace);
+    match find::selected(api, catalog, what, namespace, Some(selector)).await {
+        Ok(found) => Ok(found
+            .into_iter()
+            .map(|(target, object)| (target, namespace.clone(), object))
+            .collect()),
+        Err(failure) if failure.code == Code::NotFound && args.ignore_not_found => Ok(Vec::new()),
+        Err(failure) => Err(failure),
+    }
+}
+
+/// All are looked up first: a name that is wrong is found before anything ends.
+async fn looked_up(args: &DeleteArgs, api: &Api, catalog: &Catalog) -> Result<Found> {
+    let targets = if args.what.is_empty() {
+        from_manifests(args, catalog).await?
+    } else {
+        named(args, catalog)?
+    };
+    let mut found = Vec::new();
+    for (target, namespace) in targets {
+        let object = match args.ignore_not_found {
+            true => find::there(api, &target, &namespace).await?,
+            false => Some(find::exact(api, &target, &namespace).await?),
+        };
+        found.extend(object.map(|object| (target, namespace, object)));
+    }
+    Ok(found)
 }
 
 fn named(args: &DeleteArgs, catalog: &Catalog) -> Result<Vec<(Target, String)>> {

@@ -1,8 +1,8 @@
-//! Finding an object by its name, or by the beginning of it.
+//! Finding objects: one by its name, or by the beginning of it; several by their labels.
 
 use serde_json::Value;
 
-use crate::api::{Api, Collection, OTHER_VERSION, Query, Target, take};
+use crate::api::{Api, Catalog, Collection, OTHER_VERSION, Query, Target, take};
 use crate::error::{Code, Failure, Result};
 use crate::output;
 
@@ -100,6 +100,49 @@ pub(crate) async fn by_beginning(api: &Api, target: &Target, namespace: &str) ->
         [one] => Ok((*one).clone()),
         several => Err(ambiguous(target, several)),
     }
+}
+
+/// The objects of a kind with these labels, or all of them; that there are none is an error.
+pub(crate) async fn selected(
+    api: &Api,
+    catalog: &Catalog,
+    words: &[String],
+    namespace: &str,
+    selector: Option<&str>,
+) -> Result<Vec<(Target, Value)>> {
+    let [word] = words else {
+        return Err(
+            Failure::usage("several words and a selection exclude each other")
+                .hint("name a kind alone, as `pods -l app=web`"),
+        );
+    };
+    let kind = catalog.named(word)?;
+    let mut query = Query::default();
+    if let Some(selector) = selector {
+        query = query.with("labelSelector", selector);
+    }
+    let collection = Collection::new(&kind, Some(namespace));
+    let (items, _) = list(api, &collection, &query).await?;
+    if items.is_empty() {
+        let which = if selector.is_some() {
+            " with these labels"
+        } else {
+            ""
+        };
+        let message = format!("there are no {}{which}", kind.plural);
+        return Err(Failure::new(Code::NotFound, message).hint(format!(
+            "`platctrl get {}` lists what there is",
+            kind.plural
+        )));
+    }
+    let target = |object: Value| {
+        let target = Target {
+            kind: kind.clone(),
+            name: name(&object).to_owned(),
+        };
+        (target, object)
+    };
+    Ok(items.into_iter().map(target).collect())
 }
 
 /// Refuses the beginning of several names; what else a wrong name is, is told by [`missing`].

@@ -152,34 +152,14 @@ pub(crate) async fn run(args: &WaitArgs, setting: &Setting) -> Result<()> {
 async fn targets(args: &WaitArgs, api: &Api, catalog: &Catalog) -> Result<Vec<Target>> {
     let namespace = &args.namespace.namespace;
     if args.all || args.selector.is_some() {
-        let [word] = args.what.as_slice() else {
-            return Err(
-                Failure::usage("several words and a selection exclude each other")
-                    .hint("name a kind alone, as `wait pods -l app=web`"),
-            );
+        let selector = args.selector.as_deref();
+        return match find::selected(api, catalog, &args.what, namespace, selector).await {
+            Ok(found) => Ok(found.into_iter().map(|(target, _)| target).collect()),
+            Err(failure) if failure.code == Code::NotFound && args.goal == Goal::Delete => {
+                Ok(Vec::new())
+            }
+            Err(failure) => Err(failure),
         };
-        let kind = catalog.named(word)?;
-        let mut query = Query::default();
-        if let Some(selector) = &args.selector {
-            query = query.with("labelSelector", selector);
-        }
-        let collection = Collection::new(&kind, Some(namespace));
-        let (items, _) = find::list(api, &collection, &query).await?;
-        if items.is_empty() && args.goal != Goal::Delete {
-            let message = format!("there are no {} to wait for", kind.plural);
-            return Err(Failure::new(Code::NotFound, message).hint(format!(
-                "`platctrl get {}` lists what there is",
-                kind.plural
-            )));
-        }
-        let names = items
-            .iter()
-            .filter_map(|it| it["metadata"]["name"].as_str());
-        let target = |name: &str| Target {
-            kind: kind.clone(),
-            name: name.to_owned(),
-        };
-        return Ok(names.map(target).collect());
     }
     let targets = catalog.targets(&args.what)?;
     if !matches!(args.goal, Goal::Create | Goal::Delete) {

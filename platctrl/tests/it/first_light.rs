@@ -259,6 +259,52 @@ fn labels_are_set_removed_and_not_overwritten_by_chance() {
 }
 
 #[test]
+fn what_has_the_same_labels_is_labeled_and_deleted_together() {
+    let rig = Rig::running();
+    let budget = |name: &str, tier: &str| {
+        let labels = format!("metadata: {{ name: {name}, labels: {{ tier: {tier} }} }}\n");
+        let spec = "spec: { podSelector: \"app=a\", minimumHealthy: 1 }\n";
+        format!("apiVersion: platctrl.dev/v1\nkind: DisruptionBudget\n{labels}{spec}---\n")
+    };
+    let all = [budget("a", "web"), budget("b", "web"), budget("c", "db")].concat();
+    rig.write("budgets.yaml", &all);
+    rig.cli(&["apply", "-f", "budgets.yaml"]).ok();
+    let names = |selector: &str| {
+        let said = rig.cli(&["get", "disruptionbudgets", "-l", selector, "-o", "name"]);
+        said.ok().replace("disruptionbudget/", "")
+    };
+    rig.cli(&["label", "disruptionbudget/b", "team=x"]).ok();
+    // One of them may not be changed, so none is.
+    let label = ["label", "disruptionbudgets", "-l", "tier=web", "team=y"];
+    rig.cli(&label)
+        .fails(6, &["disruptionbudget/b", "team=x", "--overwrite"]);
+    assert_eq!(names("team=y"), "");
+    let said = rig.cli(&[&label[..], &["--overwrite"]].concat()).ok();
+    assert_eq!(
+        said,
+        "disruptionbudget/a labeled\ndisruptionbudget/b labeled\n"
+    );
+    assert_eq!(names("team=y"), "a\nb\n");
+
+    let delete = ["delete", "disruptionbudgets", "-l"];
+    rig.cli(&[&delete[..], &["tier=none"]].concat())
+        .fails(5, &["with these labels", "hint:"]);
+    rig.cli(&[&delete[..], &["tier=none", "--ignore-not-found"]].concat())
+        .ok();
+    // Nothing chooses everything by chance, and a selection has no names.
+    rig.cli(&[&delete[..], &[""]].concat())
+        .fails(2, &["--selector"]);
+    rig.cli(&["delete", "disruptionbudget", "c", "-l", "tier=web"])
+        .fails(2, &["exclude each other"]);
+    let said = rig.cli(&[&delete[..], &["team=y", "--wait"]].concat()).ok();
+    assert_eq!(
+        said,
+        "disruptionbudget/a deleted\ndisruptionbudget/b deleted\n"
+    );
+    assert_eq!(names("tier"), "c\n");
+}
+
+#[test]
 fn a_watch_prints_what_changes() {
     let rig = Rig::running();
     let mut watch = rig.command(&["get", "rc", "-w", "-o", "name"]);
