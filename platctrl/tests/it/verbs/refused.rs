@@ -120,18 +120,21 @@ fn where_nobody_answers_every_verb_that_asks_says_so() {
     assert_eq!(version.code, Some(3), "{version:#?}");
     assert!(version.out.starts_with("platctrl "), "{version:#?}");
     // Programs that stay say what they miss, too.
-    let fresh = ground.rig().path("fresh");
-    for role in ["server", "controllers", "agent"] {
+    let misses = |role: &str| {
         // An agent that has pods would look after them all the same.
-        let said = ground.rig().cli(&[
-            role,
-            "--store",
-            "etcd://127.0.0.1:1/x",
-            "--data-dir",
-            fresh.to_str().unwrap(),
-        ]);
+        let fresh = ground.rig().path(&format!("fresh-{role}"));
+        let store = ["--store", "etcd://127.0.0.1:1/x", "--data-dir"];
+        let said = ground
+            .rig()
+            .cli(&[&[role][..], &store, &[fresh.to_str().unwrap()]].concat());
         said.fails(3, &["127.0.0.1:1", "hint:"]);
-    }
+    };
+    // Each tries for a while.
+    std::thread::scope(|scope| {
+        for role in ["server", "controllers", "agent"] {
+            scope.spawn(|| misses(role));
+        }
+    });
     let second = ground.rig().cli(&["up"]);
     second.fails(1, &["runs on", "already", "hint:"]);
 }
