@@ -44,6 +44,15 @@ impl Gate {
     }
 }
 
+/// Why a pod is not begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// One word in camel case.
+    pub(crate) reason: &'static str,
+    /// For people.
+    pub(crate) message: String,
+}
+
 /// What is so now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Situation {
@@ -105,9 +114,11 @@ impl Circumstances {
     }
 
     /// Why a pod may not be begun; `new`: nothing of it is here.
-    pub(crate) fn refuses(&self, pod: &PodName, new: bool) -> Option<String> {
+    pub(crate) fn refuses(&self, pod: &PodName, new: bool) -> Option<Refusal> {
         let now = self.now.borrow();
-        let full = now.full.as_ref().filter(|_| new);
-        now.gate.refuses(pod).or_else(|| full.cloned())
+        let full = now.full.clone().filter(|_| new);
+        let gate = now.gate.refuses(pod).map(|message| ("NotYet", message));
+        let (reason, message) = gate.or_else(|| full.map(|message| ("DiskPressure", message)))?;
+        Some(Refusal { reason, message })
     }
 }

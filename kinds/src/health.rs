@@ -140,19 +140,34 @@ impl LivenessOffline {
     }
 }
 
-/// Permission for an agent to restart a pod: the pod's record among the grants. Written by
-/// controllers, together with the entry in the workload's ledger.
+/// What controllers tell the agent of a pod: the pod's record among the grants. Permission to
+/// restart it, written together with the entry in the workload's ledger; and that another pod has
+/// its name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Grant {
     /// The pod.
     pub uid: Uid,
-    /// The request that is granted. One of another id is not.
+    /// The request that is granted. One of another id is not; none has an empty one.
+    #[serde(default)]
     pub request: String,
     /// Who granted it.
     pub by: String,
     /// When.
     pub at: Timestamp,
+    /// An older pod of the same namespace and name lives on another node: this one is not begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name_taken: Option<NameTaken>,
+}
+
+/// The pod that has a name which another one was given, too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NameTaken {
+    /// Where it is.
+    pub node: String,
+    /// Which it is.
+    pub uid: Uid,
 }
 
 impl Health {

@@ -30,7 +30,9 @@ pub use disruption_budget::{
     DisruptionBudget, DisruptionBudgetSpec, DisruptionBudgetStatus, default_floor,
 };
 pub use duration::{InvalidDuration, Span};
-pub use health::{ExecCheck, Grant, Health, HttpCheck, LivenessOffline, Scheme, TcpCheck};
+pub use health::{
+    ExecCheck, Grant, Health, HttpCheck, LivenessOffline, NameTaken, Scheme, TcpCheck,
+};
 pub use node::{Capacity, Node, NodeSpec, NodeStatus, Prefetch, node_condition};
 pub use placement::{PodPlacement, app_matches};
 pub use pod::{

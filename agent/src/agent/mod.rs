@@ -10,6 +10,7 @@ mod memory;
 mod metrics;
 mod node;
 mod pods;
+mod waiting;
 
 use std::convert::Infallible;
 use std::sync::{Arc, Weak};

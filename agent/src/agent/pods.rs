@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use platctrl_framework::controller::{Absent, Action, Context, ReconcileError, Trigger};
 use platctrl_framework::model::{
-    Condition, ConditionStatus, Conditions, EventType, Intent, KindDefinition, Object, ObjectKey,
-    Phase, Resource as _, Status, Tree, Uid, schema,
+    Condition, ConditionStatus, Conditions, Intent, KindDefinition, Object, ObjectKey, Phase,
+    Resource as _, Status, Tree, Uid, schema,
 };
 use platctrl_kinds::{Grant, Pod, PodPhase, PodStatus, condition};
 use serde_json::Value;
 
 use super::node::Fence;
+use super::waiting;
 use crate::files::FileError;
 use crate::host::Host;
 use crate::name::PodName;
@@ -29,7 +30,7 @@ const EVENTS: usize = 64;
 const NODE_RETIRED: &str = "NodeRetired";
 
 #[derive(Debug, Default)]
-struct Known {
+pub(super) struct Known {
     worker: Option<Worker>,
     /// Whose programs and files are here.
     occupant: Uid,
@@ -63,7 +64,7 @@ impl Told {
             .collect()
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeMap<PodName, Known>> {
+    pub(super) fn known(&self) -> MutexGuard<'_, BTreeMap<PodName, Known>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -118,8 +119,8 @@ impl Observer for Told {
 /// The pods of a node.
 #[derive(Debug)]
 pub(super) struct Pods {
-    host: Arc<Host>,
-    told: Arc<Told>,
+    pub(super) host: Arc<Host>,
+    pub(super) told: Arc<Told>,
     /// Everything here is being ended: no orders until that is done.
     retiring: AtomicBool,
     /// What was ended for that reason.
@@ -277,7 +278,7 @@ impl Pods {
         }
     }
 
-    fn order(&self, name: &PodName, order: Order) {
+    pub(super) fn order(&self, name: &PodName, order: Order) {
         let mut known = self.told.known();
         if let Order::Want(wanted) = &order
             && wanted.tombstone.is_none()
@@ -320,7 +321,7 @@ impl Pods {
         match serde_json::from_slice::<Grant>(&value) {
             // One for an earlier pod of the name is nobody's; which request it is for, the worker
             // looks at.
-            Ok(grant) if grant.uid == *uid => {
+            Ok(grant) if grant.uid == *uid && !grant.request.is_empty() => {
                 let request = grant.request;
                 self.control(name, Control::Grant { request });
             }
@@ -338,13 +339,13 @@ impl Pods {
     }
 
     /// Nothing of a pod of this name is here.
-    fn is_new(&self, name: &PodName) -> bool {
+    pub(super) fn is_new(&self, name: &PodName) -> bool {
         let known = self.told.known();
         known.get(name).is_none_or(|pod| pod.worker.is_none())
     }
 
     /// The report on this uid, if there is one.
-    fn report_on(&self, name: &PodName, uid: &Uid) -> Option<Report> {
+    pub(super) fn report_on(&self, name: &PodName, uid: &Uid) -> Option<Report> {
         let known = self.told.known();
         known
             .get(name)?
@@ -387,7 +388,7 @@ impl Pods {
         }
     }
 
-    fn record_events(&self, name: &PodName, context: &Context) {
+    pub(super) fn record_events(&self, name: &PodName, context: &Context) {
         let events = {
             let mut known = self.told.known();
             known
@@ -441,9 +442,9 @@ impl Pods {
             }
             return Ok(Action::await_change());
         }
-        let new = self.is_new(&name);
-        if !ends && let Some(why) = self.host.circumstances.refuses(&name, new) {
-            return self.hold_back(&name, &uid, &why, context, fence).await;
+        let taken = waiting::name_taken(context, &uid);
+        if !ends && let Some(why) = self.may_not_begin(&name, &desired, taken.as_ref()) {
+            return self.hold_back(&name, &desired, &why, context, fence).await;
         }
         if !ends {
             context.claim().await?;
@@ -456,27 +457,11 @@ impl Pods {
         }
         self.record_events(&name, context);
         self.pass_grant(&name, &uid, context);
-        if let Some(report) = report {
+        if let Some(mut report) = report {
+            if let Some(why) = taken.filter(|_| !ends) {
+                waiting::hold(&mut report, &why);
+            }
             self.publish(context, &report, fence).await?;
-        }
-        Ok(Action::await_change())
-    }
-
-    /// A pod that may not be begun now: what runs of it goes on and is reported.
-    async fn hold_back(
-        &self,
-        name: &PodName,
-        uid: &Uid,
-        why: &str,
-        context: &Context,
-        fence: &Fence,
-    ) -> Result<Action, ReconcileError> {
-        // So that it is looked at when more may be begun.
-        self.told.known().entry(name.clone()).or_default();
-        self.record_events(name, context);
-        match self.report_on(name, uid) {
-            Some(report) => self.publish(context, &report, fence).await?,
-            None => context.event(EventType::Normal, "NotYet", why),
         }
         Ok(Action::await_change())
     }
@@ -523,7 +508,7 @@ impl Pods {
         Ok(Action::await_change())
     }
 
-    async fn publish(
+    pub(super) async fn publish(
         &self,
         context: &Context,
         report: &Report,

@@ -298,7 +298,10 @@ impl Seal {
             return Err(tampered(path, "belongs to somebody else"));
         }
         if stat.st_dev != self.device {
-            return Err(tampered(path, "is on another file system"));
+            return Err(tampered(
+                path,
+                "is on another file system than the tree: the data directory has to be on one, and an overlay of several is not",
+            ));
         }
         let plain = match kind {
             FileType::RegularFile => matches!(mode, 0o644 | 0o755),

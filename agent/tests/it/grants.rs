@@ -78,6 +78,7 @@ impl Site {
             request: request.into(),
             by: "test".into(),
             at: jiff::Timestamp::now(),
+            name_taken: None,
         };
         let value = serde_json::to_vec(&grant).unwrap();
         let key = key().store_key(Tree::Grant);

@@ -102,6 +102,8 @@ fn nothing_is_begun_before_the_required_file_is_there_and_what_runs_goes_on() {
     site.start_with(gates);
     site.create_named("later");
     site.event("NotYet");
+    let waits = site.wait("its status", || site.waits("later", "NotYet"));
+    assert!(waits.contains("may-run"), "{waits}");
     assert!(is_alive(pid));
     assert!(site.pods_ready("later").is_none());
     std::fs::write(&file, "").unwrap();
@@ -198,6 +200,36 @@ fn failsafe_pod_intent_of_another_node_is_nobodys_here() {
     let pods = site.rig.layout().pods().unwrap();
     assert!(pods.iter().all(|pod| pod.name() != "stranger"), "{pods:?}");
     assert!(is_alive(pid));
+}
+
+#[test]
+fn failsafe_pod_intent_copied_from_another_node_is_not_carried_out() {
+    let site = Site::new();
+    site.create(&site.spec());
+    let pid = site.ready().status.detail.pids["web"];
+    // What runs is given another node's name, and a record that is another node's is put here.
+    let joined = site.rig.block_on(site.client.joined(&key())).unwrap();
+    let mut intent = joined.intent.unwrap().value;
+    intent.metadata.generation += 1;
+    intent.spec["nodeName"] = "web2".into();
+    intent.spec["config"] = serde_json::json!({"new": 1});
+    let changed = serde_json::to_vec(&intent).unwrap();
+    intent.metadata.name = "copied".into();
+    intent.metadata.uid = "another".into();
+    let copied = serde_json::to_vec(&intent).unwrap();
+    let there = ObjectKey::on_node("platctrl.dev", "pods", NODE, "default", "copied").unwrap();
+    let put = Transaction::new()
+        .put(key().store_key(Tree::Intent), changed)
+        .put(there.store_key(Tree::Intent), copied);
+    site.rig.block_on(site.store.commit(put)).unwrap();
+    site.held("Invalid");
+    let waits = site.wait("its status", || site.waits("copied", "Invalid"));
+    assert!(waits.contains("spec.nodeName says web2"), "{waits}");
+    assert!(is_alive(pid));
+    let report = site.handle.as_ref().unwrap().reports().remove(0);
+    assert!(report.is_ready() && report.status.pids["web"] == pid);
+    let pods = site.rig.layout().pods().unwrap();
+    assert!(pods.iter().all(|pod| pod.name() != "copied"), "{pods:?}");
 }
 
 #[test]

@@ -50,6 +50,8 @@ fn on_a_full_disk_no_further_pod_is_begun_and_those_that_are_here_go_on() {
     pressed(&site, true);
     site.create_named_as("later", &spec);
     site.event("NotYet");
+    let waits = site.wait("its status", || site.waits("later", "DiskPressure"));
+    assert!(waits.contains("not begun before there is room"), "{waits}");
     let here = site.rig.layout().pods().unwrap();
     assert_eq!(here.len(), 1, "{here:?}");
     // What is here is started again, and gets its new version.
@@ -73,5 +75,7 @@ fn on_a_full_disk_no_further_pod_is_begun_and_those_that_are_here_go_on() {
 
     small.make_room();
     pressed(&site, false);
-    site.wait("the other pod", || site.pods_ready("later"));
+    let later = site.wait("the other pod", || site.pods_ready("later"));
+    assert!(later.status.conditions.get("Held").is_none());
+    assert_eq!(later.status.detail.reason, "");
 }

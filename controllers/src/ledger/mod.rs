@@ -26,7 +26,8 @@ use platctrl_framework::controller::Changes;
 use platctrl_framework::model::{ConditionStatus, Digest, Object, ObjectKey, Resource, Tree, Uid};
 use platctrl_framework::store::Revision;
 use platctrl_kinds::{
-    Node, Pod, PodSpec, ReplicationController, RestartRequest, RollPhase, RollingUpdate, condition,
+    NameTaken, Node, Pod, PodSpec, ReplicationController, RestartRequest, RollPhase, RollingUpdate,
+    condition,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -492,6 +493,7 @@ impl Ledger {
             let key = pod.key()?;
             let before = view.record(&key, Tree::Grant);
             let grant = Grant {
+                name_taken: name_taken(view, &key, &uid),
                 uid,
                 request,
                 by: by.to_owned(),
@@ -616,6 +618,13 @@ fn digest_of(spec: &PodSpec) -> Digest {
 pub(crate) fn entered_at(view: &View, key: &ObjectKey) -> Option<Revision> {
     let read = read(view, key);
     read.at.filter(|_| !read.record.entries.is_empty())
+}
+
+/// What the pod's agent was told of another pod of the name, which a grant leaves as it is.
+pub(crate) fn name_taken(view: &View, key: &ObjectKey, uid: &Uid) -> Option<NameTaken> {
+    let (value, _) = view.record(key, Tree::Grant)?;
+    let grant: Grant = serde_json::from_slice(&value).ok()?;
+    grant.name_taken.filter(|_| grant.uid == *uid)
 }
 
 /// A restart that a pod's agent asks for is granted already.

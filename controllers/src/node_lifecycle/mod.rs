@@ -17,6 +17,7 @@ mod beats;
 mod drain;
 mod judge;
 mod losses;
+mod names;
 mod opinion;
 mod restarts;
 mod say;
@@ -72,6 +73,7 @@ pub fn controller(
         client: Client::new(store, environment, "nodelifecycle"),
         limits: Arc::new(limits),
         losses: Arc::default(),
+        names: Arc::default(),
     };
     let ended = keeper.clone();
     Controller::new("nodelifecycle", move |node, context| {
@@ -100,6 +102,7 @@ struct Keeper {
     client: Client,
     limits: Arc<Limits>,
     losses: Arc<Mutex<Losses>>,
+    names: Arc<names::Names>,
 }
 
 /// A node, and what is made of its silence.
@@ -233,6 +236,14 @@ impl Keeper {
                 "pod {pod} may restart: no controller keeps it, and no other such pod of this node is being restarted"
             );
             context.event(EventType::Normal, "RestartGranted", message);
+        }
+        let (store, view) = (&**self.client.store(), context.view());
+        let name = &node.metadata.name;
+        let judged = self.names.judge(store, view, name, pods, now).await;
+        let judged = judged.map_err(|error| ReconcileError::retry_after(LOOK, error))?;
+        if let Some((transaction, message)) = judged {
+            self.commit(transaction, context).await?;
+            context.event(EventType::Warning, "NameTaken", message);
         }
         Ok(Action::requeue_after(LOOK))
     }

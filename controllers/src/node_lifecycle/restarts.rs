@@ -9,7 +9,7 @@ use platctrl_framework::client::{Batch, ClientError};
 use platctrl_framework::model::{Object, Tree};
 use platctrl_kinds::Pod;
 
-use crate::ledger::{Grant, is_granted};
+use crate::ledger::{Grant, is_granted, name_taken};
 
 /// Who grants it.
 const BY: &str = "nodelifecycle";
@@ -44,6 +44,7 @@ pub(super) fn grant(
         request: request.id.clone(),
         by: BY.to_owned(),
         at,
+        name_taken: name_taken(view, &key, &pod.metadata.uid),
     };
     let before = view.record(&key, Tree::Grant).map(|(_, revision)| revision);
     let mut batch = Batch::new();

@@ -12,6 +12,7 @@ mod ends;
 mod failsafe;
 mod grants;
 mod lost_nodes;
+mod names;
 mod node_lifecycle;
 mod race;
 mod replication_controller;

@@ -17,9 +17,9 @@ use tokio::task::JoinHandle;
 use crate::world::{named, until};
 
 /// Nodes with agents that beat until they are told not to.
-struct Fleet {
+pub(crate) struct Fleet {
     store: MemoryStore,
-    client: Client,
+    pub(crate) client: Client,
     _handle: RuntimeHandle,
     runtime: JoinHandle<()>,
     agents: Vec<JoinHandle<()>>,
@@ -37,7 +37,7 @@ fn key(name: &str) -> ObjectKey {
 }
 
 impl Fleet {
-    async fn of(nodes: usize) -> Self {
+    pub(crate) async fn of(nodes: usize) -> Self {
         Self::with(nodes, Limits::default()).await
     }
 
@@ -292,7 +292,11 @@ impl Fleet {
     }
 
     /// The agent reports on a pod.
-    async fn report(&self, key: &ObjectKey, change: impl FnOnce(&mut Status<PodStatus>)) {
+    pub(crate) async fn report(
+        &self,
+        key: &ObjectKey,
+        change: impl FnOnce(&mut Status<PodStatus>),
+    ) {
         let joined = self.client.joined(key).await.unwrap();
         let pod: Object<Pod> = joined.object().unwrap().typed().unwrap();
         let mut status = pod.status.clone();
@@ -302,7 +306,7 @@ impl Fleet {
         self.client.commit(batch).await.unwrap();
     }
 
-    async fn ask(&self, key: &ObjectKey, request: Option<&str>) {
+    pub(crate) async fn ask(&self, key: &ObjectKey, request: Option<&str>) {
         let request = request.map(|id| platctrl_kinds::RestartRequest {
             id: id.to_owned(),
             reason: String::new(),

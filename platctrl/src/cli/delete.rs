@@ -50,6 +50,9 @@ pub(crate) struct DeleteArgs {
     /// Also a pod that its workload cannot spare now
     #[arg(long)]
     force: bool,
+    /// Of several pods that were given one name, that with this uid
+    #[arg(long, conflicts_with_all = ["filename", "selector"], value_name = "UID")]
+    uid: Option<String>,
     /// Those that do not exist are no error
     #[arg(long)]
     ignore_not_found: bool,
@@ -113,10 +116,17 @@ async fn looked_up(args: &DeleteArgs, api: &Api, catalog: &Catalog) -> Result<Fo
     };
     let mut found = Vec::new();
     for (target, namespace) in targets {
-        let object = match args.ignore_not_found {
-            true => find::there(api, &target, &namespace).await?,
-            false => Some(find::exact(api, &target, &namespace).await?),
+        let object = match (&args.uid, args.ignore_not_found) {
+            (Some(uid), _) => find::with_uid(api, &target, &namespace, uid).await?,
+            (None, true) => find::there(api, &target, &namespace).await?,
+            (None, false) => Some(find::exact(api, &target, &namespace).await?),
         };
+        if object.is_none() && !args.ignore_not_found {
+            let cluster = target.kind.scope == Scope::Cluster;
+            let failure = target.missing((!cluster).then_some(namespace.as_str()));
+            let hint = "none of the name has that uid: `platctrl get -o json` shows uids";
+            return Err(failure.hint(hint));
+        }
         found.extend(object.map(|object| (target, namespace, object)));
     }
     Ok(found)

@@ -63,6 +63,20 @@ pub(crate) async fn there(api: &Api, target: &Target, namespace: &str) -> Result
     }
 }
 
+/// The object of this name that has this uid: of several that were given one name, perhaps not the
+/// one that has it.
+pub(crate) async fn with_uid(
+    api: &Api,
+    target: &Target,
+    namespace: &str,
+    uid: &str,
+) -> Result<Option<Value>> {
+    let collection = Collection::new(&target.kind, Some(namespace));
+    let (items, _) = list(api, &collection, &Query::default()).await?;
+    let mut items = items.into_iter();
+    Ok(items.find(|item| name(item) == target.name && item["metadata"]["uid"] == *uid))
+}
+
 /// The object of exactly this name. When there is none, says which ones may have been meant: the
 /// beginning of several names is ambiguous, that of one is not enough where something is changed.
 pub(crate) async fn exact(api: &Api, target: &Target, namespace: &str) -> Result<Value> {

@@ -12,7 +12,7 @@ use platctrl_framework::store::Revision;
 use platctrl_kinds::Pod;
 use serde_json::{Value, json};
 
-use super::read::existing;
+use super::read::existing_of;
 use super::request::{self, shown};
 use super::status::{Failure, Result, json_response};
 use super::write::{ATTEMPTS, Writing, is_node};
@@ -70,7 +70,7 @@ pub(super) async fn delete(
     let mut attempts = ATTEMPTS;
     while attempts > 0 {
         attempts -= 1;
-        let joined = existing(&writing.client, &writing.target).await?;
+        let joined = existing_of(&writing.client, &writing.target, asked.uid.as_ref()).await?;
         let definition = &writing.kind().definition;
         let (name, key) = (joined.key.name().to_owned(), joined.key.clone());
         let Some(intent) = &joined.intent else {

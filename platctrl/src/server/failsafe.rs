@@ -20,6 +20,7 @@ use platctrl_framework::store::{Key, StoreError, Transaction};
 use serde_json::{Map, Value, json};
 
 use super::asker::Asker;
+use super::read::locate;
 use super::status::{Failure, Result, json_response, warn};
 use super::{App, request};
 use crate::access;
@@ -338,6 +339,9 @@ fn unexplained(app: &App, body: &Value) -> Result<ObjectKey> {
 
 async fn recall(app: &App, by: &str, body: &Value, end: bool) -> Result<Response> {
     let key = unexplained(app, body)?;
+    if !end {
+        check_name_is_free(app, by, &key).await?;
+    }
     let intent = key.store_key(Tree::Intent);
     let what = if end { "Removed" } else { "Adopted" };
     match body.get("object") {
@@ -347,6 +351,23 @@ async fn recall(app: &App, by: &str, body: &Value, end: bool) -> Result<Response
     audit(app, by, what, intent.to_string()).await;
     let answer = json!({"key": intent.as_str(), "removed": end});
     Ok(json_response(StatusCode::OK, &answer))
+}
+
+/// Refuses to bring back what would be the second of its name: of two the older one has it, and
+/// the intent that is written now would be the newer, whatever runs.
+async fn check_name_is_free(app: &App, by: &str, key: &ObjectKey) -> Result<()> {
+    let served = app.served();
+    let Some(kind) = served.kinds.get(key.kind()) else {
+        return Ok(());
+    };
+    let client = client(app, by);
+    match locate(&client, kind, key.namespace(), key.name()).await? {
+        Some(other) if other.node() != key.node() => Err(Failure::conflict(format!(
+            "the name was given to another meanwhile, on node {}: delete that one first, or end this one with `platctrl failsafe remove`",
+            other.node().unwrap_or_default()
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Writes the intent that a manifest gives, for the uid that is reported.

@@ -17,6 +17,7 @@ mod discovery;
 mod events;
 mod failsafe;
 mod hub;
+mod insert;
 mod insight;
 mod list;
 mod maintenance;

@@ -1,8 +1,8 @@
 //! Reading one object.
 
 use platctrl_framework::client::Client;
-use platctrl_framework::model::{Joined, KnownKind, ObjectKey, RawObject, Scope, Tree};
-use platctrl_framework::store::{ListRequest, Revision, Store};
+use platctrl_framework::model::{Joined, KnownKind, ObjectKey, RawObject, Scope, Tree, Uid};
+use platctrl_framework::store::{ListRequest, Record, Revision, Store};
 
 use super::scan::Pages;
 use super::status::{Failure, Result};
@@ -20,40 +20,25 @@ pub(super) async fn locate(
 ) -> Result<Option<ObjectKey>> {
     let definition = &kind.definition;
     let group_plural = definition.group_plural();
-    let key = |node: Option<&str>| {
-        ObjectKey::of_scope(&group_plural, definition.scope, node, namespace, name)
-            .map_err(|error| Failure::bad_request(error.to_string()))
-    };
     if definition.scope != Scope::Node {
-        return key(None).map(Some);
+        let key = ObjectKey::of_scope(&group_plural, definition.scope, None, namespace, name);
+        return key
+            .map(Some)
+            .map_err(|error| Failure::bad_request(error.to_string()));
     }
-    let store = client.store();
     let mut found: Option<(Revision, ObjectKey)> = None;
     let mut consider = |object: ObjectKey, created: Revision| {
         if found.as_ref().is_none_or(|(oldest, _)| created < *oldest) {
             found = Some((created, object));
         }
     };
-    let mut candidates = Vec::new();
-    for node in nodes(store.as_ref()).await? {
-        candidates.push(key(Some(&node))?);
-    }
-    let at_once = store.capabilities().limits.max_operations.clamp(1, 128);
-    for candidates in candidates.chunks(at_once) {
-        let keys: Vec<_> = candidates
-            .iter()
-            .map(|key| key.store_key(Tree::Intent))
-            .collect();
-        let records = store.get(&keys).await?.records;
-        for (object, record) in candidates.iter().zip(records) {
-            if let Some(record) = record {
-                consider(object.clone(), record.created);
-            }
-        }
+    for (object, record) in namesakes(client, kind, namespace, name).await? {
+        consider(object, record.created);
     }
     if found.is_none() {
         // On a node that has no record.
-        let mut pages = Pages::new(store.clone(), group_plural.prefix(Tree::Intent), None);
+        let prefix = group_plural.prefix(Tree::Intent);
+        let mut pages = Pages::new(client.store().clone(), prefix, None);
         while let Some(record) = pages.next().await? {
             let parsed = ObjectKey::parse(&record.key, |_, _| Some(definition.scope));
             let object = parsed.map(|(_, object, _)| object);
@@ -69,6 +54,40 @@ pub(super) async fn locate(
         }
     }
     Ok(found.map(|(_, object)| object))
+}
+
+/// The intents of one name on all nodes that have a record.
+async fn namesakes(
+    client: &Client,
+    kind: &KnownKind,
+    namespace: Option<&str>,
+    name: &str,
+) -> Result<Vec<(ObjectKey, Record)>> {
+    let (definition, store) = (&kind.definition, client.store());
+    let group_plural = definition.group_plural();
+    let mut candidates = Vec::new();
+    for node in nodes(store.as_ref()).await? {
+        let key = ObjectKey::of_scope(
+            &group_plural,
+            definition.scope,
+            Some(&node),
+            namespace,
+            name,
+        );
+        candidates.push(key.map_err(|error| Failure::bad_request(error.to_string()))?);
+    }
+    let mut found = Vec::new();
+    let at_once = store.capabilities().limits.max_operations.clamp(1, 128);
+    for candidates in candidates.chunks(at_once) {
+        let keys: Vec<_> = candidates
+            .iter()
+            .map(|key| key.store_key(Tree::Intent))
+            .collect();
+        let records = store.get(&keys).await?.records;
+        let there = candidates.iter().zip(records);
+        found.extend(there.filter_map(|(key, record)| Some((key.clone(), record?))));
+    }
+    Ok(found)
 }
 
 /// The names of the nodes that have a record.
@@ -107,6 +126,31 @@ pub(super) async fn existing(client: &Client, target: &Target<'_>) -> Result<Joi
         return Err(missing());
     }
     Ok(joined)
+}
+
+/// As [`existing`], of the object with this uid, which is perhaps not the one that has the name.
+pub(super) async fn existing_of(
+    client: &Client,
+    target: &Target<'_>,
+    uid: Option<&Uid>,
+) -> Result<Joined> {
+    let found = existing(client, target).await?;
+    let is_it = |joined: &Joined| {
+        let intent = joined.intent.as_ref();
+        intent.is_some_and(|intent| uid.is_none_or(|uid| intent.value.metadata.uid == *uid))
+    };
+    if is_it(&found) || target.kind.definition.scope != Scope::Node {
+        return Ok(found);
+    }
+    let (namespace, name) = (found.key.namespace(), found.key.name());
+    for (key, _) in namesakes(client, target.kind, namespace, name).await? {
+        if let Ok(other) = client.joined(&key).await
+            && is_it(&other)
+        {
+            return Ok(other);
+        }
+    }
+    Ok(found)
 }
 
 /// The object that a path names.

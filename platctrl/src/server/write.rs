@@ -108,7 +108,7 @@ impl Writing<'_> {
         Ok(stored)
     }
 
-    fn title(&self, name: &str) -> String {
+    pub(super) fn title(&self, name: &str) -> String {
         title(self.kind(), name)
     }
 
@@ -303,7 +303,7 @@ impl Writing<'_> {
         }
     }
 
-    fn key(&self, raw: &RawObject) -> Result<ObjectKey> {
+    pub(super) fn key(&self, raw: &RawObject) -> Result<ObjectKey> {
         let definition = &self.kind().definition;
         let node = self.kind().node(&raw.spec);
         ObjectKey::of_scope(
@@ -314,47 +314,6 @@ impl Writing<'_> {
             &raw.metadata.name,
         )
         .map_err(|error| Failure::bad_request(error.to_string()))
-    }
-
-    pub(super) async fn insert(&self, raw: RawObject) -> Result<RawObject> {
-        self.permit(None, Some(&raw)).await?;
-        if is_node(self.kind()) && !self.admission {
-            return Err(Failure::forbidden(
-                "a node is admitted, not created: start `platctrl up` or an agent on the machine",
-            ));
-        }
-        let group_plural = self.kind().definition.group_plural();
-        if access::gives_access(&group_plural) && access::is_built_in(&raw.metadata.name) {
-            let text = "is the name of a role that is there already: choose another";
-            let errors = vec![FieldError::new("metadata.name", text)];
-            return Err(Failure::invalid(self.title(&raw.metadata.name), errors));
-        }
-        let key = self.key(&raw)?;
-        if self.kind().definition.scope == Scope::Node {
-            let namespace = raw.metadata.namespace.as_deref();
-            let found = locate(&self.client, self.kind(), namespace, &raw.metadata.name).await?;
-            if let Some(found) = found {
-                return Err(ClientError::exists(&self.client.joined(&found).await?).into());
-            }
-        }
-        if !self.dry_run {
-            let beside = |created: &RawObject, transaction| {
-                let deed = Deed {
-                    verb: "create".to_owned(),
-                    uid: created.metadata.uid.to_string(),
-                    ..self.deed(&key)
-                };
-                self.audit.beside(&deed, transaction)
-            };
-            let created = self.client.create_raw_beside(&key, raw, beside).await?;
-            self.audit.tidy();
-            return Ok(created);
-        }
-        let joined = self.client.joined(&key).await?;
-        if joined.intent.is_some() || joined.reality.is_some() {
-            return Err(ClientError::exists(&joined).into());
-        }
-        Ok(Batch::new().create(self.client.environment(), &key, raw)?)
     }
 
     /// `PUT` on an object or one of its parts.

@@ -24,6 +24,7 @@ mod insight;
 mod kubectl;
 mod machine;
 mod machines;
+mod names;
 mod network;
 mod nodes;
 mod on_consul;

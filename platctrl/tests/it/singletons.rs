@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::fleet::{Fleet, Process, SIGKILL};
+use crate::fleet::{Fleet, Process, SIGKILL, SIGTERM};
 use crate::rig::{Rig, eventually, is_alive, kill};
 
 /// A node is given up for silent after 40 s; on a busy machine that takes longer.
@@ -44,15 +44,15 @@ fn supervisors(data_dir: &Path) -> Vec<u32> {
 }
 
 /// Two machines, which are both this one.
-struct Pair {
+pub(crate) struct Pair {
     agents: Vec<(String, Process)>,
     _parts: [Process; 2],
     // Last: it clears both data directories away.
-    fleet: Fleet,
+    pub(crate) fleet: Fleet,
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let fleet = Fleet::on_etcd();
         let rig = &fleet.rig;
         rig.cli(&["store", "init", &fleet.url]).ok();
@@ -74,11 +74,11 @@ impl Pair {
         pair
     }
 
-    fn rig(&self) -> &Rig {
+    pub(crate) fn rig(&self) -> &Rig {
         &self.fleet.rig
     }
 
-    fn data_dir(&self, node: &str) -> PathBuf {
+    pub(crate) fn data_dir(&self, node: &str) -> PathBuf {
         if node.ends_with("-a") {
             self.rig().data_dir()
         } else {
@@ -86,13 +86,20 @@ impl Pair {
         }
     }
 
-    fn start(&mut self, node: &str) {
+    pub(crate) fn start(&mut self, node: &str) {
         let socket = self.rig().data_dir().join("platctrl.sock");
         let (dir, server) = (self.data_dir(node), format!("unix:{}", socket.display()));
         let dir = dir.to_str().unwrap();
         let more = ["--node", node, "--data-dir", dir, "--server", &server];
         let agent = self.fleet.start("agent", &more);
         self.agents.push((node.to_owned(), agent));
+    }
+
+    /// Ends the agent of a machine in order; what it started runs on.
+    pub(crate) fn end_agent(&mut self, node: &str) {
+        let index = self.agents.iter().position(|(name, _)| name == node);
+        let (_, agent) = self.agents.remove(index.unwrap());
+        agent.end(SIGTERM);
     }
 
     /// The machine dies: its agent, its supervisors and this program.

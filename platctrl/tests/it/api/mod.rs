@@ -8,6 +8,7 @@ mod invalid;
 mod kube_client;
 mod limits;
 mod logs;
+mod names;
 mod objects;
 mod ownership;
 mod pages;

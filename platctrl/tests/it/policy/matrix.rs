@@ -65,6 +65,7 @@ const FAMILIES: &str = "
     x/auth/nodes/web1                                            - - w
     x/kinds/platctrl.dev/pods                                    - w w
     x/copy                                                       - - w
+    x/name/0af                                                   - - w
 ";
 
 /// Ranges that only the server may read whole.
