@@ -97,8 +97,9 @@ fn a_pod_that_is_not_begun_for_its_name_is_deleted_as_any_other() {
     let mut site = Site::new();
     site.created_too_late();
     let options = DeleteOptions::default();
-    let deleted = site.client.delete(&key(), &options);
-    site.rig.block_on(deleted).unwrap();
+    site.rig
+        .block_on(site.client.delete(&key(), &options))
+        .unwrap();
     site.wait("its end", || {
         (site.reality()?.status.phase == PodPhase::Gone.into()).then_some(())
     });
