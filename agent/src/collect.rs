@@ -13,6 +13,7 @@ use platctrl_framework::model::Digest;
 use platctrl_kinds::{Launchable, Prefetch};
 use serde_json::Value;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::artifacts::ArtifactError;
 use crate::files::{self, FileError};
@@ -56,17 +57,19 @@ impl Advance {
     }
 }
 
-/// Works until it is dropped.
-pub(crate) async fn run(host: Arc<Host>) {
-    tokio::join!(keep_room(&host), fetch_in_advance(&host));
+/// Works until it is stopped; what is being removed then is removed first, so that nothing here
+/// works in the data directory any more when this has ended.
+pub(crate) async fn run(host: Arc<Host>, stop: CancellationToken) {
+    let fetching = stop.run_until_cancelled(fetch_in_advance(&host));
+    tokio::join!(keep_room(&host, &stop), fetching);
 }
 
-async fn keep_room(host: &Arc<Host>) {
-    loop {
+async fn keep_room(host: &Arc<Host>, stop: &CancellationToken) {
+    while !stop.is_cancelled() {
         if let Err(error) = collect(host, host.water).await {
             tracing::warn!(%error, "cannot look after the room that artifacts take");
         }
-        tokio::time::sleep(EVERY).await;
+        stop.run_until_cancelled(tokio::time::sleep(EVERY)).await;
     }
 }
 

@@ -308,12 +308,16 @@ impl Agent {
                 }
             }
         };
-        let collecting = AbortOnDropHandle::new(tokio::spawn(crate::collect::run(host.clone())));
+        let done = CancellationToken::new();
+        let collecting = crate::collect::run(host.clone(), done.clone());
+        let mut collecting = AbortOnDropHandle::new(tokio::spawn(collecting));
         let result = tokio::select! {
             result = work => result,
             never = attend(&host, &pods, &gates) => match never {},
         };
-        drop(collecting);
+        done.cancel();
+        // Whoever comes next can have the directory when this has returned.
+        let _ = tokio::time::timeout(GRACE, &mut collecting).await;
         drop(store);
         pods.leave().await;
         result

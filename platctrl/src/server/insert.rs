@@ -36,7 +36,11 @@ impl SharedName {
         let key = key.map_err(|error| StoreError::Invalid {
             reason: error.to_string(),
         })?;
-        let records = client.store().get(&[key.clone()]).await?.records;
+        let records = client
+            .store()
+            .get(std::slice::from_ref(&key))
+            .await?
+            .records;
         let read = records.into_iter().flatten().next();
         Ok(Self {
             key,

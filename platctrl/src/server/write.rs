@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::body::Body;
 use axum::response::Response;
 use http::{HeaderMap, StatusCode};
-use platctrl_framework::client::{Batch, Client, ClientError, Outcome, Patch, merge};
+use platctrl_framework::client::{Batch, Client, Outcome, Patch, merge};
 use platctrl_framework::model::{
     FieldError, Joined, KnownKind, MAX_NAME_BYTES, ObjectKey, RawObject, Resource as _, Scope,
     Status, schema,
@@ -22,7 +22,7 @@ use super::claims;
 use super::objects::{check, check_change, decode, place, title};
 use super::overlay::{overlay, revision_of, scale_of};
 use super::ownership::{MANAGED_FIELDS, Owners, Side, Wants};
-use super::read::{existing, locate};
+use super::read::existing;
 use super::request::{self, shown};
 use super::status::{Failure, Result, json_response, warn};
 use super::target::{Part, Target};
