@@ -112,6 +112,37 @@ fn nothing_is_begun_before_the_required_file_is_there_and_what_runs_goes_on() {
 }
 
 #[test]
+fn an_update_waits_at_a_gate_and_the_pod_that_runs_says_so() {
+    let mut site = Site::new();
+    site.create(&site.spec());
+    let pid = site.ready().status.detail.pids["web"];
+    let file = site.rig.artifacts().join("may-run");
+    site.start_with(BootGates {
+        require_file: Some(file.clone()),
+        ..BootGates::default()
+    });
+    let mut pod = site.ready();
+    assert!(
+        pod.status.conditions.get("Held").is_none(),
+        "it is as wanted"
+    );
+    pod.spec.config = serde_json::json!({"new": 1});
+    site.rig.block_on(site.client.update(&pod)).unwrap();
+    site.held("NotYet");
+    let held = site.pod().unwrap();
+    assert!(held.status.conditions.is_true("Ready"));
+    assert_eq!(held.status.observed_generation, Some(1));
+    assert_eq!(held.status.detail.pids["web"], pid);
+    std::fs::write(&file, "").unwrap();
+    site.wait("the new version", || {
+        let status = site.pod()?.status;
+        let is = status.observed_generation == Some(2) && status.conditions.is_true("Ready");
+        (is && status.conditions.get("Held").is_none()).then_some(())
+    });
+    assert!(!is_alive(pid));
+}
+
+#[test]
 fn after_a_boot_only_pods_on_the_list_are_begun_from_what_was_wanted_last() {
     let environment = Environment::system();
     let memory = MemoryStore::new(environment.clone());
