@@ -114,13 +114,17 @@ fn failsafe_pod_intent_create_is_claimed_before_anything_is_begun() {
     let environment = Environment::system();
     let memory = MemoryStore::new(environment.clone());
     let site = Site::on(environment, Arc::new(memory.clone()));
-    let realities = format!("o/reality/platctrl.dev/pods/{NODE}/");
-    memory.faults().deny_writes(Prefix::new(realities).unwrap());
+    let reality = key().store_key(Tree::Reality);
+    memory.faults().deny_writes(Prefix::only(&reality));
     site.create(&site.spec());
     site.wait("a claim that is refused", || {
         (memory.faults().counts().denied > 0).then_some(())
     });
-    assert_eq!(site.rig.layout().pods().unwrap(), []);
+    // One that is created after that and can be claimed has run through all that this one has not.
+    site.create_named_as("later", &site.spec());
+    site.wait("the other one", || site.pods_ready("later"));
+    let here = site.rig.layout().pods().unwrap();
+    assert!(here.iter().all(|pod| pod.name() == "later"), "{here:?}");
     memory.faults().allow_all();
     let pod = site.ready();
     assert!(is_alive(pod.status.detail.pids["web"]));

@@ -249,3 +249,27 @@ async fn a_lost_intent_that_nobody_remembers_is_written_from_its_manifest() {
     let again = api.post("/failsafe/adopt", &adopt(pod("p0", "web1"))).await;
     assert!(again.code.is_client_error(), "{}", again.text());
 }
+
+#[tokio::test]
+async fn a_pod_whose_name_another_one_was_given_meanwhile_is_not_adopted_but_can_be_removed() {
+    let api = start().await;
+    let running = pods_that_lost_their_intents(&api, 1).await;
+    running.abort();
+    let _ = running.await;
+    let given = api.post(PODS, &pod("p0", "web2")).await;
+    assert_eq!(given.code, StatusCode::CREATED, "{}", given.text());
+    let lost =
+        json!({"kind": "pods", "namespace": "default", "name": "p0", "object": pod("p0", "web1")});
+    let refused = api.post("/failsafe/adopt", &lost).await;
+    assert_eq!(refused.code, StatusCode::CONFLICT, "{}", refused.text());
+    for part in ["node web2", "platctrl failsafe remove"] {
+        assert!(refused.text().contains(part), "{}", refused.text());
+    }
+    let joined = client(&api).joined(&pod_key("p0")).await.unwrap();
+    assert!(joined.intent.is_none());
+    let removed = api.post("/failsafe/remove", &lost).await;
+    assert_eq!(removed.code, StatusCode::OK, "{}", removed.text());
+    let joined = client(&api).joined(&pod_key("p0")).await.unwrap();
+    let intent = joined.intent.unwrap().value;
+    assert!(intent.metadata.is_deleted());
+}
