@@ -242,7 +242,9 @@ pub fn plan(observed: &Observed) -> Plan {
     let mut surplus = total.saturating_sub(observed.replicas);
     for (side, replicas) in [(source, &mut plan.source), (target, &mut plan.target)] {
         let most = surplus.min(*replicas);
-        let taken = take(side, most, &mut room, batch - plan.moves.len(), true);
+        let missing = replicas.saturating_sub(side.count());
+        let batch = batch - plan.moves.len();
+        let taken = take(side, (missing, most), &mut room, batch, true);
         wants_room |= taken.short_of_room;
         let done = taken.missing + count(taken.pods.len());
         plan.moves.extend(
@@ -279,7 +281,9 @@ pub fn plan(observed: &Observed) -> Plan {
     if observed.surge == 0 && surplus == 0 && plan.moves.is_empty() && left > 0 {
         // It may have more pods than replicas: those are its own to take away.
         let most = left.min(plan.source);
-        let taken = take(source, most, &mut room, batch, false);
+        // Those that are no more wanted are not missing any more.
+        let missing = plan.source.saturating_sub(source.count());
+        let taken = take(source, (missing, most), &mut room, batch, false);
         wants_room |= taken.short_of_room;
         let done = taken.missing + count(taken.pods.len());
         plan.moves
@@ -321,10 +325,16 @@ fn order(one: &PodFacts, other: &PodFacts, ending: bool) -> std::cmp::Ordering {
     ranks.then_with(|| one.name.cmp(&other.name))
 }
 
-/// So many replicas of a side: those without a pod, then pods that are not healthy, then as many
-/// healthy ones as there is room for.
-fn take<'s>(side: &'s Side, most: u32, room: &mut u32, batch: usize, ending: bool) -> Taken<'s> {
-    let missing = side.replicas.saturating_sub(side.count()).min(most);
+/// At most so many replicas of a side: those `missing` that have no pod, then pods that are not
+/// healthy, then as many healthy ones as there is room for.
+fn take<'s>(
+    side: &'s Side,
+    (missing, most): (u32, u32),
+    room: &mut u32,
+    batch: usize,
+    ending: bool,
+) -> Taken<'s> {
+    let missing = missing.min(most);
     let mut taken = Taken {
         missing,
         pods: Vec::new(),
@@ -353,6 +363,8 @@ fn take<'s>(side: &'s Side, most: u32, room: &mut u32, batch: usize, ending: boo
     taken
 }
 
+#[cfg(test)]
+mod shortage;
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
