@@ -142,6 +142,11 @@ impl Nodes {
         left
     }
 
+    /// The nodes that pods are moved away from.
+    pub(crate) fn drained(&self, view: &View) -> Names {
+        self.with(view, |known| known.closed.drained.clone())
+    }
+
     /// There is no record of any node.
     pub(crate) fn are_none(&self, view: &View) -> bool {
         self.with(view, |known| known.names.is_empty())

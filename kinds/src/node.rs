@@ -21,6 +21,8 @@ use crate::{Bytes, Cpu};
     scope = "Cluster",
     status = NodeStatus,
     column(name = "Ready", path = ".status.conditions.Ready"),
+    column(name = "Alive", path = ".status.conditions.Alive"),
+    column(name = "Takes-Pods", path = ".status.conditions.Available"),
     column(name = "Pods", path = ".status.pods"),
     column(name = "Version", path = ".status.agentVersion", wide)
 )]
@@ -117,4 +119,8 @@ pub struct NodeStatus {
     /// What became of each artifact to be fetched in advance, by digest: `Installed`, or why not.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub prefetched: BTreeMap<String, String>,
+    /// The digest of the last sign of life before the node was given up, written by who gave it
+    /// up: whoever judges it next sees whether there was one since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost_after_beat: Option<Digest>,
 }

@@ -441,6 +441,7 @@ impl Keeper {
                 incarnation,
                 pods: self.pods.count(),
                 prefetched: self.host.advance.state(),
+                lost_after_beat: None,
             },
         };
         let mut batch = Batch::new();

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use platctrl_framework::environment::Environment;
+use platctrl_framework::model::Digest;
 use platctrl_framework::store::{ListRequest, Prefix, Revision, Store, StoreError};
 use tokio::sync::Mutex;
 
@@ -24,11 +25,29 @@ pub(super) struct Heard {
     pub(super) changed: bool,
 }
 
+impl Heard {
+    /// What tells this beat from any other.
+    pub(super) fn digest(&self) -> Digest {
+        Digest::of(&self.last)
+    }
+}
+
+/// What was heard of all nodes when their beats were read last.
+#[derive(Clone, Debug)]
+pub(super) struct Listened {
+    /// By node.
+    pub(super) heard: Arc<BTreeMap<String, Heard>>,
+    /// When this observer began to listen.
+    pub(super) began: Duration,
+    /// When it read the beats last.
+    pub(super) at: Duration,
+}
+
 #[derive(Debug, Default)]
 struct State {
     read_at: Option<Duration>,
     epoch: Option<Revision>,
-    heard: BTreeMap<String, Heard>,
+    heard: Arc<BTreeMap<String, Heard>>,
     began: Duration,
 }
 
@@ -47,14 +66,14 @@ impl Beats {
         }
     }
 
-    /// What was heard of each node, read anew when the last look is older than `age`, and when
-    /// this process began to listen. Whoever takes over listens from the beginning.
+    /// What was heard of each node, read anew when the last look is older than `age`. Whoever takes
+    /// over listens from the beginning.
     pub(super) async fn heard(
         &self,
         environment: &Environment,
         epoch: Option<Revision>,
         age: Duration,
-    ) -> Result<(BTreeMap<String, Heard>, Duration), StoreError> {
+    ) -> Result<Listened, StoreError> {
         let mut state = self.state.lock().await;
         let now = environment.monotonic();
         if state.epoch != epoch || state.read_at.is_none() {
@@ -64,27 +83,24 @@ impl Beats {
                 ..State::default()
             };
         }
-        if state.read_at.is_none_or(|at| now.saturating_sub(at) >= age) {
-            let beats = self.read().await?;
-            for (node, last, at) in beats {
-                let known = state.heard.get_mut(&node);
-                match known.filter(|known| known.last == last) {
-                    Some(same) => same.at = at,
-                    None => {
-                        let changed = state.heard.contains_key(&node);
-                        let heard = Heard {
-                            last,
-                            at,
-                            since: now,
-                            changed,
-                        };
-                        state.heard.insert(node, heard);
-                    }
+        let known = state.read_at.filter(|at| now.saturating_sub(*at) < age);
+        let at = match known {
+            Some(at) => at,
+            None => {
+                let beats = self.read().await?;
+                let heard = Arc::make_mut(&mut state.heard);
+                for (node, last, at) in beats {
+                    hear(heard, node, last, at, now);
                 }
+                state.read_at = Some(now);
+                now
             }
-            state.read_at = Some(now);
-        }
-        Ok((state.heard.clone(), state.began))
+        };
+        Ok(Listened {
+            heard: state.heard.clone(),
+            began: state.began,
+            at,
+        })
     }
 
     async fn read(&self) -> Result<Vec<(String, Bytes, Revision)>, StoreError> {
@@ -107,4 +123,27 @@ impl Beats {
             request.after = last;
         }
     }
+}
+
+/// Takes note of a beat that was read now.
+fn hear(
+    heard: &mut BTreeMap<String, Heard>,
+    node: String,
+    last: Bytes,
+    at: Revision,
+    now: Duration,
+) {
+    let known = heard.get_mut(&node);
+    if let Some(same) = known.filter(|known| known.last == last) {
+        same.at = at;
+        return;
+    }
+    let changed = heard.contains_key(&node);
+    let beat = Heard {
+        last,
+        at,
+        since: now,
+        changed,
+    };
+    heard.insert(node, beat);
 }

@@ -1,15 +1,13 @@
 //! What becomes of each pod of a node that is drained.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use platctrl_framework::cache::View;
-use platctrl_framework::model::{Object, Resource as _};
-use platctrl_kinds::{DaemonSet, Node, Pod, Strategy};
-
-use platctrl_framework::model::ObjectKey;
+use platctrl_framework::model::{ConditionStatus, Object, ObjectKey, Resource as _};
+use platctrl_kinds::{DaemonSet, Node, Pod, ReplicationController, Strategy};
 
 use crate::ledger::controller_of;
-use platctrl_kinds::ReplicationController;
 
 /// What becomes of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +56,18 @@ pub struct Drain {
     pub daemons: usize,
     /// Pods that stay, and why.
     pub staying: Vec<(String, String)>,
+    /// What the controllers of those that go wait for, by name.
+    pub waits: BTreeMap<String, String>,
+}
+
+/// What a pod's controller waits for before its next step.
+fn wait_of(view: &View, pod: &Object<Pod>) -> Option<(String, String)> {
+    let owner = view.get::<ReplicationController>(&controller_of(pod)?)?;
+    let progressing = owner.status.conditions.get("Progressing")?;
+    let stalled = owner.status.conditions.get("Stalled");
+    let stalled = stalled.filter(|it| it.status == ConditionStatus::True);
+    let message = &stalled.unwrap_or(progressing).message;
+    (!message.is_empty()).then(|| (format!("rc/{}", owner.metadata.name), message.clone()))
 }
 
 impl Drain {
@@ -68,7 +78,10 @@ impl Drain {
         for pod in pods {
             let name = pod.metadata.name.clone();
             match fate(view, node, pod) {
-                Fate::Goes => drain.going.push(name),
+                Fate::Goes => {
+                    drain.going.push(name);
+                    drain.waits.extend(wait_of(view, pod));
+                }
                 Fate::Daemon(_) => drain.daemons += 1,
                 Fate::Stays(why) => drain.staying.push((name, why)),
             }
@@ -103,6 +116,8 @@ impl Drain {
                 more(count)
             ));
         }
+        let waits = self.waits.iter().take(NAMED);
+        parts.extend(waits.map(|(owner, wait)| format!("{owner}: {wait}")));
         if !self.staying.is_empty() {
             let named = self.staying.iter().take(NAMED);
             let named: Vec<String> = named.map(|(pod, why)| format!("{pod} ({why})")).collect();

@@ -53,8 +53,69 @@ pub struct Silence {
     pub silent_for: Duration,
     /// The observer has heard it itself, and does not only remember what another one said.
     pub heard: bool,
+    /// It was given up before the observer began to listen, and there was no sign of life since.
+    pub given_up: bool,
     /// Where it is.
     pub zone: String,
+}
+
+impl Silence {
+    /// It is silent for long enough that nobody can say how its pods are.
+    pub(super) fn is_silent(&self, limits: &Limits) -> bool {
+        self.given_up || self.silent_for >= limits.unknown_after
+    }
+}
+
+/// All nodes of a fleet, as far as their silence is about them, and how many of each zone are
+/// silent.
+#[derive(Clone, Debug, Default)]
+pub struct Silences {
+    nodes: BTreeMap<String, Silence>,
+    all: Count,
+    zones: BTreeMap<String, Count>,
+}
+
+/// So many of so many are silent.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    silent: usize,
+    of: usize,
+}
+
+impl Count {
+    fn add(&mut self, is_silent: bool) {
+        self.of += 1;
+        self.silent += usize::from(is_silent);
+    }
+}
+
+impl Silences {
+    /// Of these nodes, by name.
+    #[must_use]
+    pub fn of(nodes: BTreeMap<String, Silence>, limits: &Limits) -> Self {
+        let (mut all, mut zones) = (Count::default(), BTreeMap::<String, Count>::new());
+        for node in nodes.values() {
+            let is_silent = node.is_silent(limits);
+            all.add(is_silent);
+            match zones.get_mut(&node.zone) {
+                Some(zone) => zone.add(is_silent),
+                None => zones.entry(node.zone.clone()).or_default().add(is_silent),
+            }
+        }
+        Self { nodes, all, zones }
+    }
+
+    /// Of one node.
+    #[must_use]
+    pub fn get(&self, node: &str) -> Option<&Silence> {
+        self.nodes.get(node)
+    }
+
+    /// How many nodes are silent.
+    #[must_use]
+    pub fn silent(&self) -> usize {
+        self.all.silent
+    }
 }
 
 /// What is known of a node's life.
@@ -91,44 +152,43 @@ pub enum Verdict {
     Lost,
 }
 
-/// Whether so many silent nodes are too many to be believed.
-fn is_mass(silent: usize, of: usize, limits: &Limits) -> bool {
-    !limits.mass.believes(silent, of)
+impl Verdict {
+    /// Nothing is heard of it, whatever is made of that.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        !matches!(self, Self::Open | Self::Alive)
+    }
 }
 
 /// Judges one node of a fleet.
+///
+/// Each observer listens for as long as it takes itself, whatever another one's clock said. That a
+/// node was given up is no matter of clocks: it was silent for all of that time, and it is still
+/// the same silence as long as no other beat is seen.
 #[must_use]
-pub fn judge(fleet: &BTreeMap<String, Silence>, node: &str, limits: &Limits) -> Verdict {
+pub fn judge(fleet: &Silences, node: &str, limits: &Limits) -> Verdict {
     let Some(silence) = fleet.get(node) else {
         return Verdict::Open;
     };
-    if silence.silent_for < limits.unknown_after {
+    if !silence.is_silent(limits) {
         return if silence.heard {
             Verdict::Alive
         } else {
             Verdict::Open
         };
     }
-    if silence.silent_for < limits.lost_after {
+    if !silence.given_up && silence.silent_for < limits.lost_after {
         return Verdict::Unknown;
     }
-    let count = |zone: Option<&str>| {
-        let there = fleet
-            .values()
-            .filter(|it| zone.is_none_or(|zone| it.zone == zone));
-        there.fold((0, 0), |(silent, of), it| {
-            let is_silent = it.silent_for >= limits.unknown_after;
-            (silent + usize::from(is_silent), of + 1)
-        })
-    };
-    let zone = Some(silence.zone.as_str()).filter(|zone| !zone.is_empty());
-    for zone in std::iter::once(None).chain(zone.map(Some)) {
-        let (silent, of) = count(zone);
-        if is_mass(silent, of, limits) {
+    let zone = Some(&silence.zone).filter(|zone| !zone.is_empty());
+    let of_zone = zone.and_then(|zone| Some((Some(zone), *fleet.zones.get(zone)?)));
+    for (zone, Count { silent, of }) in [(None, fleet.all)].into_iter().chain(of_zone) {
+        // So many are not believed.
+        if !limits.mass.believes(silent, of) {
             return Verdict::Withheld {
                 silent,
                 of,
-                zone: zone.map(ToOwned::to_owned),
+                zone: zone.cloned(),
             };
         }
     }
@@ -146,6 +206,7 @@ mod tests {
             let silence = Silence {
                 silent_for: Duration::from_secs(*silent_for),
                 heard: true,
+                given_up: false,
                 zone: (*zone).to_owned(),
             };
             (format!("n{i}"), silence)
@@ -153,8 +214,13 @@ mod tests {
         nodes.iter().enumerate().map(node).collect()
     }
 
+    fn judge_among(nodes: &BTreeMap<String, Silence>, node: &str) -> Verdict {
+        let limits = Limits::default();
+        judge(&Silences::of(nodes.clone(), &limits), node, &limits)
+    }
+
     fn verdict(nodes: &[(u64, &str)]) -> Verdict {
-        judge(&fleet(nodes), "n0", &Limits::default())
+        judge_among(&fleet(nodes), "n0")
     }
 
     #[test]
@@ -165,7 +231,30 @@ mod tests {
         assert_eq!(verdict(&[(300, ""), (0, "")]), Verdict::Lost);
         let mut new = fleet(&[(10, "")]);
         new.get_mut("n0").unwrap().heard = false;
-        assert_eq!(judge(&new, "n0", &Limits::default()), Verdict::Open);
+        assert_eq!(judge_among(&new, "n0"), Verdict::Open);
+    }
+
+    #[test]
+    fn one_that_was_given_up_stays_lost_for_who_takes_over_until_it_is_heard_of() {
+        let mut nodes = fleet(&[(3, ""), (0, ""), (0, ""), (0, "")]);
+        let lost = nodes.get_mut("n0").unwrap();
+        (lost.heard, lost.given_up) = (false, true);
+        assert_eq!(judge_among(&nodes, "n0"), Verdict::Lost);
+        // It is one of the silent ones when others fall silent, too.
+        for node in ["n1", "n2"] {
+            nodes.get_mut(node).unwrap().silent_for = Duration::from_secs(50);
+        }
+        let many = Verdict::Withheld {
+            silent: 3,
+            of: 4,
+            zone: None,
+        };
+        assert_eq!(judge_among(&nodes, "n0"), many);
+        // Nobody's time is shortened by it.
+        assert_eq!(judge_among(&nodes, "n1"), Verdict::Unknown);
+        let lost = nodes.get_mut("n0").unwrap();
+        (lost.heard, lost.given_up) = (true, false);
+        assert_eq!(judge_among(&nodes, "n0"), Verdict::Alive);
     }
 
     #[test]
@@ -196,10 +285,10 @@ mod tests {
         fn when_a_fifth_and_three_are_silent_none_is_given_up(silences in proptest::collection::vec((0u64..600, 0u8..3), 1..40)) {
             let zones = ["a", "b", "c"];
             let nodes: Vec<_> = silences.iter().map(|(s, z)| (*s, zones[usize::from(*z)])).collect();
-            let (fleet, limits) = (fleet(&nodes), Limits::default());
+            let fleet = fleet(&nodes);
             let silent = nodes.iter().filter(|(s, _)| *s >= 40).count();
             for node in fleet.keys() {
-                let verdict = judge(&fleet, node, &limits);
+                let verdict = judge_among(&fleet, node);
                 if silent >= 3 && silent * 5 >= nodes.len() {
                     prop_assert!(verdict != Verdict::Lost);
                 }

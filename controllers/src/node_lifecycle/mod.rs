@@ -16,16 +16,17 @@
 mod beats;
 mod drain;
 mod judge;
+mod look;
 mod losses;
 mod names;
 mod opinion;
 mod restarts;
 mod say;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use platctrl_framework::cache::View;
 use platctrl_framework::client::{Batch, Client, ClientError, DeleteOptions};
 use platctrl_framework::controller::{Action, Context, Controller, Fence, ReconcileError};
 use platctrl_framework::environment::Environment;
@@ -33,16 +34,18 @@ use platctrl_framework::model::{
     Condition, ConditionStatus, EventType, Joined, Object, ObjectKey, Phase, Reality,
     RealityMetadata, Resource as _, Status, Tree,
 };
-use platctrl_framework::store::{Compare, Key, Revision, Store, Transaction, Write};
+use platctrl_framework::store::{Compare, Key, Store, Transaction, Write};
 use platctrl_kinds::{Node, Pod, PodPhase, ReplicationController};
 use serde_json::Map;
 
 pub use drain::{Drain, Fate, fate};
-pub use judge::{Limits, Silence, Verdict, judge};
+pub use judge::{Limits, Silence, Silences, Verdict, judge};
 pub use losses::{LossRate, Losses, TooFast};
 pub use opinion::{Answer, OpenPorts, SecondOpinion};
 
-use beats::{Beats, Heard};
+use crate::nodes::Nodes;
+use beats::{Beats, Heard, Listened};
+use look::Look;
 use say::conditions;
 
 /// Whose share of a node's status this is.
@@ -53,6 +56,9 @@ pub const LOST: &str = "Lost";
 pub const DRAINING: &str = "Draining";
 /// The reason in the status of pods whose node was retired.
 pub const NODE_RETIRED: &str = "NodeRetired";
+
+/// The field of the status that says which beat was the last before the node was given up.
+const LOST_AFTER_BEAT: &str = "lostAfterBeat";
 
 /// Time between two looks at the beats.
 const LOOK: Duration = Duration::from_secs(5);
@@ -74,8 +80,9 @@ pub fn controller(
         limits: Arc::new(limits),
         losses: Arc::default(),
         names: Arc::default(),
+        look: Arc::default(),
     };
-    let ended = keeper.clone();
+    let (ended, nodes) = (keeper.clone(), Nodes::default());
     Controller::new("nodelifecycle", move |node, context| {
         let keeper = keeper.clone();
         async move { keeper.reconcile(&node, &context).await }
@@ -89,10 +96,10 @@ pub fn controller(
         node.and_then(crate::ledger::node_key).into_iter().collect()
     })
     // Whether the pods of a drained node go is for their controllers to say.
-    .watches::<ReplicationController>(|_, view| {
-        let nodes = view.list::<Node>().into_iter();
-        let drained = nodes.filter(|node| node.spec.drain);
-        drained.filter_map(|node| node.key().ok()).collect()
+    .watches::<ReplicationController>(move |_, view| {
+        let drained = nodes.drained(view);
+        let keys = drained.iter().map(|name| crate::ledger::node_key(name));
+        keys.flatten().collect()
     })
 }
 
@@ -103,42 +110,30 @@ struct Keeper {
     limits: Arc<Limits>,
     losses: Arc<Mutex<Losses>>,
     names: Arc<names::Names>,
+    look: Arc<Mutex<Option<Arc<Look>>>>,
 }
 
 /// A node, and what is made of its silence.
 struct Judged {
     verdict: Verdict,
     silent_for: Duration,
-    /// The revision of the last beat that was heard; None: there never was one.
-    beat: Option<Revision>,
+    /// The last beat that was heard; None: there never was one.
+    beat: Option<Heard>,
     pods: Vec<Arc<Object<Pod>>>,
     drain: Drain,
 }
 
 impl Keeper {
-    /// All nodes, as far as their silence is about them.
-    fn fleet(
-        &self,
-        context: &Context,
-        heard: &BTreeMap<String, Heard>,
-        began: Duration,
-    ) -> BTreeMap<String, Silence> {
-        let now = context.environment().monotonic();
-        let mut fleet = BTreeMap::new();
-        for node in context.view().list::<Node>() {
-            let (zone, name) = (
-                node.metadata.labels.get(&self.limits.zone),
-                &node.metadata.name,
-            );
-            let heard = heard.get(name);
-            let silence = Silence {
-                silent_for: now.saturating_sub(heard.map_or(began, |it| it.since)),
-                heard: heard.is_some_and(|it| it.changed),
-                zone: zone.cloned().unwrap_or_default(),
-            };
-            fleet.insert(name.clone(), silence);
+    /// What the last look at the beats shows.
+    fn look(&self, view: &View, listened: &Listened) -> Arc<Look> {
+        let mut last = self.look.lock().unwrap_or_else(PoisonError::into_inner);
+        match last.as_ref().filter(|look| look.is_of(listened)) {
+            Some(look) => look.clone(),
+            None => {
+                let look = Arc::new(Look::new(view, listened, &self.limits));
+                last.insert(look).clone()
+            }
         }
-        fleet
     }
 
     /// A node that would be given up: what speaks against it.
@@ -146,35 +141,28 @@ impl Keeper {
         &self,
         node: &Object<Node>,
         context: &Context,
-        fleet: &BTreeMap<String, Silence>,
+        look: &Look,
         pods: &[Arc<Object<Pod>>],
     ) -> Verdict {
         let limits = &self.limits;
-        let silent = |it: &&Silence| it.silent_for >= limits.unknown_after;
-        let several = fleet.values().filter(silent).count() >= limits.opinion_from;
+        let several = look.fleet.silent() >= limits.opinion_from;
         if let Some(opinion) = limits.second_opinion.as_ref().filter(|_| several)
             && let Some(seen) = opinion.on(node, pods).await
         {
             return Verdict::Doubted { seen };
         }
-        let (environment, view) = (context.environment(), context.view());
+        let environment = context.environment();
         let (now, wall) = (environment.monotonic(), environment.now());
         let mut losses = self.losses.lock().unwrap_or_else(PoisonError::into_inner);
-        for other in view.list::<Node>() {
+        for (name, zone, since) in &look.lost {
             // What the one before has given up counts as well.
-            let Some(lost) = other.status.conditions.get(LOST) else {
-                continue;
-            };
-            let since = wall.duration_since(lost.last_transition_time.unwrap_or_default());
-            let ago = Duration::try_from(since).unwrap_or_default();
-            if lost.status == ConditionStatus::True && ago < limits.rate.window {
-                let name = &other.metadata.name;
-                let zone = fleet.get(name).map_or("", |it| it.zone.as_str());
+            let ago = Duration::try_from(wall.duration_since(*since)).unwrap_or_default();
+            if ago < limits.rate.window {
                 losses.remember(name, zone, now.saturating_sub(ago));
             }
         }
         let name = &node.metadata.name;
-        let zone = fleet.get(name).map_or("", |it| it.zone.as_str());
+        let zone = look.fleet.get(name).map_or("", |it| it.zone.as_str());
         match losses.give_up(name, zone, now, limits.rate) {
             Ok(()) => Verdict::Lost,
             Err(TooFast { lost, zone }) => Verdict::Paced { lost, zone },
@@ -189,13 +177,13 @@ impl Keeper {
         let name = &node.metadata.name;
         let environment = context.environment();
         let epoch = context.fence().map(Fence::epoch);
-        let heard = self.beats.heard(environment, epoch, LOOK).await;
-        let (heard, began) = heard.map_err(ReconcileError::transient)?;
-        let fleet = self.fleet(context, &heard, began);
+        let listened = self.beats.heard(environment, epoch, LOOK).await;
+        let listened = listened.map_err(ReconcileError::transient)?;
+        let look = self.look(context.view(), &listened);
         let pods = context.view().list::<Pod>().on_node(name).to_vec();
-        let mut verdict = judge(&fleet, name, &self.limits);
+        let mut verdict = judge(&look.fleet, name, &self.limits);
         if verdict == Verdict::Lost && !node.status.conditions.is_true(LOST) {
-            verdict = self.second_thoughts(node, context, &fleet, &pods).await;
+            verdict = self.second_thoughts(node, context, &look, &pods).await;
         }
         let drain = match node.spec.drain {
             true => Drain::of(context.view(), node, &pods),
@@ -203,8 +191,8 @@ impl Keeper {
         };
         Ok(Judged {
             verdict,
-            silent_for: fleet.get(name).map_or(Duration::ZERO, |it| it.silent_for),
-            beat: heard.get(name).map(|it| it.at),
+            silent_for: (look.fleet.get(name)).map_or(Duration::ZERO, |it| it.silent_for),
+            beat: listened.heard.get(name).cloned(),
             pods,
             drain,
         })
@@ -214,17 +202,13 @@ impl Keeper {
         let judged = self.judged(node, context).await?;
         let Judged { verdict, pods, .. } = &judged;
         if let Some(message) = self.tell(node, context, &judged).await? {
-            let bad = !matches!(verdict, Verdict::Alive | Verdict::Open);
-            let event = if bad {
-                EventType::Warning
-            } else {
-                EventType::Normal
+            let event = match verdict.is_silent() {
+                true => EventType::Warning,
+                false => EventType::Normal,
             };
             context.event(event, "NodeLifecycle", message);
         }
-        let retired = node.spec.incarnation > node.status.detail.incarnation;
-        let silent = !matches!(verdict, Verdict::Alive | Verdict::Open);
-        if retired && silent {
+        if is_retired(node) && verdict.is_silent() {
             self.end_pods(node, context, &judged).await?;
         } else {
             self.bury(context, pods).await?;
@@ -268,6 +252,16 @@ impl Keeper {
         let (now, generation) = (context.environment().now(), node.metadata.generation);
         let said = status.clone();
         status.observed_generation = Some(generation);
+        match (&judged.verdict, &judged.beat) {
+            (Verdict::Lost, Some(beat)) => {
+                let digest = beat.digest().to_string();
+                status
+                    .detail
+                    .insert(LOST_AFTER_BEAT.to_owned(), digest.into());
+            }
+            (Verdict::Lost | Verdict::Open, _) => {}
+            _ => drop(status.detail.remove(LOST_AFTER_BEAT)),
+        }
         for condition in conditions(node, judged, &self.limits) {
             let old = status.conditions.get(&condition.kind);
             // How long it is silent is no news each time; how far a drain is, is.
@@ -393,8 +387,8 @@ impl Keeper {
         // it was judged by an earlier beat, so this comes to nothing.
         let key = Key::new(format!("x/beat/{}", node.metadata.name));
         let key = key.map_err(ReconcileError::terminal)?;
-        let transaction = batch.into_transaction().require(match judged.beat {
-            Some(at) => Compare::Revision(key, at),
+        let transaction = batch.into_transaction().require(match &judged.beat {
+            Some(beat) => Compare::Revision(key, beat.at),
             None => Compare::Absent(key),
         });
         self.commit(transaction, context).await?;
@@ -432,6 +426,11 @@ impl Keeper {
         context.event(EventType::Normal, "Retired", message);
         Ok(())
     }
+}
+
+/// A person gave the node up, and its agent has not begun anew since.
+fn is_retired(node: &Object<Node>) -> bool {
+    node.spec.incarnation > node.status.detail.incarnation
 }
 
 fn is_gone(pod: &Arc<Object<Pod>>) -> bool {

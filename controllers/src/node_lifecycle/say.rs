@@ -4,7 +4,7 @@ use platctrl_framework::model::ConditionStatus::{False, True, Unknown};
 use platctrl_framework::model::{Condition, ConditionStatus, Object};
 use platctrl_kinds::{Node, condition};
 
-use super::{DRAINING, Judged, LOST, Limits, Verdict};
+use super::{DRAINING, Judged, LOST, Limits, Verdict, is_gone, is_retired};
 use crate::ledger::ALIVE;
 
 /// What is said of a node. Without a verdict its life is left as it was said before.
@@ -40,7 +40,15 @@ fn life(judged: &Judged, limits: &Limits) -> Vec<Condition> {
             free(),
         ],
         Verdict::Unknown => vec![
-            Condition::new(ALIVE, Unknown, "Silent", silent),
+            Condition::new(
+                ALIVE,
+                Unknown,
+                "Silent",
+                format!(
+                    "{silent}; after {} s it is lost, and its pods may be replaced",
+                    limits.lost_after.as_secs()
+                ),
+            ),
             Condition::new(LOST, False, "Waiting", ""),
             free(),
         ],
@@ -97,15 +105,32 @@ fn work(node: &Object<Node>, judged: &Judged) -> Vec<Condition> {
         }
     };
     let takes = match &judged.verdict {
-        _ if node.spec.drain => Some((False, "Draining")),
-        _ if node.spec.unschedulable => Some((False, "Cordoned")),
-        Verdict::Alive => Some((True, "TakesPods")),
+        _ if node.spec.drain => Some((False, "Draining", "its pods are moved away")),
+        _ if node.spec.unschedulable => Some((
+            False,
+            "Cordoned",
+            "a person said that it takes no new pods: `platctrl node uncordon` ends that",
+        )),
+        Verdict::Alive => Some((True, "TakesPods", "it takes pods")),
         // As it was said before.
         Verdict::Open => None,
-        _ => Some((Unknown, "Silent")),
+        _ => Some((
+            Unknown,
+            "Silent",
+            "it takes no new pods until it is heard of",
+        )),
     };
-    let available = takes.map(|(takes, reason)| Condition::new("Available", takes, reason, ""));
+    let available =
+        takes.map(|(takes, reason, why)| Condition::new("Available", takes, reason, why));
     let available = available.into_iter();
+    if is_retired(node) {
+        let [progressing, stalled] = retirement(node, judged);
+        let draining = match node.spec.drain {
+            true => Condition::new(DRAINING, True, "Retiring", progressing.message.clone()),
+            false => Condition::new(DRAINING, False, "NotAsked", ""),
+        };
+        return available.chain([draining, progressing, stalled]).collect();
+    }
     if !node.spec.drain {
         let settled = [
             Condition::new(DRAINING, False, "NotAsked", ""),
@@ -134,4 +159,39 @@ fn work(node: &Object<Node>, judged: &Judged) -> Vec<Condition> {
         },
     ];
     available.chain(draining).collect()
+}
+
+/// How far the end of a node is that a person has given up: `Progressing` and `Stalled`.
+fn retirement(node: &Object<Node>, judged: &Judged) -> [Condition; 2] {
+    let incarnation = node.spec.incarnation;
+    let left = judged.pods.iter().filter(|pod| !is_gone(pod)).count();
+    let pods = match left {
+        1 => "1 pod".to_owned(),
+        _ => format!("{left} pods"),
+    };
+    let moving = Condition::new("Stalled", False, "Moving", "");
+    if left == 0 {
+        let message = format!(
+            "retired as incarnation {incarnation} began, and no pod of it is left: delete its record, or let its agent come back"
+        );
+        return [
+            Condition::new("Progressing", False, "Retired", message),
+            moving,
+        ];
+    }
+    let message = match &judged.verdict {
+        verdict if verdict.is_silent() => format!(
+            "retired as incarnation {incarnation} began: {pods} of it are being reported as gone, and may be replaced then"
+        ),
+        Verdict::Alive => format!(
+            "retired as incarnation {incarnation} began: its agent is heard of and ends {pods} itself"
+        ),
+        _ => format!(
+            "retired as incarnation {incarnation} began: {pods} are left until its agent ends them, or is silent"
+        ),
+    };
+    [
+        Condition::new("Progressing", True, "Retiring", message),
+        moving,
+    ]
 }

@@ -74,6 +74,7 @@ impl fmt::Display for Refusal {
             Self::State(NodeState::Open) => f.write_str("it is open"),
             Self::State(NodeState::ShortOfDisk) => f.write_str("its disk is nearly full"),
             Self::State(NodeState::Cordoned) => f.write_str("it is cordoned"),
+            Self::State(NodeState::Silent) => f.write_str("it is not heard of"),
             Self::State(NodeState::Draining) => f.write_str("it is being drained"),
             Self::State(NodeState::Lost) => f.write_str("it is lost"),
             Self::State(NodeState::Leaving) => f.write_str("it is being retired"),
@@ -113,13 +114,14 @@ impl Refusal {
             Self::State(NodeState::Open) => format!("{count} {is} open"),
             Self::State(NodeState::ShortOfDisk) => format!("{count} {has} a disk nearly full"),
             Self::State(NodeState::Cordoned) => format!("{count} {is} cordoned"),
+            Self::State(NodeState::Silent) => format!("{count} {is} not heard of"),
             Self::State(NodeState::Draining) => format!("{count} {is} being drained"),
             Self::State(NodeState::Lost) => format!("{count} {is} lost"),
             Self::State(NodeState::Leaving) => format!("{count} {is} being retired"),
             Self::MaxPerNode { .. } => {
                 format!("{count} {runs} as many of these pods as maxPerNode allows")
             }
-            Self::Pods { .. } => format!("{count} {runs} as many pods as it takes"),
+            Self::Pods { .. } => format!("{count} {runs} as many pods as they may"),
             Self::Cpu { asked, .. } => {
                 format!("{count} {has} too little cpu left for {}", cpu(*asked))
             }
@@ -243,6 +245,95 @@ impl Explanation {
 mod tests {
     use super::super::{FleetNode, PodNeeds, Room};
     use super::*;
+
+    #[test]
+    fn every_reason_is_said_of_one_node_and_of_several() {
+        let state = Refusal::State;
+        let (asked, free, most) = (1500, 250, 2000);
+        let cases = [
+            (
+                state(NodeState::Cordoned),
+                "it is cordoned",
+                "2 are cordoned",
+            ),
+            (
+                state(NodeState::Silent),
+                "it is not heard of",
+                "2 are not heard of",
+            ),
+            (state(NodeState::Lost), "it is lost", "2 are lost"),
+            (
+                state(NodeState::Draining),
+                "it is being drained",
+                "2 are being drained",
+            ),
+            (
+                state(NodeState::Leaving),
+                "it is being retired",
+                "2 are being retired",
+            ),
+            (
+                state(NodeState::ShortOfDisk),
+                "its disk is nearly full",
+                "2 have a disk nearly full",
+            ),
+            (
+                Refusal::NotThere,
+                "there is no such node",
+                "2 are not there",
+            ),
+            (
+                Refusal::NotSelected,
+                "its labels do not match",
+                "2 do not match",
+            ),
+            (
+                Refusal::MaxPerNode { own: 3 },
+                "it runs 3 of these pods (maxPerNode)",
+                "2 run as many of these pods as maxPerNode allows",
+            ),
+            (
+                Refusal::Pods { most: 9 },
+                "it runs 9 pods, as many as it may",
+                "2 run as many pods as they may",
+            ),
+            (
+                Refusal::Cpu { asked, free, most },
+                "250m of its 2 cpu are left, 1500m are asked for",
+                "2 have too little cpu left for 1500m",
+            ),
+            (
+                Refusal::Memory {
+                    asked: 1 << 30,
+                    free: 1 << 20,
+                    most: 1 << 29,
+                },
+                "1Mi of its 512Mi memory are left, 1Gi are asked for",
+                "2 have too little memory left for 1Gi",
+            ),
+            (
+                Refusal::Port { port: 80 },
+                "port 80 is taken",
+                "on 2 port 80 is taken",
+            ),
+            (
+                Refusal::Conflict { app: "db".into() },
+                "it runs db, which conflicts",
+                "2 run db, which conflicts",
+            ),
+            (
+                Refusal::Without {
+                    pattern: "db-*".into(),
+                },
+                "it does not run `db-*`",
+                "2 do not run `db-*`",
+            ),
+        ];
+        for (refusal, of_one, of_two) in cases {
+            assert_eq!(refusal.to_string(), of_one);
+            assert_eq!(refusal.of_many(2), of_two);
+        }
+    }
 
     #[test]
     fn each_node_says_why_not_and_all_together_in_one_sentence() {

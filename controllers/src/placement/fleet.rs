@@ -9,6 +9,7 @@ use platctrl_kinds::{Capacity, Node, Pod, PodSpec, app_matches, node_condition};
 use platctrl_framework::model::Object;
 
 use super::{Refusal, Request};
+use crate::ledger::is_silent;
 
 /// Processor time, memory and pods.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -163,9 +164,11 @@ pub enum NodeState {
     ShortOfDisk,
     /// A person said that it takes no new ones.
     Cordoned,
+    /// It is not heard of, and not given up: nobody would begin with what is put there.
+    Silent,
     /// Its pods are being moved away.
     Draining,
-    /// Nobody hears of it any more.
+    /// It is given up: it was not heard of for too long.
     Lost,
     /// Its record has a tombstone.
     Leaving,
@@ -175,7 +178,10 @@ impl NodeState {
     /// Pods that are on such a node stay there.
     #[must_use]
     pub fn keeps_pods(self) -> bool {
-        matches!(self, Self::Open | Self::ShortOfDisk | Self::Cordoned)
+        match self {
+            Self::Open | Self::ShortOfDisk | Self::Cordoned | Self::Silent => true,
+            Self::Draining | Self::Lost | Self::Leaving => false,
+        }
     }
 
     /// What a node's record and status say.
@@ -188,6 +194,8 @@ impl NodeState {
             Self::Lost
         } else if conditions.is_true(node_condition::DRAINING) {
             Self::Draining
+        } else if is_silent(node) {
+            Self::Silent
         } else if node.spec.unschedulable {
             Self::Cordoned
         } else if conditions.is_true(node_condition::DISK_PRESSURE) {
@@ -230,7 +238,7 @@ impl FleetNode {
     /// Pods that are there may stay.
     #[must_use]
     pub fn keeps_pods(&self) -> bool {
-        matches!(self.state, NodeState::Open | NodeState::Cordoned)
+        self.state.keeps_pods()
     }
 
     /// The first pattern for apps that a pod must run beside and that no pod here matches.

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::{
     Amounts, Fleet, FleetNode, NodeState, Placement as _, PodNeeds, Refusal, Request, Room, Spread,
 };
+use crate::ledger::ALIVE;
 
 fn needs(cpu: u64, memory: u64, ports: &[u16]) -> PodNeeds {
     PodNeeds {
@@ -117,6 +118,18 @@ fn what_a_nodes_record_says_decides_whether_it_takes_pods() {
     assert!(NodeState::of(&node).keeps_pods());
     node.spec.unschedulable = true;
     assert_eq!(NodeState::of(&node), NodeState::Cordoned);
+    for (alive, state) in [
+        (ConditionStatus::Unknown, NodeState::Silent),
+        (ConditionStatus::False, NodeState::Silent),
+        (ConditionStatus::True, NodeState::Cordoned),
+        (ConditionStatus::Unknown, NodeState::Silent),
+    ] {
+        let said = Condition::new(ALIVE, alive, "Test", "");
+        let conditions = &mut node.status.conditions;
+        conditions.set(said, 1, jiff::Timestamp::UNIX_EPOCH);
+        assert_eq!(NodeState::of(&node), state);
+        assert!(state.keeps_pods());
+    }
     say(&mut node, node_condition::DRAINING);
     assert_eq!(NodeState::of(&node), NodeState::Draining);
     say(&mut node, node_condition::LOST);

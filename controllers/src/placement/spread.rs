@@ -299,13 +299,17 @@ mod tests {
             NodeState::Leaving,
             NodeState::Lost,
             NodeState::Draining,
+            NodeState::Silent,
             NodeState::Cordoned,
+            NodeState::ShortOfDisk,
             NodeState::Open,
         ];
         let fleet = Fleet::new(states.into_iter().enumerate().map(in_state));
         let mut asked = request("rc");
         asked.per_node = 2;
-        assert_eq!(Spread.place(&fleet, &asked, 9), ["n4", "n4"]);
+        assert_eq!(Spread.place(&fleet, &asked, 9), ["n6", "n6"]);
+        asked.also_cordoned = true;
+        assert_eq!(Spread.place(&fleet, &asked, 9).len(), 4, "and n4");
     }
 
     proptest! {

@@ -172,3 +172,27 @@ async fn pods_of_a_daemon_set_on_such_a_node_are_none_either_and_are_late_in_tim
     world.say("n2", "Alive", true).await;
     world.set_is_ready("logs", 3).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn nothing_new_is_put_on_a_node_that_is_not_heard_of() {
+    let world = World::with_nodes(&FIVE[..3]).await;
+    world.say("n2", "Alive", false).await;
+    world.create(3, |_| {}).await;
+    world.client.create(&set("logs")).await.unwrap();
+    until("it is said why one has no place", || async {
+        let scheduled = world.condition("Scheduled").await;
+        let of_set = world.set_says("logs", "Scheduled").await;
+        let part = "1 is not heard of (n2)";
+        scheduled.message.contains(part) && of_set.message.contains("n2: it is not heard of")
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(world.nodes_of_pods().await, ["n1", "n1", "n3", "n3"]);
+    world.say("n2", "Alive", true).await;
+    world.settled(3, 3).await;
+    world.set_is_ready("logs", 3).await;
+    // What is there stays there when the node falls silent.
+    world.say("n2", "Alive", false).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(world.nodes_of_pods().await.len(), 6);
+}

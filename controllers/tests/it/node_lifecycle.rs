@@ -16,6 +16,9 @@ use tokio::task::JoinHandle;
 
 use crate::world::{named, until};
 
+mod takeover;
+mod told;
+
 /// Nodes with agents that beat until they are told not to.
 pub(crate) struct Fleet {
     store: MemoryStore,
@@ -36,6 +39,21 @@ fn key(name: &str) -> ObjectKey {
     ObjectKey::cluster(Node::GROUP, Node::PLURAL, name).unwrap()
 }
 
+/// A process that judges nodes.
+fn observer(store: &MemoryStore, limits: Limits) -> (RuntimeHandle, JoinHandle<()>) {
+    let (shared, environment): (Arc<dyn Store>, _) =
+        (Arc::new(store.clone()), Environment::system());
+    let lifecycle = node_lifecycle::controller(shared.clone(), environment.clone(), limits);
+    let runtime = Runtime::new(shared, environment)
+        .controller(lifecycle)
+        .kind::<Pod>()
+        .kind::<platctrl_kinds::ReplicationController>()
+        .reap();
+    let handle = runtime.handle();
+    let running = tokio::spawn(async move { runtime.run().await.unwrap() });
+    (handle, running)
+}
+
 impl Fleet {
     pub(crate) async fn of(nodes: usize) -> Self {
         Self::with(nodes, Limits::default()).await
@@ -50,15 +68,7 @@ impl Fleet {
             let node = platctrl_controllers::testing::node(&format!("n{number}"));
             client.create(&node).await.unwrap();
         }
-        let shared: Arc<dyn Store> = Arc::new(store.clone());
-        let lifecycle = node_lifecycle::controller(shared.clone(), environment.clone(), limits);
-        let runtime = Runtime::new(shared, environment)
-            .controller(lifecycle)
-            .kind::<Pod>()
-            .kind::<platctrl_kinds::ReplicationController>()
-            .reap();
-        let handle = runtime.handle();
-        let runtime = tokio::spawn(async move { runtime.run().await.unwrap() });
+        let (handle, runtime) = observer(&store, limits);
         let mut fleet = Self {
             store,
             client,
