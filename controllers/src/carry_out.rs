@@ -130,6 +130,22 @@ fn batch(capabilities: &Capabilities, workload: &Workload, steps: &[Step]) -> us
     least.unwrap_or(1).clamp(1, most)
 }
 
+/// What is being done, for people: `creating 2 pods, deleting 1 pod`.
+pub(crate) fn told(create: usize, update: usize, delete: usize, adopt: usize) -> Vec<String> {
+    let steps = [
+        (create, "creating"),
+        (update, "updating in place"),
+        (delete, "deleting"),
+        (adopt, "taking over"),
+    ];
+    let steps = steps.into_iter().filter(|(count, _)| *count > 0);
+    let told = steps.map(|(count, what)| match count {
+        1 => format!("{what} 1 pod"),
+        _ => format!("{what} {count} pods"),
+    });
+    told.collect()
+}
+
 /// What steps are carried out for, and with what.
 pub(crate) struct Work<'w, K: Resource> {
     context: &'w Context,

@@ -83,8 +83,12 @@ impl Workload {
 
     /// As [`Workload::is_current`], of all pods that are alike.
     pub(crate) fn wants(&self, shape: &Shape) -> bool {
-        self.wants_metadata(&shape.labels, &shape.annotations)
-            && shape.spec.app.as_deref() == Some(self.app())
+        self.wants_metadata(&shape.labels, &shape.annotations) && self.wants_spec_of(shape)
+    }
+
+    /// As [`Workload::wants_spec`], of all pods that are alike.
+    pub(crate) fn wants_spec_of(&self, shape: &Shape) -> bool {
+        shape.spec.app.as_deref() == Some(self.app())
             && is_same_elsewhere(&shape.spec, &self.template.spec)
     }
 

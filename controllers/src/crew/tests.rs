@@ -169,6 +169,7 @@ proptest! {
             taken_back: taken_back(pod),
             gone: pod.gone,
             current: wanted(&pod.shape),
+            same_spec: wanted(&pod.shape),
             created: pod.created,
             grows: false,
             stuck: None,

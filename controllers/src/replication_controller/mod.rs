@@ -21,7 +21,7 @@ use platctrl_kinds::{
 };
 
 pub use plan::{
-    Astray, Budget, Observed, Plan, PodFacts, Sums, Victim, Wait, astray, at_rest, plan,
+    Astray, Budget, Observed, Plan, PodFacts, Shortage, Sums, Victim, Wait, astray, at_rest, plan,
 };
 
 use crate::carry_out::{Done, Step, Work};
@@ -186,6 +186,7 @@ fn observe(
             last = node;
         }
         let (mut grows, mut stuck) = (false, None);
+        let same_spec = current || workload.wants_spec_of(&pod.shape);
         if !current && !pod.leaving {
             all_current = false;
             let from = pod.needs();
@@ -204,6 +205,7 @@ fn observe(
             taken_back: pod.end_reason.as_deref() == Some(&*with_owner),
             gone: pod.gone,
             current,
+            same_spec,
             created: pod.created,
             grows,
             stuck,
@@ -235,11 +237,12 @@ fn observe(
             Some(Ok(ledger)) => Budget {
                 floor: ledger.floor().pods,
                 open: ledger.account().going(),
+                by: ledger.floor().budget.clone(),
             },
             // Nothing healthy is taken away.
             None | Some(Err(_)) => Budget {
                 floor: u32::MAX,
-                open: 0,
+                ..Budget::default()
             },
         },
     };
@@ -365,9 +368,7 @@ fn steps(plan: &Plan, observed: &Observed, pods: &HashMap<String, Arc<Object<Pod
         .collect();
     let adopt = plan.adopt.iter().filter_map(pod);
     let adopt = adopt.map(|pod| Step::Adopt { pod });
-    let mut create = plan.create.clone();
-    // What several pods of one node compare is compared once if they are in one commit.
-    create.sort_unstable();
+    let create = plan::node_by_node(&plan.create);
     let create = create.into_iter().map(|node| Step::Create { node });
     let delete = plan.delete.iter().filter_map(|victim| {
         Some(Step::Delete {

@@ -1,7 +1,7 @@
 //! What a replication controller does next, from plain data.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -33,19 +33,31 @@ pub struct Observed {
 }
 
 /// How many healthy pods have to stay.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Budget {
-    /// So many.
+    /// So many; `u32::MAX` while nobody can say.
     pub floor: u32,
     /// Healthy pods that others have decided to take away, which still look healthy.
     pub open: u32,
+    /// The disruption budget that says so, if one does.
+    pub by: Option<String>,
 }
 
 impl Budget {
     /// How many of so many healthy ones may be taken away now.
     #[must_use]
-    pub fn allowed(self, healthy: u32) -> u32 {
+    pub fn allowed(&self, healthy: u32) -> u32 {
         healthy.saturating_sub(self.open).saturating_sub(self.floor)
+    }
+
+    /// Why none of so many healthy ones may be taken away.
+    fn shortage(&self, healthy: u32) -> Shortage {
+        Shortage {
+            healthy,
+            open: self.open,
+            needed: self.floor,
+            budget: self.by.clone(),
+        }
     }
 }
 
@@ -68,6 +80,8 @@ pub struct PodFacts {
     pub gone: bool,
     /// Its spec and labels are those of the template.
     pub current: bool,
+    /// Its spec is that of the template, whatever its labels are: to set these disturbs nothing.
+    pub same_spec: bool,
     /// When it was created, as a number that grows.
     pub created: i64,
     /// Brought to the template, it asks more of its node.
@@ -112,6 +126,39 @@ pub struct Victim {
     pub why: String,
 }
 
+/// Why no healthy pod may be taken away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// How many are healthy.
+    pub healthy: u32,
+    /// Those of them that something was decided about already.
+    pub open: u32,
+    /// How many have to stay; `u32::MAX` while nobody can say.
+    pub needed: u32,
+    /// The disruption budget that says so, if one does.
+    pub budget: Option<String>,
+}
+
+impl fmt::Display for Shortage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.needed == u32::MAX {
+            return f.write_str("its ledger can be used");
+        }
+        write!(
+            f,
+            "more than {} pods are healthy; {} are",
+            self.needed, self.healthy
+        )?;
+        if self.open > 0 {
+            write!(f, ", {} of them on their way out", self.open)?;
+        }
+        match &self.budget {
+            Some(budget) => write!(f, " (disruption budget {budget})"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// What the plan waits for before its next step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Wait {
@@ -133,10 +180,15 @@ pub enum Wait {
     Budget {
         /// The pod.
         pod: String,
-        /// How many are healthy.
-        healthy: u32,
-        /// How many of them have to stay.
-        needed: u32,
+        /// Why it stays.
+        until: Shortage,
+    },
+    /// More pods have to be healthy before a pod may get the template.
+    Spare {
+        /// The pod.
+        pod: String,
+        /// Why it stays as it is.
+        until: Shortage,
     },
     /// A pod that went is not gone yet.
     Leaving {
@@ -167,14 +219,8 @@ impl fmt::Display for Wait {
             Self::Replacement { pod, instead_of } => {
                 write!(f, "{instead_of} goes when its replacement {pod} is ready")
             }
-            Self::Budget {
-                pod,
-                healthy,
-                needed,
-            } => write!(
-                f,
-                "{pod} goes when more than {needed} pods are healthy; {healthy} are"
-            ),
+            Self::Budget { pod, until } => write!(f, "{pod} goes when {until}"),
+            Self::Spare { pod, until } => write!(f, "{pod} gets the template when {until}"),
             Self::Leaving { pod } => write!(f, "the next pod is moved when {pod} is gone"),
             Self::Retirement { pod, node } => write!(
                 f,
@@ -378,6 +424,20 @@ pub fn at_rest(sums: &Sums, replicas: u32) -> Option<Plan> {
     })
 }
 
+/// The same nodes with all entries of one node one after the other: what several pods of a node
+/// compare is compared once if they are in one commit. The nodes come in the order of their first
+/// turns, so that wherever it is cut off, zones have about as many pods each.
+pub(super) fn node_by_node(chosen: &[String]) -> Vec<String> {
+    let mut turns: HashMap<&str, usize> = HashMap::new();
+    for node in chosen {
+        let next = turns.len();
+        turns.entry(node).or_insert(next);
+    }
+    let mut sorted = chosen.to_vec();
+    sorted.sort_by_key(|node| turns.get(node.as_str()).copied());
+    sorted
+}
+
 type Strays = BTreeMap<String, Astray>;
 
 /// A pod that is not where it should be is taken elsewhere.
@@ -472,8 +532,7 @@ fn take_away(
             } else if old.ready && observed.budget.allowed(healthy) == 0 {
                 plan.wait = Some(Wait::Budget {
                     pod: old.name.clone(),
-                    healthy,
-                    needed: observed.budget.floor,
+                    until: observed.budget.shortage(healthy),
                 });
             } else {
                 gone.push(victim(kept.remove(stray)));
@@ -532,8 +591,7 @@ fn go_first(observed: &Observed, plan: &mut Plan, moved: &[&PodFacts], strays: &
     if next.ready && observed.budget.allowed(healthy) == 0 {
         plan.wait = Some(Wait::Budget {
             pod: next.name.clone(),
-            healthy,
-            needed: observed.budget.floor,
+            until: observed.budget.shortage(healthy),
         });
         return;
     }
@@ -560,11 +618,18 @@ fn update(observed: &Observed, plan: &mut Plan, kept: &[&PodFacts]) {
         }
     }
     let calm = everybody_is_ready && plan.delete.is_empty();
+    let healthy = number(kept.iter().filter(|pod| pod.ready).count());
     match ready.iter().min_by_key(|pod| (pod.created, &pod.name)) {
+        Some(next) if calm && !next.same_spec && observed.budget.allowed(healthy) == 0 => {
+            plan.wait.get_or_insert_with(|| Wait::Spare {
+                pod: next.name.clone(),
+                until: observed.budget.shortage(healthy),
+            });
+        }
         Some(next) if calm && has_room(next) => updated.push(next.name.clone()),
         Some(_) if !calm && plan.wait.is_none() => {
             plan.wait = Some(Wait::Ready {
-                ready: number(kept.iter().filter(|pod| pod.ready).count()),
+                ready: healthy,
                 needed: observed.replicas,
             });
         }
@@ -586,5 +651,7 @@ fn number(count: usize) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
+#[cfg(test)]
+mod order;
 #[cfg(test)]
 mod tests;

@@ -60,7 +60,6 @@ impl News {
             let pods = counted(plan.unplaced.max(1) as usize, "pod");
             format!("no place for {pods}: {}", explanation.summary())
         });
-        let wanted = owner.spec.replicas;
         let unready = plan.live.saturating_sub(plan.ready);
         let no_room = |why: &Astray| matches!(why, Astray::NoRoom(_));
         let stuck = plan.astray.iter().find(|(_, why)| no_room(why));
@@ -74,24 +73,7 @@ impl News {
             _ => stuck,
         };
         let steps = plan.steps();
-        let next = if owner.spec.disabled {
-            "disabled: nothing is done".to_owned()
-        } else if steps > 0 {
-            let waiting = plan.outdated;
-            format!(
-                "{} created, updated, deleted or taken over, {waiting} wait for their turn",
-                match steps {
-                    1 => "1 pod is being".to_owned(),
-                    count => format!("{count} pods are being"),
-                }
-            )
-        } else if let Some(wait) = &plan.wait {
-            format!("waiting: {} of {wanted} ready; {wait}", plan.ready)
-        } else if unready > 0 {
-            format!("waiting: {} of {wanted} ready", plan.ready)
-        } else {
-            String::new()
-        };
+        let next = next(owner, plan);
         let progressing = !owner.spec.disabled && (steps > 0 || plan.wait.is_some() || unready > 0);
         Self {
             unplaced,
@@ -122,9 +104,45 @@ impl News {
         {
             context.event(EventType::Warning, "Astray", message.clone());
         }
-        if self.next.starts_with("waiting") && !said("Progressing", &self.next) {
+        let waits = self.next.starts_with("waiting") && self.unplaced.is_none();
+        if waits && !said("Progressing", &self.next) {
             context.event(EventType::Normal, "Waiting", self.next.clone());
         }
+    }
+}
+
+/// What the next step is, and what it waits for.
+fn next(owner: &Object<ReplicationController>, plan: &Plan) -> String {
+    if owner.spec.disabled {
+        return "disabled: nothing is done".to_owned();
+    }
+    let (wanted, ready) = (owner.spec.replicas, plan.ready);
+    if plan.steps() > 0 {
+        let mut parts = crate::carry_out::told(
+            plan.create.len(),
+            plan.update.len(),
+            plan.delete.len(),
+            plan.adopt.len(),
+        );
+        if plan.outdated > 0 {
+            parts.push(format!("{} wait for the template", plan.outdated));
+        }
+        let there = format!("{} of {wanted} there, {ready} ready", plan.live);
+        return format!("{}: {there}", parts.join(", "));
+    }
+    if let Some(wait) = &plan.wait {
+        return format!("waiting: {ready} of {wanted} ready; {wait}");
+    }
+    if plan.unplaced > 0 {
+        let pods = counted(plan.unplaced as usize, "pod");
+        return format!("waiting: {ready} of {wanted} ready; {pods} without a place");
+    }
+    if plan.live > ready {
+        return format!("waiting: {ready} of {wanted} ready");
+    }
+    match &owner.spec.claimed_by {
+        Some(roll) => format!("rollingupdate/{roll} says how many pods there are"),
+        None => String::new(),
     }
 }
 
@@ -245,6 +263,8 @@ pub(super) fn status(
     );
     let reason = if owner.spec.disabled {
         "Disabled"
+    } else if !news.progressing && news.unplaced.is_some() {
+        "Stalled"
     } else if !news.progressing {
         "Settled"
     } else if plan.steps() > 0 {

@@ -22,4 +22,5 @@ mod rolls;
 mod sets;
 mod simulation;
 mod singletons;
+mod spread;
 mod world;

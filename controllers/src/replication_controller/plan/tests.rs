@@ -15,6 +15,7 @@ fn pod(name: &str, node: &str, ready: bool) -> PodFacts {
         taken_back: false,
         gone: false,
         current: true,
+        same_spec: false,
         created: 1,
         grows: false,
         stuck: None,
@@ -41,7 +42,7 @@ fn observed(replicas: u32, nodes: usize, pods: Vec<PodFacts>) -> Observed {
         orphans: Vec::new(),
         budget: Budget {
             floor: replicas,
-            open: 0,
+            ..Budget::default()
         },
     }
 }
@@ -142,6 +143,7 @@ fn a_new_template_costs_one_ready_pod_at_a_time() {
         3,
         vec![old("a", true), old("b", true), pod("c", "n1", true)],
     );
+    view.budget.floor = 2;
     assert_eq!(decide(&view).update, ["a"]);
     view.pods[2].ready = false;
     let plan = decide(&view);
@@ -160,6 +162,32 @@ fn a_new_template_costs_one_ready_pod_at_a_time() {
         ["b"],
         "an unready one is lost already"
     );
+}
+
+#[test]
+fn a_new_template_waits_where_no_healthy_pod_may_be_spared_and_says_who_says_so() {
+    let old = |name: &str, ready| PodFacts {
+        current: false,
+        ..pod(name, "n0", ready)
+    };
+    let mut view = observed(2, 3, vec![old("a", true), old("b", true)]);
+    view.budget.by = Some("all".into());
+    let plan = decide(&view);
+    assert!(plan.update.is_empty() && plan.outdated == 2, "{plan:?}");
+    let wait = plan.wait.unwrap().to_string();
+    assert_eq!(
+        wait,
+        "a gets the template when more than 2 pods are healthy; 2 are (disruption budget all)"
+    );
+    // What is decided about others counts.
+    (view.budget.floor, view.budget.open) = (1, 1);
+    let wait = decide(&view).wait.unwrap().to_string();
+    assert!(wait.contains("2 are, 1 of them on their way out"), "{wait}");
+    // Labels disturb nobody, and who is not healthy loses nothing.
+    view.pods[0].same_spec = true;
+    assert_eq!(decide(&view).update, ["a"]);
+    view.pods[1].ready = false;
+    assert_eq!(decide(&view).update, ["b"]);
 }
 
 #[test]
@@ -193,8 +221,12 @@ fn dynamic_moves_a_pod_when_its_replacement_is_ready_and_not_before() {
     assert!(plan.delete.is_empty());
     let wait = Wait::Budget {
         pod: "stray".into(),
-        healthy: 3,
-        needed: 2,
+        until: Shortage {
+            healthy: 3,
+            open: 1,
+            needed: 2,
+            budget: None,
+        },
     };
     assert_eq!(
         plan.wait,
@@ -321,9 +353,11 @@ proptest! {
     #[test]
     fn a_plan_leads_to_the_wanted_number_and_takes_no_more_than_it_may(
         pods in pods(), replicas in 0u32..10, nodes in 0usize..6, max_per_node in 1u32..3,
+        floor in 0u32..10,
     ) {
         let mut view = observed(replicas, nodes, pods);
         view.request.per_node = max_per_node;
+        view.budget.floor = floor;
         let plan = decide(&view);
         let after = plan.live + plan.create.len() as u32 - plan.delete.len() as u32;
         prop_assert_eq!(after + plan.unplaced, replicas, "{:?}", plan);
@@ -331,7 +365,8 @@ proptest! {
         // Of healthy pods that stay, at most one is touched.
         let find = |name: &str| view.pods.iter().find(|pod| pod.name == name).unwrap();
         let healthy_updates = plan.update.iter().filter(|name| find(name).ready).count();
-        prop_assert!(healthy_updates <= 1);
+        let healthy = view.pods.iter().filter(|pod| pod.ready && !pod.leaving).count() as u32;
+        prop_assert!(healthy_updates as u32 <= view.budget.allowed(healthy).min(1));
         let gone = deleted(&plan);
         prop_assert!(plan.update.iter().all(|name| !gone.contains(&name.as_str()) && !find(name).leaving));
         // A ready pod is deleted only when no unready one is kept.
