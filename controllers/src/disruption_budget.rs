@@ -49,6 +49,8 @@ struct Sum {
     blocked: Vec<String>,
     /// Those that have fewer healthy pods than they should.
     below: Vec<String>,
+    /// All of them.
+    all: Vec<String>,
     counted: BTreeSet<String>,
 }
 
@@ -67,8 +69,11 @@ impl Sum {
         if healthy < floor {
             self.below.push(numbers.clone());
         }
-        if account.allowed() == 0 {
-            self.blocked.push(numbers);
+        let allowed = account.allowed();
+        self.all.push(format!("{numbers}, {allowed} may go"));
+        if allowed == 0 {
+            self.blocked
+                .push(format!("{numbers}: none may go until more are healthy"));
         }
     }
 }
@@ -142,9 +147,14 @@ async fn reconcile(
     };
     let no_pod = "no pod of any workload has labels that spec.podSelector matches";
     let nothing = sum.detail.workloads == 0;
+    let told = |some: &[String]| match some {
+        _ if nothing => no_pod.to_owned(),
+        [] => named(&sum.all),
+        some => named(some),
+    };
     for condition in [
-        Condition::new("Disruptable", holds, reason, named(&sum.blocked)),
-        Condition::new("Available", enough, why, named(&sum.below)),
+        Condition::new("Disruptable", holds, reason, told(&sum.blocked)),
+        Condition::new("Available", enough, why, told(&sum.below)),
         // It does nothing by itself: who takes pods away asks for it.
         Condition::new("Progressing", is(false), "Settled", ""),
         Condition::new(

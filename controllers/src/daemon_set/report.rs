@@ -34,18 +34,18 @@ fn next(set: &Object<DaemonSet>, plan: &Plan) -> String {
     if set.spec.disabled {
         return "disabled: nothing is done".to_owned();
     }
-    let steps = plan.steps();
-    let acting = match steps {
-        0 => String::new(),
-        1 => "1 pod is being created, updated, deleted or taken over".to_owned(),
-        _ => format!("{steps} pods are being created, updated, deleted or taken over"),
-    };
-    match &plan.wait {
-        Some(wait) if steps == 0 => {
-            format!("waiting: {} of {} ready; {wait}", plan.ready, plan.desired)
-        }
-        Some(wait) => format!("{acting}; {wait}"),
-        None => acting,
+    let acting = crate::carry_out::told(
+        plan.create.len(),
+        plan.update.len(),
+        plan.delete.len(),
+        plan.adopt.len(),
+    );
+    let there = format!("{} of {} nodes ready", plan.ready, plan.desired);
+    match (&plan.wait, acting.is_empty()) {
+        (Some(wait), true) => format!("waiting: {there}; {wait}"),
+        (Some(wait), false) => format!("{}: {there}; {wait}", acting.join(", ")),
+        (None, false) => format!("{}: {there}", acting.join(", ")),
+        (None, true) => String::new(),
     }
 }
 

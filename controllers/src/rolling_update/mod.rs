@@ -18,7 +18,9 @@ use std::time::Duration;
 
 use platctrl_framework::cache::View;
 use platctrl_framework::client::DeleteOptions;
-use platctrl_framework::controller::{Action, Changes, Context, Controller, ReconcileError};
+use platctrl_framework::controller::{
+    Action, Changes, CommitError, Context, Controller, ReconcileError,
+};
 use platctrl_framework::model::{EventType, Object, ObjectKey, Resource};
 use platctrl_kinds::{
     DisruptionBudget, Node, OnFailure, Pod, ReplicationController, RollPhase, RollingUpdate,
@@ -265,7 +267,13 @@ async fn act(
     ledger.write(&mut changes)?;
     let status = tell::status(roll, context, seen, next, (from, to));
     changes.report::<RollingUpdate>(&status)?;
-    changes.commit().await?;
+    if let Err(error) = changes.commit().await {
+        if let CommitError::Held { why, .. } = &error {
+            // A freeze refuses this, too; the failsafe's own record says so then.
+            let _ = tell::blocked(roll, context, "Failsafe", why).await;
+        }
+        return Err(error.into());
+    }
     if moved {
         let now = environment.monotonic();
         memory.with(&roll.metadata.uid, |track| track.move_was_made(now));

@@ -49,6 +49,24 @@ pub(super) async fn blocked(
         why,
     ));
     set(Condition::new("Held", ConditionStatus::True, reason, why));
+    // What was counted before may not be so any more.
+    let message = "not counted while the roll is held";
+    set(Condition::new(
+        "Available",
+        ConditionStatus::Unknown,
+        reason,
+        message,
+    ));
+    let is_failed = (roll.status.conditions.get("Stalled"))
+        .is_some_and(|it| it.status == ConditionStatus::True && it.reason == "Failed");
+    if !is_failed {
+        set(Condition::new(
+            "Stalled",
+            ConditionStatus::False,
+            "Held",
+            "",
+        ));
+    }
     let mut changes = context.changes();
     changes.report::<RollingUpdate>(&status)?;
     changes.commit().await?;

@@ -194,7 +194,8 @@ async fn a_disruption_budget_holds_a_roll_and_is_named() {
             .unwrap()
             .status;
         let none = status.conditions.get("Disruptable").cloned();
-        let none = none.is_some_and(|it| it.message == "hello-1: 3 healthy, 3 needed");
+        let told = "hello-1: 3 healthy, 3 needed: none may go until more are healthy";
+        let none = none.is_some_and(|it| it.message == told);
         none && (
             status.detail.workloads,
             status.detail.healthy,

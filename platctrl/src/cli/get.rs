@@ -348,9 +348,11 @@ pub(crate) async fn describe(args: &DescribeArgs, setting: &Setting) -> Result<(
         }
         _ => None,
     };
+    let node = node_of(&api, &catalog, &target.kind.kind, &object).await;
     let described = output::describe(
         &target.kind,
         &object,
+        node.as_ref(),
         owned.as_ref(),
         &happened,
         Timestamp::now(),
@@ -359,4 +361,13 @@ pub(crate) async fn describe(args: &DescribeArgs, setting: &Setting) -> Result<(
     // A server without controllers beside it does not know.
     let why = api.get(&path.replacen("/apis/", "/why/", 1)).await;
     output::print(described + &output::why(&why.unwrap_or_default()))
+}
+
+/// The node of a pod, if it is there and may be read.
+async fn node_of(api: &Api, catalog: &Catalog, kind: &str, object: &Value) -> Option<Value> {
+    let name = object["spec"]["nodeName"].as_str()?;
+    let kind = catalog.named("nodes").ok().filter(|_| kind == "Pod")?;
+    api.get(&Collection::new(&kind, None).object(name))
+        .await
+        .ok()
 }

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use platctrl_framework::model::KindDefinition;
 use serde_json::Value;
 
+use super::next::next;
 use super::table::{Table, headings, row};
 use super::{age, plain, yaml_text};
 use crate::cli;
@@ -11,10 +12,12 @@ use crate::cli;
 /// Fields of a status that have a section of their own.
 const TOLD_APART: [&str; 3] = ["conditions", "exits", "observedSpec"];
 
-/// The description of an object, with the pods that belong to it and its events, oldest first.
+/// The description of an object, with the pods that belong to it, or the node of a pod, and its
+/// events, oldest first.
 pub(crate) fn describe(
     kind: &KindDefinition,
     object: &Value,
+    node: Option<&Value>,
     pods: Option<&(KindDefinition, Vec<Value>)>,
     events: &[Value],
     now: Timestamp,
@@ -77,6 +80,11 @@ pub(crate) fn describe(
     };
     line("Generation", seen);
 
+    section(
+        &mut text,
+        "Next",
+        &next(&kind.kind, object, node).join("\n"),
+    );
     section(&mut text, "Spec", &yaml(&object["spec"]));
     let mut status = object["status"].clone();
     if let Value::Object(fields) = &mut status {
@@ -210,10 +218,11 @@ mod tests {
         let event = json!({"type": "Normal", "reason": "Created", "message": "created pod x", "count": 2,
             "source": {"component": "controllers"}, "firstTimestamp": "2026-01-01T00:00:00Z", "lastTimestamp": "2026-01-01T00:00:30Z"});
         let now = "2026-01-01T00:01:00Z".parse().unwrap();
-        let text = describe(&kind, &object, None, &[event], now);
+        let text = describe(&kind, &object, None, None, &[event], now);
         for part in [
             "Name:        hello\n",
             "Generation:  2, of which 1 was acted on\n",
+            "Next:\n  waiting: of 2 generations of its spec 1 are acted on\n",
             "Spec:\n  replicas: 3\n",
             "Ready   False    -       Few      2 of 3\n",
             "30s    Normal   Created   controllers   created pod x (×2 in 60s)\n",

@@ -2,6 +2,7 @@
 
 mod describe;
 pub(crate) mod jsonpath;
+mod next;
 pub(crate) mod progress;
 pub(crate) mod screen;
 mod table;

@@ -26,6 +26,7 @@ mod machine;
 mod machines;
 mod names;
 mod network;
+mod next_step;
 mod nodes;
 mod on_consul;
 mod policy;

@@ -98,3 +98,24 @@ fn a_pod_is_deleted_by_a_person_as_far_as_its_workload_can_spare_it() {
     assert!(now.iter().any(|pod| pod.pid == pods[1].pid));
     assert!(now.iter().all(|pod| pod.pid != pods[0].pid));
 }
+
+#[test]
+fn pods_that_lost_their_owner_are_listed_until_a_controller_of_that_name_takes_them_over() {
+    let rig = Rig::running();
+    let mut before = rig.quickstart(2);
+    let orphans = || {
+        let listed = rig.cli(&["get", "pods", "--orphans", "-o", "name"]).ok();
+        listed.lines().count()
+    };
+    assert_eq!(orphans(), 0);
+    rig.cli(&["delete", "rc/hello"]).ok();
+    eventually("both are listed", || (orphans() == 2).then_some(()));
+    rig.cli(&["apply", "-f", "hello.yaml"]).ok();
+    eventually("both have an owner again", || {
+        (orphans() == 0).then_some(())
+    });
+    let mut after = rig.ready(2);
+    before.sort();
+    after.sort();
+    assert_eq!(after, before, "the same pods, processes and ports");
+}
