@@ -10,6 +10,7 @@ mod daemon_set;
 mod dynamic;
 mod ends;
 mod failsafe;
+mod failure_budget;
 mod grants;
 mod lost_nodes;
 mod names;
