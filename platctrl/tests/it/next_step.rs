@@ -195,3 +195,97 @@ fn a_daemon_set_that_chooses_no_node_is_held_and_says_why() {
     );
     assert_eq!(rig.ready(1).len(), 1);
 }
+
+#[test]
+fn a_controller_without_a_place_says_of_the_node_why_for_each_reason() {
+    let rig = Rig::running();
+    rig.script_artifact("sleeper", "#!/bin/sh\nexec sleep 600\n");
+    let apply = |name: &str, spec: &str, pod: &str, program: &str| {
+        let text = format!(
+            "\
+apiVersion: platctrl.dev/v1
+kind: ReplicationController
+metadata: {{ name: {name} }}
+spec:
+  {spec}
+  template:
+    spec:
+      app: {app}-{name}
+      {pod}
+      launchables: {{ web: {{ type: hoist, location: sleeper.tar.gz, {program} }} }}
+",
+            app = rig.app
+        );
+        let file = rig.write(&format!("{name}.yaml"), text);
+        rig.cli(&["apply", "-f", file.to_str().unwrap()]).ok();
+    };
+    let spec = "replicas: 1\n  nodeSelector: \"*\"".to_owned();
+    let nowhere = spec.replace('*', "role=db");
+    let two = spec.replace("replicas: 1", "replicas: 2");
+    // Whether it is free on this machine makes no difference to who else may have it.
+    let port = 20_123;
+    let fixed = format!("ports: {{ http: {{ port: {port} }} }}");
+    apply("first", &spec, &fixed, "");
+    eventually("the first has its place", || {
+        (rig.pods().len() == 1).then_some(())
+    });
+
+    let (none, app) = ("singleton: false", &rig.app);
+    let conflicts = format!("placement: {{ conflicts: [\"{app}-fir*\"] }}");
+    let node = format!("({app})");
+    let cases = [
+        ("labels", &*nowhere, none, "", "1 does not match `role=db`"),
+        (
+            "cpu",
+            &spec,
+            none,
+            "resources: { cpu: \"500\" }",
+            "1 has too little cpu left for 500",
+        ),
+        (
+            "memory",
+            &spec,
+            none,
+            "resources: { memory: 900Gi }",
+            "1 has too little memory left for 900Gi",
+        ),
+        (
+            "port",
+            &spec,
+            &*fixed,
+            "",
+            &*format!("port {port} is taken {node}"),
+        ),
+        (
+            "beside",
+            &spec,
+            "placement: { with: [\"db-*\"] }",
+            "",
+            &*format!("1 does not run `db-*` {node}"),
+        ),
+        (
+            "conflict",
+            &spec,
+            &*conflicts,
+            "",
+            &*format!("1 runs {app}-first, which conflicts {node}"),
+        ),
+        (
+            "many",
+            &two,
+            none,
+            "",
+            &*format!("1 runs as many of these pods as maxPerNode allows {node}"),
+        ),
+    ];
+    for (name, spec, pod, program, why) in cases {
+        apply(name, spec, pod, program);
+        let told = format!("stalled: no place for 1 pod: of 1 node {why}");
+        let told = told.replace("node port", "node on 1 port");
+        says(
+            &rig,
+            &format!("rc/{name}"),
+            &[&told, "1 pod without a place"],
+        );
+    }
+}
