@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use platctrl_controllers::{ORPHAN_OF, replication_controller};
+use platctrl_controllers::{ORPHAN_KIND, ORPHAN_OF, replication_controller};
 use platctrl_framework::model::{
     Condition, ConditionStatus, Object, ObjectKey, Propagation, Status,
 };
 use platctrl_kinds::{Node, NodeStatus, Pod, Strategy, node_condition};
 
+use crate::rolls::version;
 use crate::world::{World, named, until};
 
 const FOUR: [(&str, &str); 4] = [("n1", "web"), ("n2", "web"), ("n3", "web"), ("n4", "web")];
@@ -356,6 +357,32 @@ async fn orphans_are_taken_over_by_a_later_controller_of_the_name_and_by_no_othe
         owner.is_some_and(|owner| owner.name == "hello")
     });
     assert_eq!(uids(owned.collect()), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_has_an_owner_is_taken_over_by_nobody_whatever_its_labels_say() {
+    let world = World::with_nodes(&FOUR).await;
+    world.create(2, |_| {}).await;
+    world.settled(2, 2).await;
+    let owner = world.controller().await.metadata.uid;
+    let mut claimed = world.pods().await.remove(0);
+    let labels = &mut claimed.metadata.labels;
+    labels.insert(ORPHAN_OF.into(), "other".into());
+    labels.insert(ORPHAN_KIND.into(), "replicationcontroller".into());
+    world.client.update(&claimed).await.unwrap();
+    world
+        .client
+        .create(&version("other", "one", 0))
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let pods = world.pods().await;
+    assert_eq!(pods.len(), 2);
+    for pod in pods {
+        assert!(!pod.metadata.is_deleted());
+        let owners = &pod.metadata.owner_references;
+        assert!(owners.len() == 1 && owners[0].uid == owner, "{owners:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
