@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use platctrl_framework::client::Batch;
-use platctrl_framework::model::{Condition, ConditionStatus, Object, Resource as _};
+use platctrl_framework::model::{Condition, ConditionStatus, Object};
 use platctrl_kinds::{Amount, Pod, RollingUpdateSpec, Span, condition};
 
 use crate::rolling_update::{get, phase, the_roll};
