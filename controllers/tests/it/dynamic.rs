@@ -9,6 +9,7 @@ use platctrl_framework::model::{
 };
 use platctrl_kinds::{Node, NodeStatus, Pod, Strategy, node_condition};
 
+use crate::daemon_set::set;
 use crate::rolls::version;
 use crate::world::{World, named, until};
 
@@ -357,6 +358,34 @@ async fn orphans_are_taken_over_by_a_later_controller_of_the_name_and_by_no_othe
         owner.is_some_and(|owner| owner.name == "hello")
     });
     assert_eq!(uids(owned.collect()), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn orphans_wait_for_one_of_their_owners_kind_and_namespace() {
+    let world = World::with_nodes(&FOUR).await;
+    world.create(2, |_| {}).await;
+    world.settled(2, 2).await;
+    world.delete(Propagation::Orphan).await;
+    until("the controller is gone", || async {
+        let key = crate::world::controller_key();
+        world.client.joined(&key).await.unwrap().intent.is_none()
+    })
+    .await;
+    let mut elsewhere = version("hello", "one", 2);
+    elsewhere.metadata.namespace = Some("elsewhere".into());
+    world.client.create(&elsewhere).await.unwrap();
+    world.client.create(&set("hello")).await.unwrap();
+    until("these have their own", || async {
+        world.pods().await.len() == 2 + 2 + FOUR.len()
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let pods = world.pods().await.into_iter();
+    let orphans = pods.filter(|pod| pod.metadata.labels.contains_key(ORPHAN_OF));
+    let owners: Vec<usize> = orphans
+        .map(|pod| pod.metadata.owner_references.len())
+        .collect();
+    assert_eq!(owners, [0, 0]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -142,7 +142,7 @@ mod tests {
 
     use super::*;
 
-    fn object(conditions: Value) -> Value {
+    fn object(conditions: &Value) -> Value {
         json!({
             "metadata": {"generation": 2},
             "status": {"observedGeneration": 2, "conditions": conditions},
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn what_is_held_comes_before_what_is_stalled_and_that_before_what_is_waited_for() {
-        let all = object(json!([
+        let all = object(&json!([
             {"type": "Available", "status": "False", "message": "3 of 10 pods are ready"},
             {"type": "Progressing", "status": "True", "message": "waiting: 3 of 10 ready"},
             {"type": "Stalled", "status": "True", "message": "nothing has moved for 10m"},
@@ -166,7 +166,7 @@ mod tests {
                 "waiting: 3 of 10 ready"
             ]
         );
-        let same = object(json!([
+        let same = object(&json!([
             {"type": "Progressing", "status": "True", "message": "waiting: 3 of 10 ready"},
             {"type": "Stalled", "status": "True", "message": "nothing has moved for 10m: waiting: 3 of 10 ready"},
         ]));
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn what_rests_says_so_with_its_numbers() {
-        let rests = object(json!([
+        let rests = object(&json!([
             {"type": "Available", "status": "True", "message": "10 of 10 pods are ready"},
             {"type": "Progressing", "status": "False", "message": ""},
             {"type": "Held", "status": "False", "message": ""},
@@ -188,7 +188,7 @@ mod tests {
             ["nothing is to be done: 10 of 10 pods are ready"]
         );
         assert_eq!(
-            next("Site", &object(json!([])), None),
+            next("Site", &object(&json!([])), None),
             ["nothing is to be done"]
         );
         let mut unseen = rests;
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_node_and_a_budget_say_theirs() {
-        let node = object(json!([
+        let node = object(&json!([
             {"type": "Alive", "status": "Unknown", "message": "nothing was heard of it for 41 s"},
             {"type": "Available", "status": "False", "message": "a person said so"},
         ]));
@@ -216,7 +216,7 @@ mod tests {
                 "takes no new pods: a person said so"
             ]
         );
-        let budget = object(json!([
+        let budget = object(&json!([
             {"type": "Disruptable", "status": "True", "message": "hello: 4 healthy, 3 needed, 1 may go"},
         ]));
         assert_eq!(
