@@ -162,6 +162,14 @@ async fn a_roll_that_is_held_for_whatever_reason_rests() {
     contested
         .is_told::<RollingUpdate>(&roll_key(), "Held", "Contested", "hello-1 was set to 2")
         .await;
+    // What was counted before is not taken for what is so now.
+    contested
+        .is_told::<RollingUpdate>(&roll_key(), "Available", "Contested", "not counted")
+        .await;
+    let stalled = contested
+        .says::<RollingUpdate>(&roll_key(), "Stalled")
+        .await;
+    assert_eq!(stalled.unwrap().reason, "Held");
     contested.rests().await;
 
     // One of its controllers is gone.

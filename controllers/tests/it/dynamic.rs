@@ -1,11 +1,12 @@
 //! Moves, capacity, adoption: what a replication controller does about nodes and pods that others
 //! change.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use platctrl_controllers::{ORPHAN_KIND, ORPHAN_OF, replication_controller};
 use platctrl_framework::model::{
-    Condition, ConditionStatus, Object, ObjectKey, Propagation, Status,
+    Condition, ConditionStatus, Object, ObjectKey, Propagation, Status, Uid,
 };
 use platctrl_kinds::{Node, NodeStatus, Pod, Strategy, node_condition};
 
@@ -394,6 +395,11 @@ async fn a_pod_that_has_an_owner_is_taken_over_by_nobody_whatever_its_labels_say
     world.create(2, |_| {}).await;
     world.settled(2, 2).await;
     let owner = world.controller().await.metadata.uid;
+    let uids = async || -> BTreeSet<Uid> {
+        let pods = world.pods().await.into_iter();
+        pods.map(|pod| pod.metadata.uid).collect()
+    };
+    let before = uids().await;
     let mut claimed = world.pods().await.remove(0);
     let labels = &mut claimed.metadata.labels;
     labels.insert(ORPHAN_OF.into(), "other".into());
@@ -405,9 +411,8 @@ async fn a_pod_that_has_an_owner_is_taken_over_by_nobody_whatever_its_labels_say
         .await
         .unwrap();
     tokio::time::sleep(Duration::from_secs(600)).await;
-    let pods = world.pods().await;
-    assert_eq!(pods.len(), 2);
-    for pod in pods {
+    assert_eq!(uids().await, before, "none was ended and made anew");
+    for pod in world.pods().await {
         assert!(!pod.metadata.is_deleted());
         let owners = &pod.metadata.owner_references;
         assert!(owners.len() == 1 && owners[0].uid == owner, "{owners:?}");
