@@ -9,7 +9,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::protocol::{GREETING, Reply, Request};
@@ -52,7 +52,29 @@ pub fn spawn_down(shim: &Path, dir: &Path) -> io::Result<Client> {
     spawn_with(shim, &[DOWN], dir)
 }
 
-fn spawn_with(shim: &Path, words: &[&str], dir: &Path) -> io::Result<Client> {
+/// The command that [`spawn`] runs, for a caller that waits for it in another way: until it has
+/// ended, and with its output. What that comes to, [`spawned`] tells.
+///
+/// # Errors
+/// When `dir` is not absolute.
+pub fn spawn_command(shim: &Path, dir: &Path) -> io::Result<Command> {
+    command(shim, &[], dir)
+}
+
+/// What became of a [`spawn_command`] that has ended: true, a new shim serves the directory; false,
+/// another one does, or will in a moment.
+///
+/// # Errors
+/// The shim refused to start; the message is its own.
+pub fn spawned(output: &Output) -> io::Result<bool> {
+    match output.status.code() {
+        Some(0) => Ok(true),
+        Some(ALREADY_RUNNING) => Ok(false),
+        _ => Err(refusal(output)),
+    }
+}
+
+fn command(shim: &Path, words: &[&str], dir: &Path) -> io::Result<Command> {
     if !dir.is_absolute() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -64,19 +86,19 @@ fn spawn_with(shim: &Path, words: &[&str], dir: &Path) -> io::Result<Client> {
     }
     // Without `pre_exec`, so that std can use posix_spawn, whose cost does not grow with the
     // caller's memory; the shim makes itself independent.
-    let output = Command::new(shim)
-        .args(words)
-        .arg(dir)
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| {
-            io::Error::new(
-                error.kind(),
-                format!("cannot execute {}: {error}", shim.display()),
-            )
-        })?;
+    let mut command = Command::new(shim);
+    command.args(words).arg(dir).env_clear().current_dir("/");
+    command.stdin(Stdio::null());
+    Ok(command)
+}
+
+fn spawn_with(shim: &Path, words: &[&str], dir: &Path) -> io::Result<Client> {
+    let output = command(shim, words, dir)?.output().map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("cannot execute {}: {error}", shim.display()),
+        )
+    })?;
     if output.status.success() {
         return Client::connect(dir);
     }
@@ -86,6 +108,11 @@ fn spawn_with(shim: &Path, words: &[&str], dir: &Path) -> io::Result<Client> {
     if output.status.code() == Some(USAGE) && !words.is_empty() {
         return spawn(shim, dir);
     }
+    Err(refusal(&output))
+}
+
+/// The shim's own words.
+fn refusal(output: &Output) -> io::Error {
     let said = String::from_utf8_lossy(&output.stderr);
     let said = said.trim();
     let why = if said.is_empty() {
@@ -93,7 +120,7 @@ fn spawn_with(shim: &Path, words: &[&str], dir: &Path) -> io::Result<Client> {
     } else {
         said.to_owned()
     };
-    Err(io::Error::other(why))
+    io::Error::other(why)
 }
 
 /// Connects to a shim that is there, but perhaps not ready yet.

@@ -57,7 +57,7 @@ mod spec;
 mod state;
 mod supervisor;
 
-pub use client::{Client, Event, spawn, spawn_down};
+pub use client::{Client, Event, spawn, spawn_command, spawn_down, spawned};
 pub use marks::{Mark, MarkKind, read_marks};
 pub use protocol::{Reply, Request};
 pub use spec::{

@@ -237,17 +237,19 @@ impl Lines {
     }
 }
 
-/// Writes `<dir>/spec` so that a reader sees the old one or the whole new one, also after a power
-/// cut. Creates `dir` (mode 0700) when it is missing; its parent must exist.
+/// Writes `<dir>/spec` so that a reader sees the old one or the whole new one. Creates `dir` (mode
+/// 0700) when it is missing; its parent must exist.
+///
+/// A power cut leaves the old one, the new one, or neither and no directory: a shim flushes the
+/// directory before it starts anything, so what may have run can still be told.
 ///
 /// # Errors
 /// When the spec is refused by [`Spec::validate`] or a file operation fails.
 pub fn write_spec(dir: &Path, spec: &Spec) -> io::Result<()> {
     let text = spec.encode()?;
     match fs::DirBuilder::new().mode(0o700).create(dir) {
-        Ok(()) => sync_parent(dir)?,
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
     }
     let (new, path) = (dir.join("spec.new"), dir.join("spec"));
     match fs::remove_file(&new) {
@@ -261,13 +263,7 @@ pub fn write_spec(dir: &Path, spec: &Spec) -> io::Result<()> {
         .open(&new)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    fs::rename(&new, &path)?;
-    fs::File::open(dir)?.sync_all()
-}
-
-fn sync_parent(dir: &Path) -> io::Result<()> {
-    dir.parent()
-        .map_or(Ok(()), |parent| fs::File::open(parent)?.sync_all())
+    fs::rename(&new, &path)
 }
 
 /// Reads `<dir>/spec`.

@@ -4,6 +4,7 @@
 //! disk cannot make a shim forget. A write touches one slot; a power cut can damage that one
 //! only, and the checksum in the line shows it.
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -19,10 +20,14 @@ pub(super) struct SlotFile {
     file: File,
     size: usize,
     count: u64,
+    /// Its name is on disk.
+    named: Cell<bool>,
 }
 
 impl SlotFile {
-    /// Opens or makes the file. One of another size is laid out anew, with `keep` in it.
+    /// Opens or makes the file. One of another size is laid out anew, with `keep` in it. A new one
+    /// is on disk, name and all, with the first line that is to be there: before that it holds
+    /// nothing.
     pub(super) fn open(
         path: &str,
         size: usize,
@@ -37,7 +42,12 @@ impl SlotFile {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(path)?;
-        let slots = Self { file, size, count };
+        let slots = Self {
+            file,
+            size,
+            count,
+            named: Cell::new(false),
+        };
         let metadata = slots.file.metadata()?;
         if !metadata.is_file() {
             return Err(io::Error::other(format!("{path} is not a regular file")));
@@ -50,8 +60,9 @@ impl SlotFile {
                 slots.fill(number % count, &line)?;
             }
             slots.file.set_len(count.saturating_mul(size as u64))?;
-            slots.file.sync_all()?;
-            File::open(Path::new("."))?.sync_all()?;
+            if metadata.len() > 0 {
+                slots.file.sync_all()?;
+            }
         }
         Ok(slots)
     }
@@ -59,11 +70,15 @@ impl SlotFile {
     /// Writes a line in the slot its number falls on; `durable` waits until it is on disk.
     pub(super) fn write(&self, number: u64, line: &str, durable: bool) -> io::Result<()> {
         self.fill(number % self.count, line)?;
-        if durable {
-            self.file.sync_data()
-        } else {
-            Ok(())
+        if !durable {
+            return Ok(());
         }
+        self.file.sync_data()?;
+        if !self.named.get() {
+            File::open(Path::new("."))?.sync_all()?;
+            self.named.set(true);
+        }
+        Ok(())
     }
 
     fn fill(&self, slot: u64, line: &str) -> io::Result<()> {
