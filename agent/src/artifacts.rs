@@ -165,7 +165,7 @@ async fn digest_of(path: std::path::PathBuf) -> Result<hoist::Digest, ArtifactEr
         })?;
         Ok(digest)
     };
-    let result = tokio::task::spawn_blocking(read).await;
+    let result = crate::blocking::waiting(read).await;
     Ok(result.map_err(|panic| hoist::Error::Io {
         doing: "read",
         path: "the artifact".into(),

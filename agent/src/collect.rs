@@ -94,7 +94,7 @@ pub(crate) async fn ensure(
 pub(crate) async fn collect(host: &Arc<Host>, water: Water) -> Result<Collected, FileError> {
     let keep = {
         let host = Arc::clone(host);
-        tokio::task::spawn_blocking(move || {
+        crate::blocking::blocking(move || {
             let mut keep = in_use(&host.layout)?;
             keep.extend(host.advance.digests());
             Ok::<_, FileError>(keep)

@@ -134,7 +134,8 @@ pub(crate) fn write(
     result.map_err(error)
 }
 
-/// Makes `path` a symbolic link to `target`, replacing a link that is there in one step.
+/// Makes `path` a symbolic link to `target`, replacing a link that is there in one step. It is not
+/// on disk yet when this returns.
 pub(crate) fn link(path: &Path, target: &Path) -> Result<(), FileError> {
     let error = |source: io::Error| FileError::new("link", path, source);
     let (dir_path, name) = split(path).map_err(error)?;
@@ -149,8 +150,7 @@ pub(crate) fn link(path: &Path, target: &Path) -> Result<(), FileError> {
             Err(errno) => return Err(errno),
         }
         fs::symlinkat(target, &dir, &temporary)?;
-        renameat(&dir, &temporary, &dir, name)?;
-        fsync(&dir)
+        renameat(&dir, &temporary, &dir, name)
     })();
     result.map_err(|errno| error(errno.into()))
 }

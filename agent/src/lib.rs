@@ -19,10 +19,12 @@
 //! ```
 
 mod agent;
+mod allocator;
 mod artifacts;
 pub mod auth;
 mod authority;
 mod beside;
+mod blocking;
 pub mod cgroup;
 mod collect;
 mod deploy_rules;
@@ -50,6 +52,7 @@ mod version;
 mod worker;
 
 pub use agent::{Agent, AgentConfig, AgentError, AgentHandle, BootGates, watched_prefixes};
+pub use allocator::keep_little_memory;
 pub use artifacts::{ArtifactError, Artifacts};
 pub use authority::{AnyDeployment, Authority, Denied, Deployment};
 pub use beside::{BesideError, beside};

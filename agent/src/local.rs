@@ -81,7 +81,7 @@ pub async fn launch_local(
         uid: config.environment.uid(),
         generation: 1,
         digest: Digest::of_json(&json),
-        spec,
+        spec: Arc::new(spec),
         labels,
         tombstone: None,
         unsupported: None,

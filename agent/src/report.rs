@@ -118,7 +118,7 @@ pub(crate) struct Facts<'a> {
     pub(crate) record: &'a PodRecord,
     /// What is wanted, or was last.
     pub(crate) desired: Option<&'a Desired>,
-    pub(crate) units: &'a BTreeMap<String, UnitFacts>,
+    pub(crate) units: &'a BTreeMap<String, Box<UnitFacts>>,
     pub(crate) fitness: &'a Fitness,
     pub(crate) fetching: bool,
     pub(crate) trouble: Option<&'a Trouble>,
@@ -488,7 +488,7 @@ mod tests {
     fn report(record: &PodRecord, units: &[(&str, UnitFacts)], fitness: &Fitness) -> Report {
         let units: BTreeMap<_, _> = units
             .iter()
-            .map(|(name, unit)| ((*name).to_owned(), unit.clone()))
+            .map(|(name, unit)| ((*name).to_owned(), Box::new(unit.clone())))
             .collect();
         compose(&Facts {
             record,

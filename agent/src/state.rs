@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use platctrl_framework::model::{Digest, Uid};
@@ -328,14 +329,25 @@ impl PodRecord {
         true
     }
 
-    /// Writes the record; it is on disk when this returns.
+    /// Writes the record; it is on disk when this returns if it is to be `durable`, else soon.
     ///
     /// # Errors
     /// When it is not: the step that it was to explain must not begin.
-    pub fn write(&self, path: &Path) -> Result<(), FileError> {
+    pub fn write(&self, path: &Path, durable: bool) -> Result<(), FileError> {
         let bytes = serde_json::to_vec_pretty(self)
             .map_err(|error| FileError::new("write", path, std::io::Error::other(error)))?;
-        files::write(path, &bytes, Access::mode(0o600), true)
+        files::write(path, &bytes, Access::mode(0o600), durable)
+    }
+
+    /// What is wanted and what runs is mostly the same.
+    fn share_specs(&mut self) {
+        let Some(last) = &self.last else { return };
+        let versions = [&mut self.current, &mut self.next, &mut self.previous];
+        for version in versions.into_iter().flatten() {
+            if version.digest == last.digest && version.spec == last.spec {
+                version.spec = Arc::clone(&last.spec);
+            }
+        }
     }
 
     /// The record at `path`, if there is a whole one. Changes nothing.
@@ -352,7 +364,10 @@ impl PodRecord {
     pub fn read(name: &PodName, path: &Path, programs: &[String]) -> Result<Found, FileError> {
         let reason = match files::read(path, MAX_BYTES) {
             Ok(Some(bytes)) => match serde_json::from_slice::<Self>(&bytes) {
-                Ok(record) if record.name == *name => return Ok(Found::Whole(Box::new(record))),
+                Ok(mut record) if record.name == *name => {
+                    record.share_specs();
+                    return Ok(Found::Whole(Box::new(record)));
+                }
                 Ok(record) => format!("it says it is {}", record.name),
                 Err(error) => error.to_string(),
             },
@@ -398,9 +413,48 @@ pub(crate) mod tests {
         let mut record = PodRecord::new(name());
         record.position = Position::Stopping;
         record.other.insert("novel".into(), json!({"x": 1}));
-        record.write(&path).unwrap();
+        record.write(&path, true).unwrap();
         let found = PodRecord::read(&name(), &path, &[]).unwrap();
         assert_eq!(found, Found::Whole(Box::new(record)));
+    }
+
+    #[test]
+    fn a_record_that_is_read_holds_each_spec_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pod.json");
+        let current = crate::launch::version();
+        let mut previous = current.clone();
+        previous.digest = Digest::of("another");
+        let last = Desired {
+            uid: "u1".into(),
+            generation: current.generation,
+            digest: current.digest,
+            spec: Arc::clone(&current.spec),
+            labels: BTreeMap::new(),
+            tombstone: None,
+            unsupported: None,
+        };
+        let record = PodRecord {
+            last: Some(last),
+            current: Some(current),
+            previous: Some(previous),
+            ..PodRecord::new(name())
+        };
+        record.write(&path, false).unwrap();
+        let Found::Whole(read) = PodRecord::read(&name(), &path, &[]).unwrap() else {
+            panic!("it is whole");
+        };
+        assert_eq!(*read, record);
+        let spec = &read.last.as_ref().unwrap().spec;
+        let is_shared = |version: &Option<Version>| {
+            let version = version.as_ref().unwrap();
+            Arc::ptr_eq(&version.spec, spec)
+        };
+        assert!(is_shared(&read.current));
+        assert!(
+            !is_shared(&read.previous),
+            "what has another digest is another"
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use platctrl_framework::model::{Digest, Uid};
@@ -18,8 +19,9 @@ pub struct Desired {
     pub generation: u64,
     /// The digest of the canonical spec, which reports name.
     pub digest: Digest,
-    /// What to run.
-    pub spec: PodSpec,
+    /// What to run. Whoever has the same order shares it: specs are most of what is known of a
+    /// pod.
+    pub spec: Arc<PodSpec>,
     /// Shown to the programs in the file POD_LABELS_PATH.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
@@ -109,7 +111,7 @@ pub struct Version {
     /// The digest of its spec.
     pub digest: Digest,
     /// Its spec.
-    pub spec: PodSpec,
+    pub spec: Arc<PodSpec>,
     /// Whom it runs as.
     pub run_as: RunAs,
     /// The numbers of its ports.

@@ -38,7 +38,8 @@ use pods::{Pods, Told};
 pub(crate) const CONTROLLER: &str = "agent";
 /// How long reports that wait to be written may take when the agent stops.
 const GRACE: Duration = Duration::from_secs(2);
-
+/// So long after something happened to a pod, memory that was needed for it is given back.
+const TIDY: Duration = Duration::from_secs(1);
 /// How often it is looked whether what is required is there.
 const GATES: Duration = Duration::from_secs(1);
 
@@ -311,16 +312,28 @@ impl Agent {
         let done = CancellationToken::new();
         let collecting = crate::collect::run(host.clone(), done.clone());
         let mut collecting = AbortOnDropHandle::new(tokio::spawn(collecting));
+        let tidying = AbortOnDropHandle::new(tokio::spawn(tidy(pods.told())));
         let result = tokio::select! {
             result = work => result,
             never = attend(&host, &pods, &gates) => match never {},
         };
+        drop(tidying);
         done.cancel();
         // Whoever comes next can have the directory when this has returned.
         let _ = tokio::time::timeout(GRACE, &mut collecting).await;
         drop(store);
         pods.leave().await;
         result
+    }
+}
+
+/// Gives back what a burst of work needed.
+async fn tidy(told: Arc<Told>) {
+    loop {
+        told.news().await;
+        tokio::time::sleep(TIDY).await;
+        // One that panics has nothing to say.
+        let _ = tokio::task::spawn_blocking(crate::allocator::give_back).await;
     }
 }
 

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use platctrl_framework::controller::{Absent, Action, Context, ReconcileError, Trigger};
 use platctrl_framework::model::{
-    Condition, ConditionStatus, Conditions, Intent, KindDefinition, Object, ObjectKey, Phase,
-    Resource as _, Status, Tree, Uid, schema,
+    Condition, ConditionStatus, Conditions, Digest, Intent, KindDefinition, Object, ObjectKey,
+    Phase, Resource as _, Status, Tree, Uid, schema,
 };
-use platctrl_kinds::{Grant, Pod, PodPhase, PodStatus, condition};
+use platctrl_kinds::{Grant, Pod, PodPhase, PodSpec, PodStatus, condition};
 use serde_json::Value;
+use tokio::sync::Notify;
 
 use super::node::Fence;
 use super::waiting;
@@ -54,6 +55,8 @@ pub(super) struct Told {
     node: String,
     trigger: Trigger,
     known: Mutex<BTreeMap<PodName, Known>>,
+    /// Something was told.
+    news: Notify,
 }
 
 impl Told {
@@ -62,6 +65,11 @@ impl Told {
             .values()
             .filter_map(|known| known.report.clone())
             .collect()
+    }
+
+    /// Waits until something is told that was not when this was last called.
+    pub(super) async fn news(&self) {
+        self.news.notified().await;
     }
 
     pub(super) fn known(&self) -> MutexGuard<'_, BTreeMap<PodName, Known>> {
@@ -99,6 +107,7 @@ impl Observer for Told {
             };
             pod.report = Some(report);
         }
+        self.news.notify_one();
         self.fire(&name, "the pod's state on the node changed");
     }
 
@@ -142,6 +151,7 @@ impl Pods {
             node: host.node.clone(),
             trigger: Trigger::new(),
             known: Mutex::default(),
+            news: Notify::new(),
         });
         let pods = Arc::new(Self {
             host,
@@ -414,7 +424,7 @@ impl Pods {
             return Ok(Action::await_change());
         };
         self.check_not_retiring()?;
-        let desired = self.desired(object, &intent);
+        let desired = self.desired(&name, object, &intent);
         let ends = desired.tombstone.is_some();
         let uid = desired.uid.clone();
         if context.is_frozen() {
@@ -537,18 +547,27 @@ impl Pods {
         Ok(())
     }
 
-    fn desired(&self, object: &Object<Pod>, intent: &Intent) -> Desired {
+    /// The spec of this digest, where it is known already.
+    fn known_spec(&self, name: &PodName, digest: Digest) -> Option<Arc<PodSpec>> {
+        let known = self.told.known();
+        let wanted = known.get(name)?.wanted.as_ref()?;
+        (wanted.digest == digest).then(|| Arc::clone(&wanted.spec))
+    }
+
+    fn desired(&self, name: &PodName, object: &Object<Pod>, intent: &Intent) -> Desired {
         let metadata = &intent.metadata;
         let tombstone = metadata
             .deletion
             .as_ref()
             .filter(|it| it.uid == metadata.uid);
         let unknown = schema::unknown_fields(&intent.spec, &self.schema, "spec");
+        let digest = intent.spec_digest();
+        let spec = self.known_spec(name, digest);
         Desired {
             uid: metadata.uid.clone(),
             generation: metadata.generation,
-            digest: intent.spec_digest(),
-            spec: object.spec.clone(),
+            digest,
+            spec: spec.unwrap_or_else(|| Arc::new(object.spec.clone())),
             labels: metadata.labels.clone(),
             tombstone: tombstone.map(|deletion| Tombstone {
                 grace: deletion

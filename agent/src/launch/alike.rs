@@ -20,15 +20,20 @@ pub(super) async fn blocking<T: Send + 'static>(
     unit: &Unit,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, SuperviseError> {
-    let result = match tokio::task::spawn_blocking(work).await {
+    let result = match crate::blocking::waiting(work).await {
         Ok(result) => result,
         Err(panic) => Err(io::Error::other(panic)),
     };
-    result.map_err(|source| SuperviseError {
+    result.map_err(|source| error(doing, unit, source))
+}
+
+/// What could not be done to a unit.
+pub(super) fn error(doing: &'static str, unit: &Unit, source: io::Error) -> SuperviseError {
+    SuperviseError {
         doing,
         program: unit.program.clone(),
         source,
-    })
+    }
 }
 
 /// Follows a unit in a task of its own, until that ends or nobody listens.

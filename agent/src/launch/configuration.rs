@@ -51,6 +51,8 @@ pub fn configuration(version: &Version) -> Result<Configuration, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::launch::environment::tests::version;
 
@@ -76,9 +78,9 @@ mod tests {
     fn values_that_look_like_other_types_stay_what_they_are() {
         let mut version = version();
         let tricky = json!({"a": "yes", "b": "1.0", "c": "null", "d": "a: b #c", "e": "\u{1}\n", "f": [], "g": {"": ""}});
-        version.spec.config = tricky.clone();
+        Arc::make_mut(&mut version.spec).config = tricky.clone();
         assert_eq!(parsed(&configuration(&version).unwrap().config), tricky);
-        version.spec.config = Value::Null;
+        Arc::make_mut(&mut version.spec).config = Value::Null;
         assert_eq!(parsed(&configuration(&version).unwrap().config), json!({}));
     }
 }

@@ -23,6 +23,8 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 pub use configuration::{Configuration, configuration};
+#[cfg(test)]
+pub(crate) use environment::tests::version;
 pub(crate) use environment::{FIXED_PATH, install_name};
 pub use environment::{Surroundings, environment, script_environment};
 pub(crate) use limits::confine;
@@ -167,13 +169,13 @@ pub struct UnitExit {
     pub requested: bool,
 }
 
-/// What a supervisor tells about a unit.
+/// What a supervisor tells about a unit. Small, because a channel has room for many.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UnitEvent {
     /// The state changed, or is told for the first time.
-    State(UnitState),
+    State(Box<UnitState>),
     /// A run ended.
-    Exit(UnitExit),
+    Exit(Box<UnitExit>),
     /// The supervisor is gone: nobody watches over the unit.
     Lost,
 }

@@ -78,7 +78,7 @@ async fn ended(events: &mut mpsc::Receiver<UnitEvent>, generation: u64) -> Optio
                 if state.activity.at_rest() && state.generation == generation =>
             {
                 if let Some(exit) = last {
-                    return Some(exit);
+                    return Some(*exit);
                 }
             }
             UnitEvent::State(_) => {}

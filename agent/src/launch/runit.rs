@@ -284,7 +284,7 @@ async fn follow(dir: &Path, after_exit: u64, to: &mpsc::Sender<UnitEvent>) -> io
     let mut told = None;
     loop {
         let owned = dir.to_owned();
-        let looked = tokio::task::spawn_blocking(move || -> io::Result<_> {
+        let looked = crate::blocking::waiting(move || -> io::Result<_> {
             if !runs(&owned) {
                 return Ok(None);
             }
@@ -296,7 +296,11 @@ async fn follow(dir: &Path, after_exit: u64, to: &mpsc::Sender<UnitEvent>) -> io
             return Ok(());
         };
         for exit in exits.iter().filter(|exit| exit.seq > seen) {
-            if to.send(UnitEvent::Exit(from_exit(exit))).await.is_err() {
+            if to
+                .send(UnitEvent::Exit(Box::new(from_exit(exit))))
+                .await
+                .is_err()
+            {
                 return Ok(());
             }
         }
@@ -304,7 +308,7 @@ async fn follow(dir: &Path, after_exit: u64, to: &mpsc::Sender<UnitEvent>) -> io
         let state = from_state(&state);
         if told.as_ref() != Some(&state) {
             told = Some(state.clone());
-            if to.send(UnitEvent::State(state)).await.is_err() {
+            if to.send(UnitEvent::State(Box::new(state))).await.is_err() {
                 return Ok(());
             }
         }

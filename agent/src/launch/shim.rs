@@ -2,14 +2,16 @@
 //! time, and the unit by its cgroup.
 
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use jiff::Timestamp;
+use platctrl_shim_lib::protocol::GREETING;
 use platctrl_shim_lib::{
     Client, ExitRecord, ExitStatus, Phase, Reply, Request, RestartPolicy, Spec, State, User,
-    is_alive, read_state, spawn, spawn_down, write_spec,
+    is_alive, read_state, spawn, spawn_command, spawn_down, spawned, write_spec,
 };
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -17,7 +19,14 @@ use tokio::sync::mpsc;
 
 use super::alike::{self, blocking};
 use super::{Activity, SuperviseError, Supervisor, Unit, UnitEvent, UnitExit, UnitSpec, UnitState};
+use crate::blocking::{blocking as files, waiting};
 
+/// How long a shim may take to greet; it does so at once.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Between two calls at a shim that has too many callers.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Most of what a shim tells fits in so many bytes. Each pod's programs have such a buffer.
+const RECORD: usize = 512;
 /// How long a shim that was told to end may take.
 const QUIT: Duration = Duration::from_secs(5);
 
@@ -43,9 +52,10 @@ impl Supervisor for Shims {
         spec: &'a UnitSpec,
     ) -> BoxFuture<'a, Result<(), SuperviseError>> {
         let (program, dir, spec) = (self.program.clone(), unit.dir.clone(), to_shim(spec));
-        Box::pin(blocking("start", unit, move || {
-            start(&program, &dir, &spec)
-        }))
+        Box::pin(async move {
+            let started = start(program, dir, spec).await;
+            started.map_err(|source| alike::error("start", unit, source))
+        })
     }
 
     fn hand<'a>(
@@ -112,12 +122,45 @@ fn has_started(dir: &Path) -> io::Result<bool> {
     Ok(read_state(dir)?.is_some())
 }
 
-fn start(program: &Path, dir: &Path, spec: &Spec) -> io::Result<()> {
+/// Nothing waits in a thread for the new process: hundreds may be made at once.
+async fn start(program: PathBuf, dir: PathBuf, spec: Spec) -> io::Result<()> {
+    let (at, generation) = (dir.clone(), spec.generation);
+    let at_work = waiting(move || is_at_work(&at, generation));
+    if at_work.await.map_err(io::Error::other)?? {
+        return Ok(());
+    }
+    let at = dir.clone();
+    let prepared = files(move || {
+        write_spec(&at, &spec)?;
+        // The same generation was stopped before, and is wanted again.
+        Ok::<_, io::Error>(read_state(&at)?.is_some_and(|state| !state.wanted))
+    });
+    let stopped = prepared.await.map_err(io::Error::other)??;
+    let mut command = tokio::process::Command::from(spawn_command(&program, &dir)?);
+    let output = command.output().await.map_err(|error| {
+        let what = format!("cannot execute {}: {error}", program.display());
+        io::Error::new(error.kind(), what)
+    })?;
+    if spawned(&output)? && !stopped {
+        return Ok(());
+    }
+    let told = waiting(move || {
+        let mut client = spawn(&program, &dir)?;
+        match client.status()?.wanted {
+            true => Ok(()),
+            false => client.request(Request::Start),
+        }
+    });
+    told.await.map_err(io::Error::other)?
+}
+
+/// Whether a shim runs this generation. One at rest with another ends.
+fn is_at_work(dir: &Path, generation: u64) -> io::Result<bool> {
     match Client::connect(dir) {
         Ok(mut client) => {
             let state = client.status()?;
-            if state.generation == spec.generation && state.wanted {
-                return Ok(());
+            if state.generation == generation && state.wanted {
+                return Ok(true);
             }
             if !state.phase.at_rest() {
                 let why = format!("generation {} still runs", state.generation);
@@ -130,13 +173,7 @@ fn start(program: &Path, dir: &Path, spec: &Spec) -> io::Result<()> {
         Err(error) if is_absent(&error) => {}
         Err(error) => return Err(error),
     }
-    write_spec(dir, spec)?;
-    let mut client = spawn(program, dir)?;
-    if !client.status()?.wanted {
-        // The same generation was stopped before, and is wanted again.
-        client.request(Request::Start)?;
-    }
-    Ok(())
+    Ok(false)
 }
 
 /// Ends the shim of a unit at rest and waits until it is gone.
@@ -169,19 +206,42 @@ fn quit(dir: &Path) -> io::Result<()> {
     }
 }
 
+/// Connects to the shim of a directory, and waits for no greeting.
+async fn connect(dir: &Path) -> io::Result<UnixStream> {
+    // By way of a descriptor: a socket's address has room for 107 bytes only.
+    let handle = std::fs::File::open(dir)?;
+    let path = format!("/proc/self/fd/{}/sock", handle.as_raw_fd());
+    loop {
+        match UnixStream::connect(&path).await {
+            // Many have called and it has not answered yet.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Passes on what a shim tells until it is gone or nobody listens.
 async fn follow(dir: &Path, after_exit: u64, to: &mpsc::Sender<UnitEvent>) -> io::Result<()> {
-    let owned = dir.to_owned();
-    let stream =
-        tokio::task::spawn_blocking(move || Client::connect(&owned).map(Client::into_stream))
-            .await
-            .map_err(io::Error::other)??;
-    stream.set_nonblocking(true)?;
-    let (reader, mut writer) = UnixStream::from_std(stream)?.into_split();
-    writer
-        .write_all(Request::Subscribe { after_exit }.encode().as_bytes())
-        .await?;
-    let mut lines = BufReader::new(reader).split(b'\n');
+    let begun = async {
+        let (reader, mut writer) = connect(dir).await?.into_split();
+        let mut lines = BufReader::with_capacity(RECORD, reader).split(b'\n');
+        let greeting = lines.next_segment().await?;
+        if greeting.as_deref() != Some(GREETING.as_bytes()) {
+            let what = "the shim greets otherwise than expected";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        let request = Request::Subscribe { after_exit }.encode();
+        writer.write_all(request.as_bytes()).await?;
+        Ok((lines, writer))
+    };
+    let begun = tokio::select! {
+        begun = tokio::time::timeout(ANSWER, begun) => begun,
+        () = to.closed() => return Ok(()),
+    };
+    // The shim takes a half-closed connection for one that is gone.
+    let (mut lines, _writer) = begun.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     loop {
         let line = tokio::select! {
             line = lines.next_segment() => line?,
@@ -189,8 +249,8 @@ async fn follow(dir: &Path, after_exit: u64, to: &mpsc::Sender<UnitEvent>) -> io
         };
         let Some(line) = line else { return Ok(()) };
         let event = match Reply::decode(&line) {
-            Some(Reply::State(state)) => UnitEvent::State(from_state(&state)),
-            Some(Reply::Exit(exit)) => UnitEvent::Exit(from_exit(&exit)),
+            Some(Reply::State(state)) => UnitEvent::State(Box::new(from_state(&state))),
+            Some(Reply::Exit(exit)) => UnitEvent::Exit(Box::new(from_exit(&exit))),
             Some(Reply::Refused(why)) => return Err(io::Error::other(why)),
             _ => continue,
         };

@@ -396,8 +396,9 @@ fn orders_that_do_not_follow_are_held() {
 fn names_that_would_leave_the_pods_directories_are_refused() {
     for name in ["../../etc", "a/b", "..", ""] {
         let mut desired = want("u1", 1, "a");
-        let launchable = desired.spec.launchables.remove("web").unwrap();
-        desired.spec.launchables.insert(name.into(), launchable);
+        let spec = std::sync::Arc::make_mut(&mut desired.spec);
+        let launchable = spec.launchables.remove("web").unwrap();
+        spec.launchables.insert(name.into(), launchable);
         let plan = plan(
             &order(desired),
             &Observed {

@@ -37,7 +37,8 @@ impl Pod {
             let _ = self.set_limits(&current);
             return Err(trouble);
         }
-        prepare::configure(&self.configure_of(&new))?;
+        let what = self.configure_of(&new);
+        prepare::blocking(move || prepare::configure(&what)).await?;
         self.record.current = Some(new);
         self.save(Step::Adjust).await?;
         let message = format!(

@@ -6,7 +6,7 @@ use std::time::Duration;
 use platctrl_framework::model::{EventType, Uid};
 
 use super::lane::Finding;
-use super::prepare::blocking;
+use super::prepare::waiting;
 use crate::authority::Deployment;
 use crate::hooks::{self, HookEvent, Subject};
 use crate::host::Host;
@@ -47,7 +47,7 @@ impl Sender {
     pub(super) async fn authorise(self, desired: Desired, tell_hooks: bool) -> Done {
         let denied = {
             let (host, name, desired) = (self.host.clone(), self.name.clone(), desired.clone());
-            blocking(move || Ok(check(&host, &name, &desired).err())).await?
+            waiting(move || Ok(check(&host, &name, &desired).err())).await?
         };
         let Some(denied) = denied else {
             return Ok(Finding::Nothing);

@@ -27,6 +27,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::blocking::blocking;
 use crate::files::FileError;
 use crate::host::Host;
 use crate::launch::once;
@@ -69,12 +70,15 @@ impl Worker {
         let (orders, receiver) = watch::channel(order);
         let controls = Arc::new(Controls::default());
         let heard = Arc::clone(&controls);
+        // Not in the task that watches over it, which would be as large.
+        let begin = move |name: &PodName| {
+            let (host, observer) = (Arc::clone(&host), Arc::clone(&observer));
+            let pod = Pod::new(host, observer, Arc::clone(&heard), name.clone());
+            tokio::spawn(pod.run(receiver.clone()))
+        };
         let task = tokio::spawn(async move {
             loop {
-                let observer = Arc::clone(&observer);
-                let heard = Arc::clone(&heard);
-                let pod = Pod::new(Arc::clone(&host), observer, heard, name.clone());
-                match tokio::spawn(pod.run(receiver.clone())).await {
+                match begin(&name).await {
                     Ok(()) => return,
                     // A bug met by one pod costs no other anything, and its programs run on: a new
                     // worker finds them again.
@@ -235,7 +239,7 @@ impl Pod {
     }
 
     async fn run(mut self, mut orders: watch::Receiver<Order>) {
-        while let Err(error) = self.meet().await {
+        while let Err(error) = Box::pin(self.meet()).await {
             tracing::error!(pod = %self.name, %error, "cannot look at the pod's files");
             tokio::select! {
                 () = tokio::time::sleep(RETRY.1) => {}
@@ -247,9 +251,9 @@ impl Pod {
             while let Some(word) = self.controls.take() {
                 self.controlled(word);
             }
-            // What is told is remembered first.
-            self.keep_news().await;
-            let flow = self.pass(&order).await;
+            // What is told is remembered first. What is done is large, what waits is not to be.
+            Box::pin(self.keep_news()).await;
+            let flow = Box::pin(self.pass(&order)).await;
             self.tell(&order);
             if flow == Flow::Gone {
                 return;
@@ -267,9 +271,11 @@ impl Pod {
                 }
                 event = self.units.next() => self.heard(event),
                 (step, result) = self.prepare.finished() => {
-                    self.take(Which::Prepare, step, result).await;
+                    Box::pin(self.take(Which::Prepare, step, result)).await;
                 }
-                (step, result) = self.main.finished() => self.take(Which::Main, step, result).await,
+                (step, result) = self.main.finished() => {
+                    Box::pin(self.take(Which::Main, step, result)).await;
+                }
                 () = self.controls.heard() => {}
                 // The sender is the host's, which this pod keeps.
                 _ = self.situation.changed() => {}
@@ -291,8 +297,7 @@ impl Pod {
             let found = steps::read_record(&name, &paths, &programs)?;
             Ok((programs, found))
         };
-        let result = tokio::task::spawn_blocking(look).await;
-        let (programs, found) = match result {
+        let (programs, found) = match blocking(look).await {
             Ok(result) => result?,
             Err(panic) => {
                 return Err(FileError::new(

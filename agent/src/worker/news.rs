@@ -14,10 +14,10 @@ impl Pod {
     /// Takes in what was heard.
     pub(super) fn heard(&mut self, heard: Heard) {
         match heard {
-            Heard::Health(state) => self.heard_health(state),
+            Heard::Health(state) => self.heard_health(*state),
             Heard::Liveness(state) => {
                 self.heard_liveness(&state);
-                let pids = self.units.pids();
+                let (pids, state) = (self.units.pids(), *state);
                 self.record.liveness = Some(KnownHealth { pids, state });
                 self.unsaved = true;
             }
@@ -26,8 +26,8 @@ impl Pod {
                     return;
                 }
                 match event {
-                    UnitEvent::State(state) => self.heard_state(&program, state),
-                    UnitEvent::Exit(exit) => self.heard_exit(&program, exit),
+                    UnitEvent::State(state) => self.heard_state(&program, *state),
+                    UnitEvent::Exit(exit) => self.heard_exit(&program, *exit),
                     UnitEvent::Lost => self.heard_lost(&program),
                 }
             }

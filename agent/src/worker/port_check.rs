@@ -4,6 +4,7 @@
 use platctrl_framework::model::EventType;
 
 use super::Pod;
+use crate::blocking::waiting;
 use crate::plan::Step;
 use crate::report::Trouble;
 use crate::version::Version;
@@ -17,7 +18,7 @@ impl Pod {
         }
         let (host, name) = (std::sync::Arc::clone(&self.host), self.name.clone());
         let (wanted, ports) = (current.spec.ports.clone(), current.ports.clone());
-        let renewed = tokio::task::spawn_blocking(move || host.ports.renew(&name, &wanted, &ports));
+        let renewed = waiting(move || host.ports.renew(&name, &wanted, &ports));
         let renewed = renewed.await.map_err(|panic| Trouble {
             step: Step::Start,
             reason: "AgentError".into(),

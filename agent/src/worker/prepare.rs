@@ -73,12 +73,12 @@ pub(super) async fn resolve(
 ) -> Result<Version, Trouble> {
     let run_as = {
         let (host, desired, name) = (Arc::clone(&host), desired.clone(), name.clone());
-        blocking(move || resolve_user(&host, &name, &desired)).await?
+        waiting(move || resolve_user(&host, &name, &desired)).await?
     };
     // What cannot be given is known before anything is fetched.
     let ports = {
         let (host, wanted, name) = (Arc::clone(&host), desired.spec.ports.clone(), name.clone());
-        blocking(move || host.ports.allocate(&name, &wanted, &previous)).await?
+        waiting(move || host.ports.allocate(&name, &wanted, &previous)).await?
     };
     let wanted: Vec<_> = desired
         .spec
@@ -216,17 +216,28 @@ fn resolve_user(host: &Host, name: &PodName, desired: &Desired) -> Result<RunAs,
     })
 }
 
+/// Does something with the pod's files.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
 ) -> Result<T, Trouble> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(panic) => Err(Trouble {
-            step: Step::Fetch,
-            reason: "AgentError".into(),
-            message: panic.to_string(),
-            permanent: false,
-        }),
+    let done = crate::blocking::blocking(work).await;
+    done.unwrap_or_else(|panic| Err(cut_off(&panic)))
+}
+
+/// Does something that others may keep waiting.
+pub(super) async fn waiting<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
+) -> Result<T, Trouble> {
+    let done = crate::blocking::waiting(work).await;
+    done.unwrap_or_else(|panic| Err(cut_off(&panic)))
+}
+
+fn cut_off(panic: &tokio::task::JoinError) -> Trouble {
+    Trouble {
+        step: Step::Fetch,
+        reason: "AgentError".into(),
+        message: panic.to_string(),
+        permanent: false,
     }
 }
 
@@ -323,6 +334,19 @@ pub(super) fn configure(what: &Configure) -> Result<(), Trouble> {
         }
     }
     Ok(())
+}
+
+/// The same for the version that is current. Its link is made again, too.
+pub(super) fn configure_current(what: &Configure) -> Result<(), Trouble> {
+    configure(what)?;
+    make_current(&what.paths, what.version.generation)
+        .map_err(|error| Trouble::file(Step::Start, &error))
+}
+
+/// Makes `current` name a generation.
+pub(super) fn make_current(paths: &PodPaths, generation: u64) -> Result<(), FileError> {
+    let target = Path::new("generations").join(generation.to_string());
+    files::link(&paths.current(), &target)
 }
 
 /// Writes the labels as `name="value"` lines, which a shell can read.

@@ -7,6 +7,7 @@ use platctrl_framework::model::EventType;
 use super::lane::{Finding, Which};
 use super::prepare::{self, Configure};
 use super::{Pod, Progress};
+use crate::blocking::{blocking, waiting};
 use crate::files::{self, FileError};
 use crate::hooks::HookEvent;
 use crate::launch::{Surroundings, Unit, UnitSpec};
@@ -46,7 +47,7 @@ impl Pod {
             // Verified and unpacked in one go with it.
             Step::Fetch | Step::Verify | Step::Unpack => self.fetch(order),
             Step::AfterInstall => self.call(step, HookEvent::AfterInstall, order),
-            Step::Configure => self.configure(),
+            Step::Configure => self.configure().await,
             Step::Drain => self.drain(order).await,
             Step::Disable => self.disable(order).await,
             Step::Stop => self.stop(order).await,
@@ -108,10 +109,13 @@ impl Pod {
         Ok(self.send(Which::Main, step, order, errand))
     }
 
-    /// Writes the record; after this its effects may begin.
+    /// Writes the record; after this its effects may begin. Nobody waits for the disk while
+    /// nothing ran yet: a power cut takes nothing then that the order does not say again.
     pub(super) async fn save(&mut self, step: Step) -> Result<(), Trouble> {
         let (record, path) = (self.record.clone(), self.paths.record());
-        self.blocking(step, move || record.write(&path)).await
+        let durable = record.current.is_some() || record.position != Position::Settled;
+        self.blocking(step, move || record.write(&path, durable))
+            .await
     }
 
     async fn blocking<T: Send + 'static>(
@@ -119,7 +123,7 @@ impl Pod {
         step: Step,
         work: impl FnOnce() -> Result<T, FileError> + Send + 'static,
     ) -> Result<T, Trouble> {
-        match tokio::task::spawn_blocking(work).await {
+        match blocking(work).await {
             Ok(result) => result.map_err(|error| Trouble::file(step, &error)),
             Err(panic) => {
                 let error = FileError::new("write", self.paths.state(), io::Error::other(panic));
@@ -184,15 +188,15 @@ impl Pod {
         }
     }
 
-    fn configure(&mut self) -> Outcome {
+    async fn configure(&mut self) -> Outcome {
         let Some(next) = &self.record.next else {
             return Ok(Progress::Done);
         };
         if self.configured == Some(next.generation) {
             return Ok(Progress::Done);
         }
-        let generation = next.generation;
-        prepare::configure(&self.configure_of(next))?;
+        let (generation, what) = (next.generation, self.configure_of(next));
+        prepare::blocking(move || prepare::configure(&what)).await?;
         self.configured = Some(generation);
         Ok(Progress::Done)
     }
@@ -311,8 +315,7 @@ impl Pod {
                 self.forget(&program, Step::Flip).await?;
             }
         }
-        let paths = self.paths.clone();
-        let target = std::path::Path::new("generations").join(next.generation.to_string());
+        let (paths, generation) = (self.paths.clone(), next.generation);
         let before = self
             .record
             .current
@@ -321,9 +324,12 @@ impl Pod {
         self.take_over(next);
         let record = self.record.clone();
         self.blocking(Step::Flip, move || {
-            files::link(&paths.current(), &target)?;
-            record.write(&paths.record_copy())?;
-            record.write(&paths.record())
+            // The record alone has to be on disk. An agent that finds nothing running makes the
+            // link again before it starts anything, and the copy is for a record that is damaged
+            // later.
+            prepare::make_current(&paths, generation)?;
+            record.write(&paths.record_copy(), false)?;
+            record.write(&paths.record(), true)
         })
         .await?;
         self.stale = before.is_some();
@@ -342,7 +348,8 @@ impl Pod {
         };
         let current = self.renew_ports(&current).await?;
         if self.configured != Some(current.generation) {
-            prepare::configure(&self.configure_of(&current))?;
+            let what = self.configure_of(&current);
+            prepare::blocking(move || prepare::configure_current(&what)).await?;
             self.configured = Some(current.generation);
         }
         let mut failure = None;
@@ -378,7 +385,7 @@ impl Pod {
             program: program.to_owned(),
             dir: self.paths.shim(program),
         };
-        let spec = self.unit_spec(current, program)?;
+        let spec = self.unit_spec(current, program).await?;
         let supervisor = std::sync::Arc::clone(&self.host.supervisor);
         supervisor
             .start(&unit, &spec)
@@ -398,7 +405,7 @@ impl Pod {
             program: program.to_owned(),
             dir: self.paths.shim(program),
         };
-        let spec = self.unit_spec(current, program)?;
+        let spec = self.unit_spec(current, program).await?;
         let supervisor = std::sync::Arc::clone(&self.host.supervisor);
         let there = supervisor.hand(&unit, &spec).await;
         if !there.map_err(|error| error.to_string())? {
@@ -413,7 +420,7 @@ impl Pod {
         Ok(())
     }
 
-    fn unit_spec(&self, current: &Version, program: &str) -> Result<UnitSpec, String> {
+    async fn unit_spec(&self, current: &Version, program: &str) -> Result<UnitSpec, String> {
         let missing = || {
             format!(
                 "{program} is no program of generation {}",
@@ -427,16 +434,20 @@ impl Pod {
             .get(&known.launchable)
             .ok_or_else(missing)?;
         let root = self.paths.install(&crate::launch::install_name(installed));
-        let cgroups = |error: crate::cgroup::CgroupError| error.to_string();
-        let group = self
-            .host
-            .group(&self.name, program, &launchable.resources)
-            .map_err(cgroups)?;
+        let groups = {
+            let (host, name) = (std::sync::Arc::clone(&self.host), self.name.clone());
+            let (program, resources) = (program.to_owned(), launchable.resources.clone());
+            blocking(move || {
+                let group = host.group(&name, &program, &resources)?;
+                Ok::<_, crate::cgroup::CgroupError>((group, host.cgroups.supervisors()?))
+            })
+        };
+        let groups = groups.await.map_err(|panic| panic.to_string())?;
+        let (group, supervisor_cgroups) = groups.map_err(|error| error.to_string())?;
         if !group.unenforced.is_empty() {
             let message = format!("{program}: {}", group.unenforced.join("; "));
             self.event(EventType::Warning, "LimitsNotEnforced", message);
         }
-        let supervisor_cgroups = self.host.cgroups.supervisors().map_err(cgroups)?;
         let surroundings = Surroundings {
             node: &self.host.node,
             pod: &self.name,
@@ -512,7 +523,7 @@ impl Pod {
             .or(last.map(|last| &last.spec))
             .is_some_and(|spec| spec.keep_data);
         let (host, name) = (std::sync::Arc::clone(&self.host), self.name.clone());
-        let removed = tokio::task::spawn_blocking(move || host.remove_groups(&name)).await;
+        let removed = waiting(move || host.remove_groups(&name)).await;
         let problem = match removed {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),

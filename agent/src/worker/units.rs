@@ -30,9 +30,9 @@ pub(super) enum Heard {
     /// From the supervisor of a program, with the number of the watch it came by.
     Unit(String, u64, UnitEvent),
     /// The pod's health changed.
-    Health(HealthState),
+    Health(Box<HealthState>),
     /// Whether the pod lives changed.
-    Liveness(HealthState),
+    Liveness(Box<HealthState>),
 }
 
 #[derive(Debug)]
@@ -56,8 +56,9 @@ impl Drop for Watched {
 #[derive(Debug)]
 pub(super) struct Units {
     host: Arc<Host>,
-    watched: ByProgram<Watched>,
-    facts: ByProgram<UnitFacts>,
+    /// Boxed, as the facts are: a map has room for eleven.
+    watched: ByProgram<Box<Watched>>,
+    facts: ByProgram<Box<UnitFacts>>,
     sender: mpsc::Sender<Heard>,
     receiver: mpsc::Receiver<Heard>,
     watches: u64,
@@ -120,7 +121,7 @@ impl Units {
             stopping: false,
             task,
         };
-        self.watched.insert(program.to_owned(), watched);
+        self.watched.insert(program.to_owned(), Box::new(watched));
         // What was heard by an earlier watch is about an earlier supervisor.
         self.facts.entry(program.to_owned()).or_default().state = None;
     }
@@ -146,8 +147,8 @@ impl Units {
     pub(super) async fn next(&mut self) -> Heard {
         tokio::select! {
             Some(heard) = self.receiver.recv() => heard,
-            state = changed(&mut self.health) => Heard::Health(state),
-            state = changed(&mut self.liveness) => Heard::Liveness(state),
+            state = changed(&mut self.health) => Heard::Health(Box::new(state)),
+            state = changed(&mut self.liveness) => Heard::Liveness(Box::new(state)),
             else => std::future::pending().await,
         }
     }
@@ -163,12 +164,12 @@ impl Units {
             .is_some_and(|watched| watched.number == number)
     }
 
-    pub(super) fn facts(&self) -> &ByProgram<UnitFacts> {
+    pub(super) fn facts(&self) -> &ByProgram<Box<UnitFacts>> {
         &self.facts
     }
 
     pub(super) fn facts_of(&mut self, program: &str) -> Option<&mut UnitFacts> {
-        self.facts.get_mut(program)
+        self.facts.get_mut(program).map(|facts| &mut **facts)
     }
 
     pub(super) fn programs(&self) -> Vec<String> {

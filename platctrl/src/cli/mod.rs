@@ -520,7 +520,10 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Up(args) => up::run(&args, setting),
         Verb::Server(args) => process(roles::server(&args, setting)),
         Verb::Controllers(args) => process(roles::controllers(&args, setting)),
-        Verb::Agent(args) => process(roles::agent(&args, setting)),
+        Verb::Agent(args) => {
+            platctrl_agent::keep_little_memory();
+            process(roles::agent(&args, setting))
+        }
         Verb::Node(verb) => change(node::run(&verb, setting)),
         Verb::Get(args) => client(get::get(&args, setting)),
         Verb::Describe(args) => client(get::describe(&args, setting)),

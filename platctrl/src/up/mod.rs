@@ -64,6 +64,7 @@ pub(crate) fn run(args: &UpArgs, setting: &Setting) -> Result<()> {
     let lock = Lock::take(&data_dir)
         .map_err(|error| Failure::failed(format!("cannot use {}: {error}", data_dir.display())))?
         .map_err(|busy| in_use(&data_dir, busy.pid))?;
+    platctrl_agent::keep_little_memory();
     crate::log::to_file(&data_dir, "up");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
