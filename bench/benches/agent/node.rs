@@ -20,7 +20,7 @@ use platctrl_framework::cache::write_prefix_anchor;
 use platctrl_framework::client::{Client, DeleteOptions};
 use platctrl_framework::environment::Environment;
 use platctrl_framework::model::{Metadata, Object, ObjectKey, identity};
-use platctrl_framework::store::{MemoryStore, Store};
+use platctrl_framework::store::{MemoryOptions, MemoryStore, Store};
 use platctrl_kinds::{Node, NodeSpec, Pod};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
@@ -35,6 +35,8 @@ const SOON: Duration = Duration::from_secs(120);
 const SETTLED: Duration = Duration::from_secs(15);
 /// What pods cost at rest is looked at for so long.
 const REST: Duration = Duration::from_secs(40);
+/// Revisions that the store in the agent's process keeps.
+const HISTORY: usize = 500;
 const MANY: usize = 500;
 const SOME: usize = 200;
 
@@ -60,6 +62,7 @@ pub(crate) fn program() -> ExitCode {
 pub(crate) fn agent(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     let mut path = || PathBuf::from(args.next().unwrap_or_default());
     let (data_dir, artifacts) = (path(), path());
+    platctrl_agent::keep_little_memory();
     let runtime = tokio::runtime::Runtime::new().map_err(Into::into);
     match runtime.and_then(|runtime| runtime.block_on(run(data_dir, artifacts))) {
         Ok(()) => ExitCode::SUCCESS,
@@ -72,7 +75,11 @@ pub(crate) fn agent(mut args: impl Iterator<Item = OsString>) -> ExitCode {
 
 async fn run(data_dir: PathBuf, artifacts: PathBuf) -> Result<()> {
     let environment = Environment::system();
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(environment.clone()));
+    // An agent has its store elsewhere: what this one remembers of the past is not its own.
+    let mut options = MemoryOptions::default();
+    options.history = HISTORY;
+    let store = MemoryStore::with_options(environment.clone(), options);
+    let store: Arc<dyn Store> = Arc::new(store);
     identity::initialise(&*store, &environment).await?;
     for prefix in watched_prefixes(NODE)? {
         write_prefix_anchor(&*store, &prefix).await?;
@@ -132,8 +139,10 @@ impl Site {
                     true => json!({"location": location}),
                     false => json!({"location": location, "digest": digest}),
                 };
+                // Without a port its program ends at once.
                 let spec = json!({
                     "nodeName": NODE, "app": self.app, "launchables": {"web": launchable},
+                    "ports": {"http": {}},
                 });
                 self.create((*name).to_owned(), spec).await?;
             }
@@ -292,8 +301,16 @@ impl Machine {
     }
 
     fn resident(&self) -> Result<f64> {
+        self.memory("VmRSS:")
+    }
+
+    fn peak(&self) -> Result<f64> {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, field: &str) -> Result<f64> {
         let status = format!("/proc/{}/status", self.child.id());
-        Ok(proc_bytes(&status, "VmRSS:")? as f64 / f64::from(1 << 20))
+        Ok(proc_bytes(&status, field)? as f64 / f64::from(1 << 20))
     }
 
     /// The supervisors: their programs are copies in the data directory.
@@ -344,9 +361,13 @@ pub(crate) fn node() -> Result<()> {
     let mut machine = Machine::new(&[])?;
     let alone = machine.resident()?;
     let some = machine.tell(&format!("pods 0 {SOME}"))?;
+    let ready = machine.resident()?;
+    std::thread::sleep(SETTLED);
     let resident = machine.resident()?;
     raw(&format!("{SOME} pods from intent to ready"), "ms", &[some]);
     raw("memory of the agent without pods", "MiB", &[alone]);
+    raw("the moment that all are ready", "MiB", &[ready]);
+    raw("the most that it ever was", "MiB", &[machine.peak()?]);
     ratio("agent.node.rss-mib.200-pods", resident, Goal::AtMost(25.0));
     drop(machine);
 
