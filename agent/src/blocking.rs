@@ -158,9 +158,9 @@ mod tests {
     async fn a_panic_is_told_and_costs_no_place() {
         let places = Semaphore::new(AT_ONCE);
         for _ in 0..2 * AT_ONCE {
-            let failed = among(&places, QUICK, Box::new(|| panic!("on purpose"))).await;
-            let error: JoinError = failed.map(|()| ()).unwrap_err();
-            assert!(error.is_panic());
+            let work = Box::new(|| panic!("on purpose"));
+            let failed: Result<(), JoinError> = among(&places, QUICK, work).await;
+            assert!(failed.unwrap_err().is_panic());
         }
         assert_eq!(places.available_permits(), AT_ONCE);
     }
