@@ -42,7 +42,7 @@ fn pod_record(input: &[u8]) {
         Found::Whole(record) => {
             assert_eq!(record.name, name);
             // What is written is read as the same, fields of newer agents included.
-            record.write(&path).expect("the file system answers");
+            record.write(&path, false).expect("the file system answers");
             assert_eq!(PodRecord::look(&path), Some(*record.clone()));
             assert_eq!(looked, Some(*record));
         }
