@@ -385,6 +385,7 @@ impl Batch {
                 uid: metadata.uid.clone(),
                 claim: None,
                 declared: None,
+                abreast: false,
                 other: Map::new(),
             },
             status: Status::default(),

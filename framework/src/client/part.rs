@@ -156,6 +156,7 @@ fn next_part(joined: &Joined, writer: &str) -> Result<Reality> {
             uid: metadata.uid.clone(),
             claim: None,
             declared: None,
+            abreast: false,
             other: Map::new(),
         },
         status: Status::default(),

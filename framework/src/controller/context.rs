@@ -1,14 +1,17 @@
 //! What a reconcile has in hand: its view, its causes, and the only way to write.
 
+mod abreast;
 mod changes;
 mod commit;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use self::abreast::Abreast;
 pub use self::changes::Changes;
 use super::budget::Budget;
 use super::claim::Fence;
@@ -105,8 +108,11 @@ pub(crate) struct Notes {
     pub(crate) wrote: Vec<Written>,
     /// What is to be read afresh, because it is not as the view says or not known.
     pub(crate) unsure: Vec<Compare>,
-    /// A commit is under way. If the run ends so, it is not known whether it happened.
-    in_flight: Vec<Compare>,
+    /// Commits that are under way, by their numbers. If the run ends so, it is not known whether
+    /// they happened.
+    in_flight: BTreeMap<u64, Vec<Compare>>,
+    /// The number of the last commit.
+    last: u64,
     pub(crate) conflict: bool,
     /// Somebody else keeps changing what the run wrote.
     pub(crate) contested: Option<Slowed>,
@@ -134,6 +140,8 @@ struct Run {
     own: Mutex<Option<Box<Joined>>>,
     notes: Mutex<Notes>,
     undecided: AtomicBool,
+    /// It began with commits that are under way together.
+    abreast: AtomicBool,
     /// Microseconds that its commits waited for the write budget.
     waited: AtomicU64,
     commits: tokio::sync::Mutex<()>,
@@ -180,6 +188,7 @@ impl Context {
                 own: Mutex::default(),
                 notes: Mutex::default(),
                 undecided: AtomicBool::new(false),
+                abreast: AtomicBool::new(false),
                 waited: AtomicU64::new(0),
                 commits: tokio::sync::Mutex::default(),
             }),
@@ -371,7 +380,7 @@ impl Context {
     pub(crate) fn take_notes(&self) -> Notes {
         let mut notes = std::mem::take(&mut *lock(&self.run.notes));
         let in_flight = std::mem::take(&mut notes.in_flight);
-        notes.unsure.extend(in_flight);
+        notes.unsure.extend(in_flight.into_values().flatten());
         notes
     }
 }

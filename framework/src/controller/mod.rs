@@ -101,7 +101,7 @@ mod unsupported;
 pub use action::Action;
 pub use builder::{Absent, Controller, Trigger};
 pub use claim::Fence;
-pub use context::{Cause, Changes, Claimed, Context};
+pub use context::{Abreast, Cause, Changes, Claimed, Context};
 pub use error::{CommitError, ErrorClass, ReconcileError};
 pub use event::EventRecorder;
 pub use runtime::{RunError, Runtime, RuntimeHandle};

@@ -75,6 +75,11 @@ pub struct RealityMetadata {
     /// knows by it that the order goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declared: Option<Declared>,
+    /// Commits may be under way that compare this record and do not rewrite it: what they write
+    /// may be missing from a view that shows the record so. Whoever decides on one rewrites the
+    /// record first, so that none of them happens any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub abreast: bool,
     /// Fields of other versions, kept.
     #[serde(flatten)]
     pub other: Map<String, Value>,

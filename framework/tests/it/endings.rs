@@ -235,6 +235,7 @@ impl World {
                 uid,
                 claim: None,
                 declared: None,
+                abreast: false,
                 other: Map::new(),
             },
             status: Status {

@@ -11,7 +11,7 @@ use crate::controller::claim::Fence;
 use crate::controller::error::CommitError;
 use crate::controller::unrest::{Put, Slowed};
 use crate::failsafe::Ask;
-use crate::model::{Declared, Intent, Joined, Reality, Tree, Versioned};
+use crate::model::{Declared, Intent, Joined, Reality, RealityMetadata, Tree, Versioned};
 use crate::store::{Compare, Key, Record, Revision, StoreError, Transaction, Write};
 
 impl Context {
@@ -23,12 +23,25 @@ impl Context {
     /// # Errors
     /// `Conflict` when something is not as the run saw it; `Fenced` when the claim is lost;
     /// `Undecided` after a commit of this run that was not confirmed; the store's.
-    pub async fn commit(&self, mut batch: Batch) -> Result<Revision, CommitError> {
+    pub async fn commit(&self, batch: Batch) -> Result<Revision, CommitError> {
         if batch.is_empty() {
             return Ok(self.run.view.revision());
         }
+        self.commit_own(batch, false).await
+    }
+
+    /// As [`Context::commit`]. With `abreast` the own report says from then on that commits may be
+    /// under way that only compare it; else it says so no more.
+    pub(super) async fn commit_own(
+        &self,
+        mut batch: Batch,
+        abreast: bool,
+    ) -> Result<Revision, CommitError> {
         let _one_at_a_time = self.run.commits.lock().await;
         let own = self.joined();
+        if self.is_left_abreast(&own) {
+            return Err(self.end_abreast(&own).await);
+        }
         let report = match self.part() {
             Some(writer) => own.parts.get(writer),
             None => own.reality.as_ref(),
@@ -41,7 +54,7 @@ impl Context {
             batch.bump(&own)?;
         }
         let mut transaction = batch.into_transaction();
-        self.sign(&own, &mut transaction)?;
+        self.sign(&own, &mut transaction, abreast)?;
         self.send(transaction).await
     }
 
@@ -55,32 +68,28 @@ impl Context {
         self.submit(transaction).await
     }
 
-    /// Writes this controller's name into the own reality, where it is not yet.
-    fn sign(&self, own: &Joined, transaction: &mut Transaction) -> Result<(), CommitError> {
+    /// Writes this controller's name into the own reality, where it is not yet, and whether
+    /// commits are abreast.
+    pub(super) fn sign(
+        &self,
+        own: &Joined,
+        transaction: &mut Transaction,
+        abreast: bool,
+    ) -> Result<(), CommitError> {
         let controller = &self.run.setting.controller;
-        let claim = |reality: &Versioned<Reality>| reality.value.metadata.claim.clone();
-        if self.own_report(own).and_then(claim).as_deref() == Some(controller) {
+        let said = self.own_report(own).map(|said| &said.value.metadata);
+        let is_signed = said.is_some_and(|said| said.claim.as_deref() == Some(controller));
+        if is_signed && said.is_some_and(|said| said.abreast == abreast) {
             return Ok(());
         }
         let key = self.report_key(own)?;
-        for write in &mut transaction.writes {
-            if let Write::Put {
-                key: put, value, ..
-            } = write
-                && *put == key
-            {
-                let mut reality: Reality =
-                    serde_json::from_slice(value).map_err(ClientError::from)?;
-                // A report about an object whose intent is missing is not begun here.
-                if own.intent.is_some() {
-                    reality.metadata.claim = Some(controller.to_string());
-                    *value = serde_json::to_vec(&reality)
-                        .map_err(ClientError::from)?
-                        .into();
-                }
+        edit_report(transaction, &key, |metadata| {
+            // A report about an object whose intent is missing is not begun here.
+            if own.intent.is_some() {
+                metadata.claim = Some(controller.to_string());
             }
-        }
-        Ok(())
+            metadata.abreast = abreast;
+        })
     }
 
     /// Writes into the own report that a generation of the object orders what is taken away with
@@ -93,24 +102,12 @@ impl Context {
     ) -> Result<(), CommitError> {
         let key = own.key.store_key(Tree::Reality);
         let at = self.environment().now();
-        for write in &mut transaction.writes {
-            if let Write::Put {
-                key: put, value, ..
-            } = write
-                && *put == key
-            {
-                let mut reality: Reality =
-                    serde_json::from_slice(value).map_err(ClientError::from)?;
-                reality.metadata.declared = Some(Declared { generation, at });
-                *value = serde_json::to_vec(&reality)
-                    .map_err(ClientError::from)?
-                    .into();
-            }
-        }
-        Ok(())
+        edit_report(transaction, &key, |metadata| {
+            metadata.declared = Some(Declared { generation, at });
+        })
     }
 
-    async fn send(&self, mut transaction: Transaction) -> Result<Revision, CommitError> {
+    pub(super) async fn send(&self, mut transaction: Transaction) -> Result<Revision, CommitError> {
         let setting = &self.run.setting;
         let own = self.joined();
         let ask = Ask {
@@ -158,10 +155,16 @@ impl Context {
             .map(|write| Compare::Absent(write.key().clone()))
             .chain(compares.iter().cloned())
             .collect();
-        lock(&self.run.notes).in_flight.clone_from(&touched);
+        let number = {
+            let mut notes = lock(&self.run.notes);
+            notes.last += 1;
+            let number = notes.last;
+            notes.in_flight.insert(number, touched);
+            number
+        };
         self.within_budget(writes.len()).await;
         let outcome = self.run.setting.store.commit(transaction).await;
-        let outcome = self.note(outcome, &compares, touched, writes);
+        let outcome = self.note(outcome, &compares, number, writes);
         if let (Err(StoreError::Conflict { failed }), Some(fence)) = (&outcome, self.fence()) {
             // The fence is the last compare.
             if failed.contains(&compares.len()) && !self.still_held(fence).await {
@@ -186,11 +189,11 @@ impl Context {
         &self,
         outcome: Result<Revision, StoreError>,
         compares: &[Compare],
-        touched: Vec<Compare>,
+        number: u64,
         writes: Vec<Write>,
     ) -> Result<Revision, StoreError> {
         let mut notes = lock(&self.run.notes);
-        notes.in_flight.clear();
+        let touched = notes.in_flight.remove(&number).unwrap_or_default();
         match &outcome {
             Ok(revision) => {
                 let puts = writes.iter().filter_map(|write| match write {
@@ -246,11 +249,14 @@ impl Context {
     fn contested(&self, written: &Written, compares: &[Compare]) -> Option<Slowed> {
         let setting = &self.run.setting;
         let mut found = None;
+        let read = compares.iter().filter_map(|compare| match compare {
+            Compare::Revision(key, revision) => Some((key, *revision)),
+            _ => None,
+        });
+        let read: Vec<_> = read.collect();
         for (record, value) in &written.puts {
-            let replaced = compares.iter().find_map(|compare| match compare {
-                Compare::Revision(key, revision) if key == record => Some(*revision),
-                _ => None,
-            });
+            let replaced = read.iter().find(|(key, _)| *key == record);
+            let replaced = replaced.map(|(_, revision)| *revision);
             let put = Put {
                 controller: &setting.controller,
                 object: &self.run.key,
@@ -292,6 +298,25 @@ impl Context {
     fn remember(&self, writes: Vec<Write>, revision: Revision) {
         self.with_own(|own| remember(own, self.part(), writes, revision));
     }
+}
+
+/// Changes the metadata of a report that is put.
+fn edit_report(
+    transaction: &mut Transaction,
+    report: &Key,
+    edit: impl Fn(&mut RealityMetadata),
+) -> Result<(), CommitError> {
+    for write in &mut transaction.writes {
+        if let Write::Put { key, value, .. } = write
+            && key == report
+        {
+            let mut reality: Reality = serde_json::from_slice(value).map_err(ClientError::from)?;
+            edit(&mut reality.metadata);
+            let edited = serde_json::to_vec(&reality).map_err(ClientError::from)?;
+            *value = edited.into();
+        }
+    }
+    Ok(())
 }
 
 /// Takes what was written into the own records.

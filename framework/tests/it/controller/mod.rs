@@ -1,5 +1,6 @@
 //! Controllers on a runtime, on the memory store and virtual time.
 
+mod abreast;
 mod alone;
 mod cached;
 mod claims;
