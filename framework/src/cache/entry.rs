@@ -324,6 +324,17 @@ impl Entry {
         self.stored(&Slot::Intent).is_some()
     }
 
+    /// The revision of the intent, if there is no other record, and it is no worse than its
+    /// metadata tells.
+    pub(super) fn only_intent(&self) -> Option<Revision> {
+        match &*self.records {
+            [stored] if stored.slot == Slot::Intent && self.unreadable().is_empty() => {
+                Some(stored.modified)
+            }
+            _ => None,
+        }
+    }
+
     /// The records, decoded. Those that cannot be read are left out, except an intent, which
     /// makes the whole unreadable: without it nothing can be said about the object.
     pub(crate) fn joined(&self) -> Result<Joined, RecordError> {

@@ -11,11 +11,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::entry::Entry;
 use super::view::{InVain, View};
 use crate::model::{Object, ObjectKey, RecordError, Resource, Uid};
+use crate::store::Revision;
 
 /// What is kept of the objects of one owner: as much of each as is asked for, and sums.
 pub trait Tally<K: Resource>: Default + Send + 'static {
     /// An object came, changed, or is not this owner's any more (None).
     fn put(&mut self, key: &Arc<ObjectKey>, object: Option<&Object<K>>);
+
+    /// An object came whose intent was put at this revision, and nobody has reported on it. A tally
+    /// that was [told](Owners::tell) what it is takes it in and returns true: then it is not
+    /// decoded.
+    fn put_known(&mut self, key: &Arc<ObjectKey>, put: Revision) -> bool {
+        let _ = (key, put);
+        false
+    }
 
     /// It has no object.
     fn is_empty(&self) -> bool;
@@ -110,6 +119,12 @@ impl<K: Resource, T: Tally<K>> Owners<K, T> {
         look(&mut owned.tally)
     }
 
+    /// Tells the tally of an owner what no view shows yet, whether that owner has anything or not.
+    pub fn tell(&self, owner: &Uid, tell: impl FnOnce(&mut T)) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        tell(&mut known.owned.entry(owner.clone()).or_default().tally);
+    }
+
     /// Forgets everything, and begins anew when it is asked.
     pub fn forget(&self) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -141,6 +156,14 @@ impl<K: Resource, T: Tally<K>> Known<K, T> {
             }
         }
         let Some(entry) = is else { return };
+        if let [owner] = entry.owners()
+            && let Some(put) = entry.only_intent()
+            && let Some(owned) = self.owned.get_mut(&owner.uid)
+            && owned.tally.put_known(&entry.key, put)
+        {
+            owned.unreadable.remove(entry.key.path());
+            return;
+        }
         // It is looked at once: what is kept of it is the tally's to say.
         let object = view.typed_once::<K>(entry);
         for owner in entry.owners() {
