@@ -283,6 +283,10 @@ struct Generations {
 }
 
 impl Generations {
+    fn has(&self, key: &Key) -> bool {
+        self.young.contains_key(key) || self.old.contains_key(key)
+    }
+
     fn turns(&mut self, key: &Key) -> &mut Vec<Turn> {
         if self.young.len() >= REMEMBERED && !self.young.contains_key(key) {
             self.old = std::mem::take(&mut self.young);
@@ -313,6 +317,10 @@ impl Writers {
         } = put;
         let now = environment.monotonic();
         let mut known = lock(&self.known);
+        if replaced.is_none() && !known.has(record) {
+            // It is new: there is nothing that could be put back.
+            return None;
+        }
         let turns = known.turns(record);
         let place = turns.iter().position(|turn| turn.controller == *controller);
         let Some(place) = place else {

@@ -5,6 +5,9 @@
 //! while the store is busy goes together when it is free again: no timer, and nothing is slower
 //! when there is nothing to share.
 //!
+//! A commit that fills most of a transaction by itself is sent at once: it would share with few, and
+//! those who make many of them decide how many are under way.
+//!
 //! Nobody can tell, but by the revision that some commits then have in common: only commits none
 //! of which compares or writes a key that another one writes are sent together (`draft`), and
 //! whatever is refused is sent again apart, so that one's conflict, missing right or ended lease
@@ -33,6 +36,8 @@ use settle::{Settled, settle};
 
 /// Waiting commits that are looked at for one transaction.
 const LOOK_AHEAD: usize = 512;
+/// Writes of a commit that may be sent by itself.
+const LARGE: usize = 32;
 /// Transactions at once by which a refused one is sent again in parts.
 const APART_AT_ONCE: usize = 8;
 
@@ -182,6 +187,11 @@ impl fmt::Debug for Pipeline {
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hardly another commit fits beside it.
+    fn is_large(&self, transaction: &Transaction) -> bool {
+        transaction.writes.len() >= LARGE.max(self.limits.max_writes / 2)
     }
 
     /// Sends what waits while there is room. Each transaction has a task of its own, so that no
@@ -371,6 +381,11 @@ impl Store for Pipeline {
                 // The store itself says what is wrong with it, and to its author alone.
                 return shared.inner.commit(transaction).await;
             };
+            if shared.is_large(&transaction) {
+                count(&shared.counters.commits, 1);
+                count(&shared.counters.transactions, 1);
+                return shared.inner.commit(transaction).await;
+            }
             let (reply, answer) = oneshot::channel();
             let member = Member { transaction, reply };
             shared.state().waiting.push_back(member);
