@@ -172,7 +172,9 @@ impl Core {
         let origin = Instant::now();
         let clock = Arc::new(MachineClock::new(origin));
         let environment = Environment::seeded(clock, mix(schedule.seed ^ 0x77));
+        let known = MemoryOptions::default();
         let options = MemoryOptions {
+            limits: config.limits.unwrap_or(known.limits),
             history: if config.keep_history {
                 usize::MAX
             } else {
@@ -183,7 +185,7 @@ impl Core {
             } else {
                 256 << 20
             },
-            ..MemoryOptions::default()
+            ..known
         };
         let replica = |_| ReplicaState {
             incarnation: 0,

@@ -16,6 +16,7 @@ use super::worker::{AnyWorker, Worker};
 use super::world::{Replica, ScenarioError, World};
 use crate::controller::Runtime;
 use crate::model::{ObjectKey, RawObject, Resource};
+use crate::store::Limits;
 
 type Factory = Arc<dyn Fn(Replica) -> Runtime + Send + Sync>;
 pub(super) type Scenario =
@@ -45,6 +46,7 @@ pub(super) struct Config {
     pub(super) deadline: Duration,
     pub(super) max_writes: u32,
     pub(super) latency: Duration,
+    pub(super) limits: Option<Limits>,
     /// Keep what it takes to explain a run and to show old views.
     pub(super) keep_history: bool,
     pub(super) built_by: String,
@@ -132,6 +134,7 @@ impl Simulation {
                 deadline: Duration::from_secs(4 * 3600),
                 max_writes: 5_000,
                 latency: Duration::from_millis(1),
+                limits: None,
                 keep_history: true,
                 built_by: "simulation()".to_owned(),
             },
@@ -277,6 +280,13 @@ impl Simulation {
     /// How long each call on the store takes; a millisecond unless set.
     pub fn latency(mut self, latency: Duration) -> Self {
         self.config.latency = latency;
+        self
+    }
+
+    /// What the store takes in one transaction; as etcd does unless set. With little, work that
+    /// is one commit elsewhere is several.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.config.limits = Some(limits);
         self
     }
 
