@@ -171,8 +171,9 @@ impl Fleet {
         let mut matching = 0;
         let mut too_small = 0;
         let mut nodes = BTreeMap::new();
+        let own = self.own(request);
         for (place, node) in self.nodes().iter().enumerate() {
-            let refusal = self.refusal_at(place, request, 0);
+            let refusal = self.refusal_at(place, request, own[place], 0);
             if request.selector.matches(&node.labels) {
                 matching += 1;
                 let room = node.room;

@@ -368,13 +368,34 @@ impl Fleet {
     #[must_use]
     pub fn refusal(&self, node: &str, request: &Request) -> Option<Refusal> {
         match self.position(node) {
-            Some(place) => self.refusal_at(place, request, 0),
+            Some(place) => {
+                let own = request.own.get(node).copied().unwrap_or(0);
+                self.refusal_at(place, request, own, 0)
+            }
             None => Some(Refusal::NotThere),
         }
     }
 
-    /// As [`Fleet::refusal`], with so many of the request's pods put there since.
-    pub(super) fn refusal_at(&self, place: usize, request: &Request, put: u32) -> Option<Refusal> {
+    /// How many pods of the request's owner each node has, at the same places.
+    pub(super) fn own(&self, request: &Request) -> Vec<u32> {
+        let mut all = vec![0; self.nodes.len()];
+        for (name, own) in &request.own {
+            if let Some(place) = self.position(name) {
+                all[place] = *own;
+            }
+        }
+        all
+    }
+
+    /// As [`Fleet::refusal`], for an owner of so many pods there, with so many more put there
+    /// since.
+    pub(super) fn refusal_at(
+        &self,
+        place: usize,
+        request: &Request,
+        own: u32,
+        put: u32,
+    ) -> Option<Refusal> {
         let node = &self.nodes[place];
         match node.state {
             NodeState::Open => {}
@@ -384,7 +405,6 @@ impl Fleet {
         if !request.selector.matches(&node.labels) {
             return Some(Refusal::NotSelected);
         }
-        let own = request.own.get(&*node.name).copied().unwrap_or(0);
         if own.saturating_add(put) >= request.per_node {
             return Some(Refusal::MaxPerNode { own: own + put });
         }
@@ -392,7 +412,7 @@ impl Fleet {
     }
 
     /// What a node has not that a pod needs, with so many like it put there since.
-    fn lacks(&self, place: usize, needs: &PodNeeds, put: u32) -> Option<Refusal> {
+    pub(super) fn lacks(&self, place: usize, needs: &PodNeeds, put: u32) -> Option<Refusal> {
         let node = &self.nodes[place];
         let used = self.used[place].plus(needs.amounts.times(put));
         if let Some(refusal) = too_little(node.room, used, needs.amounts) {

@@ -87,16 +87,10 @@ impl Placement for Spread {
         };
         let owner = hash(&request.owner);
         let mut groups: BTreeMap<&str, (u32, Vec<Reverse<Rank>>)> = BTreeMap::new();
-        // Both are sorted by name.
-        let mut all_own = request.own.iter().peekable();
+        let mut one = (0, Vec::new());
+        let all_own = fleet.own(request);
         for (place, node) in fleet.nodes().iter().enumerate() {
-            while all_own.next_if(|(name, _)| ***name < *node.name).is_some() {}
-            let own = all_own.next_if(|(name, _)| ***name == *node.name);
-            let own = own.map_or(0, |(_, own)| *own);
-            let value = match &request.spread_over {
-                Some(label) => node.labels.get(label).map_or("", String::as_str),
-                None => "",
-            };
+            let own = all_own[place];
             let open = node.state == NodeState::Open
                 || (request.also_cordoned && node.state == NodeState::Cordoned);
             // Whether the selector matches is looked at when one comes to its turn.
@@ -104,12 +98,21 @@ impl Placement for Spread {
             if own == 0 && !open {
                 continue;
             }
-            let (count, nodes) = groups.entry(value).or_default();
+            let (count, nodes) = match &request.spread_over {
+                Some(label) => {
+                    let value = node.labels.get(label).map_or("", String::as_str);
+                    groups.entry(value).or_default()
+                }
+                None => &mut one,
+            };
             // What runs there counts for its value, also where no more can be put.
             *count += own;
             if open {
                 nodes.push(Reverse(rank(place, own, 0, tie(owner, fleet.hash(place)))));
             }
+        }
+        if request.spread_over.is_none() {
+            groups.insert("", one);
         }
         let mut groups: Vec<Group> = groups
             .into_iter()
@@ -131,7 +134,13 @@ impl Placement for Spread {
         {
             let group = &mut groups[index];
             while let Some(Reverse(best)) = group.nodes.pop() {
-                if fleet.refusal_at(best.place, request, best.put).is_some() {
+                // What does not depend on how many are put there was looked at for the first.
+                let own = best.own.saturating_sub(best.put);
+                let refusal = match best.put {
+                    0 => fleet.refusal_at(best.place, request, own, 0),
+                    put => fleet.lacks(best.place, &request.needs, put),
+                };
+                if refusal.is_some() {
                     continue;
                 }
                 chosen.push(fleet.nodes()[best.place].name.to_string());
