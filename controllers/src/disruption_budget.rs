@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use platctrl_framework::cache::View;
+use platctrl_framework::cache::{Owners, View};
 use platctrl_framework::controller::{Action, Context, Controller, ReconcileError};
 use platctrl_framework::model::{Condition, ConditionStatus, Object, ObjectKey, Selector, Uid};
 use platctrl_kinds::{
@@ -14,11 +14,26 @@ use platctrl_kinds::{
     RollingUpdate,
 };
 
+use crate::crew::{Crew, Kept};
 use crate::daemon_set;
 use crate::ledger::Ledger;
+use crate::nodes::Nodes;
 
 /// Workloads that are named in a message.
 const NAMED: usize = 5;
+
+/// What is remembered of workloads' pods from run to run.
+#[derive(Clone, Debug, Default)]
+struct Memory {
+    pods: Owners<Pod, Kept>,
+    nodes: Nodes,
+}
+
+impl Memory {
+    fn crew(&self, view: &View, owner: &Uid) -> Arc<Crew> {
+        self.pods.of(view, owner, |kept| kept.crew().clone())
+    }
+}
 
 /// The controller.
 #[must_use]
@@ -31,7 +46,9 @@ pub fn controller() -> Controller<DisruptionBudget> {
         };
         keys
     };
-    Controller::new("disruptionbudget", reconcile)
+    let memory = Memory::default();
+    let run = move |budget, context| reconcile(budget, context, memory.clone());
+    Controller::new("disruptionbudget", run)
         .watches_heads::<Pod>(move |pod, view| budgets(pod.key().namespace(), view))
         .watches::<ReplicationController>(move |it, view| {
             budgets(it.metadata.namespace.as_deref(), view)
@@ -92,17 +109,19 @@ fn named(workloads: &[String]) -> String {
     text
 }
 
-fn count(namespace: &str, selector: &Selector, view: &View) -> Sum {
+fn count(namespace: &str, selector: &Selector, view: &View, memory: &Memory) -> Sum {
     let mut sum = Sum::default();
+    let silent = memory.nodes.silent(view);
+    let crew = |owner: &Uid| memory.crew(view, owner);
     let selects = |owner: &Uid| {
-        let pods = view.list::<Pod>().owned_by(owner);
-        pods.into_iter()
-            .any(|pod| selector.matches(&pod.metadata.labels))
+        let crew = crew(owner);
+        crew.alike()
+            .any(|alike| selector.matches(&alike.shape.labels))
     };
     for controller in view.list::<ReplicationController>().in_namespace(namespace) {
         // One that is on its way between ledgers is counted when it has arrived.
         if selects(&controller.metadata.uid)
-            && let Ok(ledger) = Ledger::of_controller(view, &controller)
+            && let Ok(ledger) = Ledger::of_controller_with(view, &controller, crew, &silent)
         {
             sum.add(&controller.metadata.name, &ledger);
         }
@@ -120,12 +139,13 @@ fn count(namespace: &str, selector: &Selector, view: &View) -> Sum {
 async fn reconcile(
     budget: Arc<Object<DisruptionBudget>>,
     context: Context,
+    memory: Memory,
 ) -> Result<Action, ReconcileError> {
     let selector: Selector = (budget.spec.pod_selector)
         .parse()
         .map_err(ReconcileError::terminal)?;
     let namespace = budget.metadata.namespace.as_deref().unwrap_or_default();
-    let sum = count(namespace, &selector, context.view());
+    let sum = count(namespace, &selector, context.view(), &memory);
     let (now, generation) = (context.environment().now(), budget.metadata.generation);
     let mut status = budget.status.clone();
     status.observed_generation = Some(generation);
