@@ -1,6 +1,8 @@
 //! Carries out what was planned for a workload's pods: in commits that fit the store, each with
 //! the owner's report, and never on nodes that changed since.
 
+mod abreast;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +14,10 @@ use platctrl_framework::model::{EventType, Object, Propagation, Resource, Status
 use platctrl_framework::store::{Capabilities, Compare, Revision};
 use platctrl_kinds::Pod;
 
+use crate::crew::Made;
 use crate::ledger::Ledger;
 use crate::placement::Guard;
-use crate::template::{Workload, is_ready};
+use crate::template::{Workload, created_at, is_ready};
 
 /// Pods changed or deleted in one commit, at most. Larger work is several commits, each of which
 /// leaves the owner in a state that the next run continues from.
@@ -58,6 +61,10 @@ pub(crate) enum Step {
 }
 
 impl Step {
+    fn is_new(&self) -> bool {
+        matches!(self, Self::Create { .. })
+    }
+
     /// The node whose pods must be as they were seen.
     fn guarded(&self) -> Option<&str> {
         match self {
@@ -113,8 +120,7 @@ impl Done {
 /// How many of these steps fit into one commit.
 fn batch(capabilities: &Capabilities, workload: &Workload, steps: &[Step]) -> usize {
     let limits = &capabilities.limits;
-    let is_new = |step: &Step| matches!(step, Step::Create { .. });
-    let (for_a_pod, most) = match steps.iter().all(is_new) {
+    let (for_a_pod, most) = match steps.iter().all(Step::is_new) {
         true if capabilities.group_compare => (NEW_POD_OPERATIONS_BY_NODE, NEW_BATCH),
         true => (NEW_POD_OPERATIONS, BATCH),
         false => (POD_OPERATIONS, BATCH),
@@ -157,6 +163,11 @@ pub(crate) struct Work<'w, K: Resource> {
     books: Books,
     /// What the owner's intent says has to be the same with each commit.
     same_intent: bool,
+    /// Commits of new pods may be under way together: what the status says matters to nobody
+    /// before the last of them.
+    abreast: bool,
+    /// Is told of new pods that were committed.
+    made: Option<&'w (dyn Fn(Vec<Made>, Revision) + Send + Sync)>,
 }
 
 /// Where what takes a healthy pod away is entered.
@@ -189,6 +200,18 @@ impl<'w, K: Resource> Work<'w, K> {
             counts,
             books: Books::None,
             same_intent: false,
+            abreast: false,
+            made: None,
+        }
+    }
+
+    /// Commits of new pods may be under way together, so that the status tells of them at the end
+    /// alone; and `made` is told of new pods and the revision that they were put at.
+    pub(crate) fn abreast(self, made: &'w (dyn Fn(Vec<Made>, Revision) + Send + Sync)) -> Self {
+        Self {
+            abreast: true,
+            made: Some(made),
+            ..self
         }
     }
 
@@ -266,6 +289,9 @@ impl<'w, K: Resource> Work<'w, K> {
         let compares = capabilities.limits.max_compares;
         let room = (size, compares.saturating_sub(OWN_OPERATIONS));
         let mut guard = Guard::new(context.view().revision_of::<Pod>(), &capabilities);
+        if self.goes_abreast(&steps, size) {
+            return self.carry_out_abreast(&steps, room, guard).await;
+        }
         let mut done = Done::default();
         let mut lost = None;
         let mut rest = steps.as_slice();
@@ -336,9 +362,8 @@ impl<'w, K: Resource> Work<'w, K> {
     /// The steps behind `these` can be written before it is known what came of these: they are
     /// new pods on other nodes.
     fn may_be_ahead(&self, these: &[Step], behind: &[Step], most: usize) -> bool {
-        let is_new = |step: &Step| matches!(step, Step::Create { .. });
         let behind = &behind[..behind.len().min(most)];
-        if behind.is_empty() || !these.iter().chain(behind).all(is_new) {
+        if behind.is_empty() || !these.iter().chain(behind).all(Step::is_new) {
             return false;
         }
         let nodes: HashSet<&str> = these.iter().map(Step::touches).collect();
@@ -347,14 +372,22 @@ impl<'w, K: Resource> Work<'w, K> {
 
     /// What steps write, without the owner's report.
     fn draft(&self, steps: &[Step], guard: &Guard) -> Result<Draft<'w>, Unfinished> {
-        let mut changes = self.context.changes();
-        let mut notes: Vec<(&str, String)> = Vec::new();
+        let mut draft = Draft {
+            changes: self.context.changes(),
+            notes: Vec::new(),
+            made: Vec::new(),
+        };
+        let mut last = ("", None);
         for step in steps {
-            let as_seen = step.guarded().and_then(|node| guard.compare(node));
-            let (reason, what) = self.take(step, as_seen, &mut changes)?;
-            notes.push((reason, format!("{what}: {}", self.counts)));
+            let as_seen = step.guarded().and_then(|node| {
+                if node != last.0 {
+                    last = (node, guard.compare(node));
+                }
+                last.1.clone()
+            });
+            self.take(step, as_seen, &mut draft)?;
         }
-        Ok(Draft { changes, notes })
+        Ok(draft)
     }
 
     async fn commit(
@@ -369,6 +402,7 @@ impl<'w, K: Resource> Work<'w, K> {
         let Draft {
             mut changes,
             mut notes,
+            made,
         } = draft;
         steps.iter().for_each(|step| done.count(step));
         if round > 0 || self.same_intent {
@@ -376,7 +410,7 @@ impl<'w, K: Resource> Work<'w, K> {
             require_same_intent(context, &mut changes);
         }
         if round > 0 {
-            let message = format!("{} more pods after that: {}", steps.len(), self.counts);
+            let message = format!("{} more pods after that", steps.len());
             notes = vec![("Continued", message)];
         }
         match ledger {
@@ -390,29 +424,49 @@ impl<'w, K: Resource> Work<'w, K> {
             Ok(revision) => revision,
             Err(error) => return moved(error),
         };
+        self.tell_made(made, at);
         for (reason, message) in notes {
+            let message = format!("{message}: {}", self.counts);
             context.event(EventType::Normal, reason, message);
         }
         Ok(Outcome::Done(at))
     }
 
-    /// Adds a step to the changes, and says what it is.
+    fn tell_made(&self, made: Vec<Made>, at: Revision) {
+        if let Some(tell) = self.made.filter(|_| !made.is_empty()) {
+            tell(made, at);
+        }
+    }
+
+    /// Adds a step to a draft, and says what it is.
     fn take(
         &self,
         step: &Step,
         as_seen: Option<Compare>,
-        changes: &mut Changes<'_>,
-    ) -> Result<(&'static str, String), ReconcileError> {
+        draft: &mut Draft<'_>,
+    ) -> Result<(), ReconcileError> {
         let workload = self.workload;
-        match step {
+        let Draft {
+            changes,
+            notes,
+            made,
+        } = draft;
+        let note = match step {
             Step::Create { node } => {
                 let pod = workload.new_pod(node, self.context);
-                match as_seen {
-                    Some(as_seen) => drop(changes.create_in(as_seen, &pod)?),
-                    None => drop(changes.create(&pod)?),
+                let metadata = match as_seen {
+                    Some(as_seen) => changes.create_in(as_seen, &pod)?,
+                    None => changes.create(&pod)?.metadata,
+                };
+                if self.made.is_some() {
+                    made.push(Made {
+                        key: Arc::new(pod.key()?),
+                        created: created_at(&metadata),
+                        uid: metadata.uid,
+                    });
                 }
                 let name = &pod.metadata.name;
-                Ok(("Created", format!("created pod {name} on node {node}")))
+                ("Created", format!("created pod {name} on node {node}"))
             }
             Step::Delete { pod, why } => {
                 let mut options = DeleteOptions::default();
@@ -424,31 +478,33 @@ impl<'w, K: Resource> Work<'w, K> {
                 ));
                 changes.delete(&pod.key()?, &options)?;
                 let name = &pod.metadata.name;
-                Ok(("Deleted", format!("deleted pod {name}, {why}")))
+                ("Deleted", format!("deleted pod {name}, {why}"))
             }
             Step::Update { pod, .. } => {
                 as_seen.into_iter().for_each(|it| changes.require(it));
                 changes.update(&workload.brought(pod))?;
                 let name = &pod.metadata.name;
-                Ok(("Updated", format!("updated pod {name} in place")))
+                ("Updated", format!("updated pod {name} in place"))
             }
             Step::Adopt { pod } => {
                 changes.update(&workload.adopted(pod))?;
                 let name = &pod.metadata.name;
-                Ok((
+                (
                     "Adopted",
                     format!("took over pod {name}, which had no owner"),
-                ))
+                )
             }
             Step::Orphan { pod } => {
                 changes.update(&workload.orphaned(pod))?;
                 let name = &pod.metadata.name;
-                Ok((
+                (
                     "Orphaned",
                     format!("pod {name} stays and has no owner any more"),
-                ))
+                )
             }
-        }
+        };
+        notes.push(note);
+        Ok(())
     }
 }
 
@@ -457,13 +513,15 @@ struct Draft<'w> {
     changes: Changes<'w>,
     /// What is said when it happened.
     notes: Vec<(&'static str, String)>,
+    /// The new pods in it, for who is told of them.
+    made: Vec<Made>,
 }
 
 /// The next steps that fit into one commit: at most `most`, with so many compares.
 fn take_some(rest: &mut &[Step], (most, compares): (usize, usize), guard: &Guard) -> Vec<Step> {
     let mut left = compares;
     let mut nodes = HashSet::new();
-    let mut count = 0;
+    let mut count: usize = 0;
     for step in rest.iter().take(most) {
         let needed = match step {
             Step::Create { node } => {
@@ -478,6 +536,16 @@ fn take_some(rest: &mut &[Step], (most, compares): (usize, usize), guard: &Guard
         }
         left -= needed;
         count += 1;
+    }
+    // New pods of one node stay together, so that commits are about different nodes.
+    if let (Some(Step::Create { node }), Some(Step::Create { node: next })) = (
+        count.checked_sub(1).map(|last| &rest[last]),
+        rest.get(count),
+    ) && node == next
+    {
+        let is_apart = |step: &Step| !step.is_new() || step.touches() != node;
+        let whole = rest[..count].iter().rposition(is_apart);
+        count = whole.map_or(count, |last| last + 1);
     }
     // One always may: the store says if it is too much.
     let (some, others) = rest.split_at(count.max(1).min(rest.len()));

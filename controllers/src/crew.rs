@@ -4,6 +4,8 @@
 //! So as much of each pod is kept as decisions need, with sums of what they mostly ask for: how
 //! many are ready, and of which template. Specs that many pods have in common are kept once.
 
+mod expected;
+
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
@@ -13,8 +15,11 @@ use std::sync::{Arc, OnceLock};
 
 use platctrl_framework::cache::{Tally, View};
 use platctrl_framework::model::{ConditionStatus, Digest, Object, ObjectKey, Resource, Uid};
+use platctrl_framework::store::Revision;
 use platctrl_kinds::{Pod, PodPhase, PodSpec, condition};
 
+use self::expected::Expected;
+pub(crate) use self::expected::Made;
 use crate::nodes::Names;
 use crate::placement::PodNeeds;
 use crate::template::{created, is_ready, is_same_elsewhere};
@@ -119,6 +124,13 @@ impl Brief {
         })
     }
 
+    fn place(&self) -> Place {
+        Place {
+            ready: self.ready,
+            key: self.key.clone(),
+        }
+    }
+
     fn is_singleton(&self) -> bool {
         self.shape.spec.singleton
     }
@@ -178,12 +190,15 @@ const RECENT: usize = 8;
 pub(crate) struct Crew {
     /// By path: in the order of nodes.
     pods: BTreeMap<ByPath, Brief>,
-    by_uid: HashMap<Uid, Arc<ObjectKey>>,
+    /// Once somebody asked.
+    by_uid: OnceLock<HashMap<Uid, Arc<ObjectKey>>>,
     /// By the address of the shape.
     alike: HashMap<usize, Alike>,
     recent: VecDeque<Arc<Shape>>,
-    /// Those that are not on their way out, in the order in which they are taken away.
-    order: BTreeSet<Place>,
+    /// Those that are not on their way out, in the order in which they are taken away, once
+    /// somebody asked.
+    order: OnceLock<BTreeSet<Place>>,
+    live: usize,
     /// Those that ask for a restart.
     asking: BTreeSet<ByPath>,
     /// Those that are on their way out and may still run.
@@ -247,7 +262,7 @@ impl Crew {
 
     /// The pods that are not on their way out.
     pub(crate) fn live(&self) -> usize {
-        self.order.len()
+        self.live
     }
 
     /// Those of them that are ready.
@@ -275,7 +290,11 @@ impl Crew {
     }
 
     pub(crate) fn get(&self, uid: &Uid) -> Option<&Brief> {
-        self.pods.get(self.by_uid.get(uid)?.path())
+        let by_uid = self.by_uid.get_or_init(|| {
+            let pods = self.pods.values();
+            pods.map(|pod| (pod.uid.clone(), pod.key.clone())).collect()
+        });
+        self.pods.get(by_uid.get(uid)?.path())
     }
 
     pub(crate) fn at(&self, path: &str) -> Option<&Brief> {
@@ -308,14 +327,26 @@ impl Crew {
 
     /// Those that are not on their way out: those that are not ready first, then by name.
     pub(crate) fn in_order(&self) -> impl Iterator<Item = &Brief> {
-        let pods = self.order.iter();
+        let order = self.order.get_or_init(|| {
+            let pods = self.pods.values().filter(|pod| !pod.leaving);
+            pods.map(Brief::place).collect()
+        });
+        let pods = order.iter();
         pods.filter_map(|place| self.pods.get(place.key.path()))
     }
 
     fn put(&mut self, key: &Arc<ObjectKey>, pod: Option<&Object<Pod>>) {
+        match pod {
+            Some(pod) => {
+                let shape = self.shape_of(pod);
+                self.insert(key, Brief::of(key, pod, shape));
+            }
+            None => self.take_out(key),
+        }
+    }
+
+    fn insert(&mut self, key: &Arc<ObjectKey>, brief: Brief) {
         self.take_out(key);
-        let Some(pod) = pod else { return };
-        let brief = Brief::of(key, pod, self.shape_of(pod));
         let path = ByPath(key.clone());
         let alike = self.alike.entry(address(&brief.shape));
         let alike = alike.or_insert_with(|| Alike {
@@ -329,10 +360,10 @@ impl Crew {
             alike.live += 1;
             alike.ready += u32::from(brief.ready);
             self.ready += u32::from(brief.ready);
-            self.order.insert(Place {
-                ready: brief.ready,
-                key: key.clone(),
-            });
+            self.live += 1;
+            if let Some(order) = self.order.get_mut() {
+                order.insert(brief.place());
+            }
         }
         if brief.request.is_some() {
             self.asking.insert(path.clone());
@@ -345,7 +376,9 @@ impl Crew {
         }
         self.singletons += u32::from(brief.is_singleton());
         self.failed += u32::from(brief.failed);
-        self.by_uid.insert(brief.uid.clone(), key.clone());
+        if let Some(by_uid) = self.by_uid.get_mut() {
+            by_uid.insert(brief.uid.clone(), key.clone());
+        }
         self.pods.insert(path, brief);
     }
 
@@ -367,10 +400,10 @@ impl Crew {
         }
         if !brief.leaving {
             self.ready -= u32::from(brief.ready);
-            self.order.remove(&Place {
-                ready: brief.ready,
-                key: brief.key.clone(),
-            });
+            self.live -= 1;
+            if let Some(order) = self.order.get_mut() {
+                order.remove(&brief.place());
+            }
         }
         self.asking.remove(path);
         self.ending.remove(path);
@@ -378,13 +411,30 @@ impl Crew {
         self.singletons -= u32::from(brief.is_singleton());
         self.failed -= u32::from(brief.failed);
         // Its uid may be another key's by now.
-        if (self.by_uid.get(&brief.uid)).is_some_and(|other| other.path() == path) {
-            self.by_uid.remove(&brief.uid);
+        if let Some(by_uid) = self.by_uid.get_mut()
+            && (by_uid.get(&brief.uid)).is_some_and(|other| other.path() == path)
+        {
+            by_uid.remove(&brief.uid);
         }
     }
 
     fn shape_of(&mut self, pod: &Object<Pod>) -> Arc<Shape> {
-        match self.recent.iter().position(|shape| shape.is_of(pod)) {
+        let make = || Arc::new(Shape::of(pod));
+        self.shape_like(|shape| shape.is_of(pod), make)
+    }
+
+    /// The shape that is kept for all pods that are like this.
+    fn kept_shape(&mut self, like: &Arc<Shape>) -> Arc<Shape> {
+        let is_same = |shape: &Arc<Shape>| Arc::ptr_eq(shape, like) || shape == like;
+        self.shape_like(is_same, || like.clone())
+    }
+
+    fn shape_like(
+        &mut self,
+        is_it: impl Fn(&Arc<Shape>) -> bool,
+        make: impl FnOnce() -> Arc<Shape>,
+    ) -> Arc<Shape> {
+        match self.recent.iter().position(is_it) {
             Some(0) => {}
             Some(at) => {
                 let found = self.recent.remove(at);
@@ -392,7 +442,7 @@ impl Crew {
             }
             None => {
                 self.recent.truncate(RECENT - 1);
-                self.recent.push_front(Arc::new(Shape::of(pod)));
+                self.recent.push_front(make());
             }
         }
         self.recent[0].clone()
@@ -403,6 +453,7 @@ impl Crew {
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
     crew: Arc<Crew>,
+    expected: Expected,
     news: News,
     astray: Astray,
 }
@@ -427,10 +478,32 @@ struct Astray {
 
 impl Tally<Pod> for Kept {
     fn put(&mut self, key: &Arc<ObjectKey>, pod: Option<&Object<Pod>>) {
+        // What was expected of it is not so.
+        self.expected.forget(key);
         // A copy is made only while a run works on the one before.
+        Arc::make_mut(&mut self.crew).put(key, pod);
+        self.is_news(key);
+    }
+
+    fn put_known(&mut self, key: &Arc<ObjectKey>, put: Revision) -> bool {
+        let Some(made) = self.expected.take(key, put) else {
+            return false;
+        };
         let crew = Arc::make_mut(&mut self.crew);
-        crew.put(key, pod);
-        let there = crew.len();
+        let shape = crew.kept_shape(made.shape());
+        crew.insert(key, made.into_brief(key, shape));
+        self.is_news(key);
+        true
+    }
+
+    fn is_empty(&self) -> bool {
+        self.crew.len() == 0 && self.expected.is_empty()
+    }
+}
+
+impl Kept {
+    fn is_news(&mut self, key: &Arc<ObjectKey>) {
+        let there = self.crew.len();
         if let News::Of(paths) = &mut self.news {
             if paths.len() > there + 64 {
                 self.news = News::All;
@@ -440,12 +513,18 @@ impl Tally<Pod> for Kept {
         }
     }
 
-    fn is_empty(&self) -> bool {
-        self.crew.len() == 0
+    /// Pods that were made at this revision, all of one shape. They need not be read again when a
+    /// view shows them so. `seen` is what the views that were looked at show.
+    pub(crate) fn expect(
+        &mut self,
+        made: Vec<Made>,
+        shape: &Arc<Shape>,
+        put: Revision,
+        seen: Revision,
+    ) {
+        self.expected.add(made, shape, put, seen);
     }
-}
 
-impl Kept {
     pub(crate) fn crew(&self) -> &Arc<Crew> {
         &self.crew
     }
@@ -467,7 +546,7 @@ impl Kept {
                 for key in paths {
                     if self.crew.at(key.path()).is_some_and(strays) {
                         astray.pods.insert(ByPath(key));
-                    } else {
+                    } else if !astray.pods.is_empty() {
                         astray.pods.remove(key.path());
                     }
                 }

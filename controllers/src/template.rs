@@ -64,6 +64,21 @@ impl Workload {
         }
     }
 
+    /// What its pods have in common.
+    pub(crate) fn shape(&self) -> Shape {
+        let PodTemplate { metadata, spec } = &self.template;
+        Shape {
+            namespace: self.metadata.namespace.clone(),
+            labels: metadata.labels.clone(),
+            annotations: metadata.annotations.clone(),
+            spec: PodSpec {
+                node_name: None,
+                app: Some(self.app().to_owned()),
+                ..spec.clone()
+            },
+        }
+    }
+
     pub(crate) fn app(&self) -> &str {
         let app = self.template.spec.app.as_deref();
         app.unwrap_or(&self.metadata.name)

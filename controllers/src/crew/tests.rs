@@ -129,11 +129,11 @@ proptest! {
     }
 
     #[test]
-    fn where_sums_say_that_nothing_is_to_be_done_a_look_at_each_pod_says_so_too(
+    fn what_sums_say_that_is_to_be_done_a_look_at_each_pod_says_too(
         pods in proptest::collection::vec((0u8..4, 0u8..9, like()), 0..7),
         replicas in 0u32..7, dynamic: bool, disabled: bool, claimed: bool,
     ) {
-        use crate::placement::{Fleet, FleetNode, NodeState, Request, Spread};
+        use crate::placement::{Fleet, FleetNode, NodeState, Placement, Request, Spread};
 
         let mut kept = Kept::default();
         for (node, name, like) in &pods {
@@ -188,5 +188,104 @@ proptest! {
         if let Some(rests) = rc::at_rest(&sums, replicas) {
             prop_assert_eq!(rests, rc::plan(&observed, &Spread));
         }
+        let place = |count| Spread.place(&observed.fleet, &observed.request, count);
+        if let Some(grown) = rc::grow(&sums, replicas, place).filter(|_| !disabled) {
+            prop_assert_eq!(grown, rc::plan(&observed, &Spread));
+        }
     }
+}
+
+/// A new pod as it is found in the store, with its owner.
+fn new_pod(name: u8) -> (Arc<ObjectKey>, Object<Pod>, Arc<Shape>) {
+    let owner: Object<platctrl_kinds::ReplicationController> = Object::new(
+        platctrl_framework::model::Metadata {
+            namespace: Some("default".into()),
+            uid: "owner".into(),
+            ..platctrl_framework::model::Metadata::named("web")
+        },
+        serde_json::from_value(json!({
+            "replicas": 1, "nodeSelector": "*",
+            "template": {
+                "metadata": { "labels": { "a": "b" }, "annotations": { "c": "d" } },
+                "spec": {
+                    "launchables": { "web": { "location": "artifact:one", "env": { "A": "ü\n" },
+                        "resources": { "cpu": "500m", "memory": "256Mi" } } },
+                    "ports": { "http": { "port": 8080 } },
+                    "config": { "greeting": [1, 2.5, null, { "x": true }] },
+                    "terminationGracePeriod": "30s",
+                },
+            },
+        }))
+        .unwrap(),
+    );
+    let workload = crate::template::Workload::of(&owner, &owner.spec.template);
+    let key = key(1, name);
+    let metadata = platctrl_framework::model::Metadata {
+        namespace: Some("default".into()),
+        uid: format!("u{name}").into(),
+        generation: 1,
+        creation_timestamp: Some("2026-01-01T00:00:00.123456789Z".parse().unwrap()),
+        labels: owner.spec.template.metadata.labels.clone(),
+        annotations: owner.spec.template.metadata.annotations.clone(),
+        owner_references: vec![owner.owner_reference()],
+        ..platctrl_framework::model::Metadata::named(key.name())
+    };
+    let pod: Object<Pod> = Object::new(metadata, workload.spec("n1"));
+    let stored = serde_json::to_vec(&pod.to_raw().unwrap()).unwrap();
+    let read: platctrl_framework::model::RawObject = serde_json::from_slice(&stored).unwrap();
+    (key, read.typed().unwrap(), Arc::new(workload.shape()))
+}
+
+fn made(key: &Arc<ObjectKey>, pod: &Object<Pod>) -> Made {
+    Made {
+        key: key.clone(),
+        uid: pod.metadata.uid.clone(),
+        created: created(pod),
+    }
+}
+
+fn at(revision: u64) -> Revision {
+    Revision::new(0, revision)
+}
+
+#[test]
+fn what_is_known_of_a_new_pod_is_what_reading_it_says() {
+    let (key, pod, shape) = new_pod(1);
+    let mut read = Kept::default();
+    read.put(&key, Some(&pod));
+    let mut told = Kept::default();
+    told.expect(vec![made(&key, &pod)], &shape, at(7), at(3));
+    assert!(!told.is_empty());
+    assert!(told.put_known(&key, at(7)));
+    let all = |kept: &Kept| {
+        let crew = kept.crew();
+        let alike: Vec<_> = crew.alike().cloned().collect();
+        format!("{:?} {alike:?}", crew.pods().collect::<Vec<_>>())
+    };
+    assert_eq!(all(&told), all(&read));
+    assert_counted(told.crew());
+    // Pods of one shape are alike, whether they were read or not.
+    let (other, pod, _) = new_pod(2);
+    told.put(&other, Some(&pod));
+    assert_eq!(told.crew().alike().count(), 1);
+    assert_counted(told.crew());
+    // Each is taken in once.
+    assert!(!told.put_known(&key, at(7)));
+}
+
+#[test]
+fn a_pod_that_is_not_as_it_was_made_is_read() {
+    let pods: Vec<_> = (1..5).map(new_pod).collect();
+    let shape = &pods[0].2;
+    let mut kept = Kept::default();
+    let all = pods.iter().map(|(key, pod, _)| made(key, pod)).collect();
+    kept.expect(all, shape, at(7), at(3));
+    assert!(!kept.put_known(&pods[0].0, at(8)), "changed since");
+    assert!(!kept.put_known(&pods[0].0, at(7)), "that was newer");
+    kept.put(&pods[1].0, None);
+    assert!(!kept.put_known(&pods[1].0, at(7)), "gone meanwhile");
+    kept.expect(Vec::new(), shape, at(9), at(6));
+    assert!(kept.put_known(&pods[2].0, at(7)), "no view had to show it");
+    kept.expect(Vec::new(), shape, at(10), at(7));
+    assert!(!kept.put_known(&pods[3].0, at(7)), "a view had to show it");
 }

@@ -28,6 +28,8 @@ struct Books {
     shared: HashMap<PodNeedsKey, Arc<PodNeeds>>,
     /// What the last pod needed: the next one is mostly made of the same template.
     last: Option<Arc<PodNeeds>>,
+    /// What pods need that were put at these revisions, and that no view has shown yet.
+    expected: HashMap<Box<str>, Entry>,
     /// From so many on, those that no pod has are dropped.
     sweep_at: usize,
     /// The newest fleet, and the view that it is of.
@@ -76,6 +78,24 @@ impl Accounts {
         fleet
     }
 
+    /// Pods that were put at this revision, and what each of them needs: it need not be read from
+    /// them when a view shows them so.
+    pub(crate) fn expect<'k>(
+        &self,
+        pods: impl IntoIterator<Item = &'k ObjectKey>,
+        put: Revision,
+        needs: &PodNeeds,
+    ) {
+        let mut books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
+        let needs = books.shared(needs.clone());
+        let pods = pods.into_iter().map(|key| {
+            let needs = needs.clone();
+            let modified = put;
+            (key.path().into(), Entry { modified, needs })
+        });
+        books.expected.extend(pods);
+    }
+
     /// For who needs no fleet now: lets go of a view that is much older than this one.
     pub(crate) fn pass(&self, view: &View) {
         let books = self.books.lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,6 +139,7 @@ impl Books {
     fn brought(&mut self, mut fleet: Arc<Fleet>, earlier: &View, view: &View) -> Arc<Fleet> {
         let nodes = view.changed_since::<Node>(earlier).into_iter();
         let mut changed: BTreeSet<String> = nodes.map(|key| key.name().to_owned()).collect();
+        let mut last = String::new();
         for pod in view.changed_since::<Pod>(earlier) {
             match view.record(&pod, Tree::Intent) {
                 Some((_, modified)) => {
@@ -132,9 +153,14 @@ impl Books {
                     self.pods.remove(pod.path());
                 }
             }
-            changed.extend(pod.node().map(str::to_owned));
+            // Those of one node come one after the other.
+            if let Some(node) = pod.node().filter(|node| *node != last) {
+                changed.insert(node.to_owned());
+                node.clone_into(&mut last);
+            }
         }
         if changed.is_empty() {
+            self.forget_expected(view);
             return fleet;
         }
         let of_now = Arc::make_mut(&mut fleet);
@@ -151,7 +177,16 @@ impl Books {
                 }
             }
         }
+        self.forget_expected(view);
         fleet
+    }
+
+    /// What a view had to show and did not was gone before.
+    fn forget_expected(&mut self, view: &View) {
+        if !self.expected.is_empty() {
+            let seen = view.revision_of::<Pod>();
+            self.expected.retain(|_, entry| entry.modified > seen);
+        }
     }
 
     fn needs(&mut self, key: &ObjectKey, modified: Revision, value: &[u8]) -> Arc<PodNeeds> {
@@ -159,12 +194,29 @@ impl Books {
         if let Some(known) = known.filter(|known| known.modified == modified) {
             return known.needs.clone();
         }
+        let expected = self.expected.remove(key.path());
+        if let Some(entry) = expected.filter(|entry| entry.modified == modified) {
+            let needs = entry.needs.clone();
+            self.pods.insert(key.path().into(), entry);
+            return needs;
+        }
         let namespace = key.namespace().unwrap_or_default();
         let needs = match (serde_json::from_slice::<Light>(value), known) {
             (Ok(light), _) => PodNeeds::of(namespace, key.name(), &light.spec),
             (Err(_), Some(known)) => (*known.needs).clone(),
             (Err(_), None) => PodNeeds::of(namespace, key.name(), &PodSpec::default()),
         };
+        let needs = self.shared(needs);
+        let entry = Entry {
+            modified,
+            needs: needs.clone(),
+        };
+        self.pods.insert(key.path().into(), entry);
+        needs
+    }
+
+    /// The one copy of needs that many pods have in common.
+    fn shared(&mut self, needs: PodNeeds) -> Arc<PodNeeds> {
         if self.shared.len() >= self.sweep_at.max(FEW) {
             self.shared.retain(|_, needs| Arc::strong_count(needs) > 1);
             self.sweep_at = self.shared.len() * 2;
@@ -178,11 +230,6 @@ impl Books {
                 .clone(),
         };
         self.last = Some(needs.clone());
-        let entry = Entry {
-            modified,
-            needs: needs.clone(),
-        };
-        self.pods.insert(key.path().into(), entry);
         needs
     }
 }

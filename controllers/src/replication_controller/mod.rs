@@ -10,27 +10,29 @@ mod plan;
 mod report;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use platctrl_framework::cache::{Owners, View};
 use platctrl_framework::controller::{Action, Context, Controller, ReconcileError};
 use platctrl_framework::model::{Object, Resource, Selector, Uid};
+use platctrl_framework::store::Revision;
 use platctrl_kinds::{
     DisruptionBudget, Node, Pod, PodSpec, ReplicationController, RollingUpdate, Span, Strategy,
 };
 
 pub use plan::{
-    Astray, Budget, Observed, Plan, PodFacts, Shortage, Sums, Victim, Wait, astray, at_rest, plan,
+    Astray, Budget, Observed, Plan, PodFacts, Shortage, Sums, Victim, Wait, astray, at_rest, grow,
+    plan,
 };
 
 use crate::carry_out::{Done, Step, Work};
-use crate::crew::{Brief, Crew, Kept};
+use crate::crew::{Brief, Crew, Kept, Made, Shape};
 use crate::end::ended_with_owner;
 use crate::grants;
 use crate::ledger::{self, Ledger, LedgerError};
 use crate::nodes::Nodes;
-use crate::placement::{Accounts, NodeState, Placement, Request, Spread};
+use crate::placement::{Accounts, Fleet, NodeState, Placement, PodNeeds, Request, Spread};
 use crate::template::{Workload, adopter};
 
 type RunResult = Result<Action, ReconcileError>;
@@ -135,6 +137,25 @@ impl Memory {
         self.pods.of(view, owner, |kept| kept.crew().clone())
     }
 
+    /// Takes in new pods that no view shows yet.
+    fn expect(
+        &self,
+        owner: &Object<ReplicationController>,
+        view: &View,
+        made: Vec<Made>,
+        put: Revision,
+        shape: &Arc<Shape>,
+    ) {
+        let namespace = shape.namespace.as_deref().unwrap_or_default();
+        let needs = PodNeeds::of(namespace, &owner.metadata.name, &shape.spec);
+        let keys = made.iter().map(|made| &*made.key);
+        self.accounts.expect(keys, put, &needs);
+        let seen = view.revision_of::<Pod>();
+        (self.pods).tell(&owner.metadata.uid, |kept| {
+            kept.expect(made, shape, put, seen);
+        });
+    }
+
     fn ledger(
         &self,
         view: &View,
@@ -214,21 +235,7 @@ fn observe(
     // What takes nothing away needs no ledger.
     let takes_away = crew.live() > owner.spec.replicas as usize || !all_current || moves;
     let ledger = takes_away.then(|| memory.ledger(view, owner));
-    let request = Request {
-        needs,
-        per_node: owner.spec.max_per_node,
-        own: on_each_node(&facts),
-        spread_over: owner.spec.spread_over.clone(),
-        ..Request::new(workload.path(), selector)
-    };
     let observed = Observed {
-        request,
-        fleet,
-        replicas: owner.spec.replicas,
-        strategy: owner.spec.strategy,
-        // How many pods there are, and which go, is the roll's to say.
-        claimed: owner.spec.claimed_by.is_some(),
-        disabled: owner.spec.disabled,
         pods: facts,
         orphans: (orphans.iter())
             .map(|pod| pod.metadata.name.clone())
@@ -239,26 +246,96 @@ fn observe(
                 open: ledger.account().going(),
                 by: ledger.floor().budget.clone(),
             },
-            // Nothing healthy is taken away.
-            None | Some(Err(_)) => Budget {
-                floor: u32::MAX,
-                ..Budget::default()
-            },
+            None | Some(Err(_)) => nothing_goes(),
         },
+        ..without_pods(owner, request_of(owner, workload, selector, &crew), fleet)
     };
     Seen { observed, ledger }
 }
 
-/// How many pods each node has. Those of one node mostly come one after the other.
-fn on_each_node(pods: &[PodFacts]) -> BTreeMap<String, u32> {
-    let mut counts = BTreeMap::new();
-    for some in pods.chunk_by(|one, other| one.node == other.node) {
-        if let Some(first) = some.first() {
-            let count = u32::try_from(some.len()).unwrap_or(u32::MAX);
-            *counts.entry(first.node.clone()).or_default() += count;
+/// Nothing healthy is taken away.
+fn nothing_goes() -> Budget {
+    Budget {
+        floor: u32::MAX,
+        ..Budget::default()
+    }
+}
+
+/// What is observed besides the pods.
+fn without_pods(
+    owner: &Object<ReplicationController>,
+    request: Request,
+    fleet: Arc<Fleet>,
+) -> Observed {
+    Observed {
+        request,
+        fleet,
+        replicas: owner.spec.replicas,
+        strategy: owner.spec.strategy,
+        // How many pods there are, and which go, is the roll's to say.
+        claimed: owner.spec.claimed_by.is_some(),
+        disabled: owner.spec.disabled,
+        pods: Vec::new(),
+        orphans: Vec::new(),
+        budget: nothing_goes(),
+    }
+}
+
+fn request_of(
+    owner: &Object<ReplicationController>,
+    workload: &Workload,
+    selector: Selector,
+    crew: &Crew,
+) -> Request {
+    Request {
+        needs: workload.needs(),
+        per_node: owner.spec.max_per_node,
+        own: on_each_node(crew),
+        spread_over: owner.spec.spread_over.clone(),
+        ..Request::new(workload.path(), selector)
+    }
+}
+
+/// How many pods each node has. Those of one node come one after the other.
+fn on_each_node(crew: &Crew) -> BTreeMap<String, u32> {
+    let mut counts = Vec::<(&str, u32)>::new();
+    for node in crew.pods().map(Brief::node) {
+        match counts.last_mut() {
+            Some((last, count)) if *last == node => *count += 1,
+            _ => counts.push((node, 1)),
         }
     }
+    let counts = counts.into_iter();
     counts
+        .map(|(node, count)| (node.to_owned(), count))
+        .collect()
+}
+
+/// The plan where pods are missing and nothing else is to be done, made without a look at each of
+/// those that are there.
+fn grown(
+    owner: &Object<ReplicationController>,
+    workload: &Workload,
+    selector: &Selector,
+    sums: &Sums,
+    view: &View,
+    memory: &Memory,
+    placement: &dyn Placement,
+) -> Option<(Seen, Plan)> {
+    let mut observed = None;
+    let plan = plan::grow(sums, owner.spec.replicas, |count| {
+        let crew = memory.crew(view, &owner.metadata.uid);
+        let request = request_of(owner, workload, selector.clone(), &crew);
+        let fleet = memory.accounts.fleet(view);
+        let chosen = placement.place(&fleet, &request, count);
+        observed = Some(without_pods(owner, request, fleet));
+        chosen
+    })?;
+    let seen = Seen {
+        observed: observed?,
+        ledger: None,
+    };
+    Some((seen, plan))
 }
 
 async fn reconcile(
@@ -292,9 +369,26 @@ async fn reconcile(
             (plan, Vec::new(), news, None)
         }
         None => {
-            let Seen { observed, ledger } =
-                observe(&owner, &workload, selector, &orphans, view, &memory);
-            let plan = plan(&observed, &*placement);
+            let grown = (by_sums && !owner.spec.disabled).then(|| {
+                grown(
+                    &owner,
+                    &workload,
+                    &selector,
+                    &sums,
+                    view,
+                    &memory,
+                    &*placement,
+                )
+            });
+            let (seen, plan) = match grown.flatten() {
+                Some(grown) => grown,
+                None => {
+                    let seen = observe(&owner, &workload, selector, &orphans, view, &memory);
+                    let plan = plan(&seen.observed, &*placement);
+                    (seen, plan)
+                }
+            };
+            let Seen { observed, ledger } = seen;
             let no_nodes = observed.fleet.nodes().is_empty();
             let news = report::News::of(&owner, &plan, Some(&observed), no_nodes);
             let pods = pods_of(&plan, &owner, view, &memory, &orphans);
@@ -313,8 +407,14 @@ async fn reconcile(
     };
     let status =
         |done: Done| report::status(&owner, &plan, &news, &context, done, unusable.clone());
+    let shape = OnceLock::new();
+    let made = |made: Vec<Made>, put: Revision| {
+        let shape = shape.get_or_init(|| Arc::new(workload.shape()));
+        memory.expect(&owner, view, made, put, shape);
+    };
     let work = Work::<ReplicationController>::new(&context, &workload, &status, &counts)
-        .with_ledger(ledger);
+        .with_ledger(ledger)
+        .abreast(&made);
     let carried = match work.carry_out(steps).await {
         Ok(carried) => carried,
         Err(unfinished) => {

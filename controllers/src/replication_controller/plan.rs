@@ -266,6 +266,16 @@ impl Plan {
     pub fn steps(&self) -> usize {
         self.adopt.len() + self.create.len() + self.delete.len() + self.update.len()
     }
+
+    /// So many new pods, as far as there is a place for them.
+    fn make_new(&mut self, wanted: u32, place: impl FnOnce(u32) -> Vec<String>) {
+        let now = wanted.min(MOST_NEW);
+        self.create = place(now);
+        let placed = number(self.create.len());
+        if placed < now {
+            self.unplaced = wanted - placed;
+        }
+    }
 }
 
 /// New pods that one plan is about: more than a run makes of it.
@@ -375,13 +385,8 @@ pub fn plan(observed: &Observed, placement: &dyn Placement) -> Plan {
     let there = count.saturating_add(number(ending.len()));
     let mut kept = live;
     if there < observed.replicas {
-        let wanted = observed.replicas - there;
-        let now = wanted.min(MOST_NEW);
-        plan.create = placement.place(&observed.fleet, &observed.request, now);
-        let placed = number(plan.create.len());
-        if placed < now {
-            plan.unplaced = wanted - placed;
-        }
+        let place = |count| placement.place(&observed.fleet, &observed.request, count);
+        plan.make_new(observed.replicas - there, place);
     } else if count > observed.replicas {
         take_away(observed, &mut plan, &mut kept, (&strays, &movable), moves);
     } else if let Some(pod) = ending.first() {
@@ -436,6 +441,27 @@ pub(super) fn node_by_node(chosen: &[String]) -> Vec<String> {
     let mut sorted = chosen.to_vec();
     sorted.sort_by_key(|node| turns.get(node.as_str()).copied());
     sorted
+}
+
+/// What [`plan`] says where pods are missing and nothing else is to be done, as far as sums can
+/// tell: each that is there is of the present template and where it may be. `place` chooses nodes
+/// for so many new ones. None: it has to be asked. For a controller that is not disabled, of whose
+/// name no orphans are, and whose pods run beside no others.
+#[must_use]
+pub fn grow(sums: &Sums, replicas: u32, place: impl FnOnce(u32) -> Vec<String>) -> Option<Plan> {
+    let wanted = replicas
+        .checked_sub(sums.live)
+        .filter(|&wanted| wanted > 0)?;
+    if sums.current != sums.live || sums.astray > 0 || sums.ending {
+        return None;
+    }
+    let mut plan = Plan {
+        live: sums.live,
+        ready: sums.ready,
+        ..Plan::default()
+    };
+    plan.make_new(wanted, place);
+    Some(plan)
 }
 
 type Strays = BTreeMap<String, Astray>;

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod abreast;
 mod bad_input;
 mod bites;
 mod cells;
