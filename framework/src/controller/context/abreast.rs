@@ -9,7 +9,7 @@
 //! What a run does not come to say, the next one does: it finds in the report that commits were
 //! under way, of which one may still happen after the view that it decided on. Instead of its own
 //! first commit it rewrites the report, after which none of them can happen, and the key runs
-//! again on a view that shows this. See `docs/decisions/0035`.
+//! again on a view that shows this. See `docs/decisions/0036`.
 
 use std::sync::atomic::Ordering;
 
