@@ -163,7 +163,8 @@ pub(super) async fn nobody_makes_more(
             }
             _ => {
                 let page = world.store.dump().into_iter();
-                let mut page = page.filter(|record| record.key.as_str().contains("/pages/"));
+                let mut page =
+                    page.filter(|record| record.key.as_str().contains("/pages/default/"));
                 if let Some(page) = page.nth(random((SITES * pages) as u64) as usize) {
                     drop(
                         world

@@ -48,7 +48,7 @@ async fn a_page_that_vanishes_is_made_again() {
     let page = world.store.dump();
     let page = page
         .iter()
-        .find(|record| record.key.as_str().contains("/pages/"))
+        .find(|record| record.key.as_str().contains("/pages/default/"))
         .unwrap();
     let before = world.store.revision();
     world
