@@ -151,7 +151,8 @@ impl Prober {
     ) {
         let begun = self.environment.monotonic();
         loop {
-            let outcome = self.probe(check, target).await;
+            // Large, and not there while the check waits for its next turn.
+            let outcome = Box::pin(self.probe(check, target)).await;
             let age = self.environment.monotonic().saturating_sub(begun);
             let verdict = counter.count(age, outcome);
             let now = self.environment.now();

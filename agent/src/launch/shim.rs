@@ -237,7 +237,7 @@ async fn follow(dir: &Path, after_exit: u64, to: &mpsc::Sender<UnitEvent>) -> io
         Ok((lines, writer))
     };
     let begun = tokio::select! {
-        begun = tokio::time::timeout(ANSWER, begun) => begun,
+        begun = tokio::time::timeout(ANSWER, Box::pin(begun)) => begun,
         () = to.closed() => return Ok(()),
     };
     // The shim takes a half-closed connection for one that is gone.
