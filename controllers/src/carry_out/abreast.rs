@@ -6,6 +6,7 @@
 //! at most once, and none when the next run decides, is [`Abreast`]'s doing.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -13,7 +14,7 @@ use platctrl_framework::controller::{Abreast, ReconcileError};
 use platctrl_framework::model::{EventType, Resource};
 
 use super::{
-    Carried, Done, Draft, Outcome, PLAN_LASTS, ROUNDS, Step, Unfinished, Work, conflict, moved,
+    Carried, Done, Draft, Outcome, ROUNDS, Step, Unfinished, Work, conflict, moved,
     require_same_intent, take_some,
 };
 use crate::placement::Guard;
@@ -22,6 +23,9 @@ use crate::placement::Guard;
 const AT_ONCE: usize = 8;
 /// Commits from which on it is worth it: one before these, and one behind them.
 const FROM: usize = 4;
+/// How long a plan is carried out. Longer than where commits follow one another: all that is
+/// decided is that there are more pods, and a run that goes on takes in all of those first.
+const LASTS: Duration = Duration::from_secs(5);
 
 /// New pods whose commit was answered.
 struct Answer {
@@ -46,7 +50,7 @@ impl<K: Resource> Work<'_, K> {
     ) -> Result<Carried, Unfinished> {
         let context = self.context;
         let clock = context.environment();
-        let until = clock.monotonic() + PLAN_LASTS;
+        let until = clock.monotonic() + LASTS;
         let mut rest = steps;
         let mut done = Done::default();
         let mut lost = false;

@@ -279,7 +279,7 @@ impl Plan {
 }
 
 /// New pods that one plan is about: more than a run makes of it.
-const MOST_NEW: u32 = 65_536;
+const MOST_NEW: u32 = 131_072;
 
 /// Why a pod on this node is not where it should be.
 #[must_use]
