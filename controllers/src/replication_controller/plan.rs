@@ -278,7 +278,7 @@ impl Plan {
     }
 }
 
-/// New pods that one plan is about: more than a run makes of it.
+/// New pods that one plan is about: about as many as one run makes of it. The next one goes on.
 const MOST_NEW: u32 = 131_072;
 
 /// Why a pod on this node is not where it should be.
