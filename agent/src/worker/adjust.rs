@@ -5,6 +5,7 @@ use platctrl_framework::model::EventType;
 
 use super::prepare;
 use super::steps::Outcome;
+use super::trouble::blocking;
 use super::{Pod, Progress};
 use crate::plan::{Order, Step};
 use crate::report::Trouble;
@@ -38,7 +39,7 @@ impl Pod {
             return Err(trouble);
         }
         let what = self.configure_of(&new);
-        prepare::blocking(move || prepare::configure(&what)).await?;
+        blocking(Step::Configure, move || prepare::configure(&what)).await?;
         self.record.current = Some(new);
         self.save(Step::Adjust).await?;
         let message = format!(
@@ -55,11 +56,9 @@ impl Pod {
                 continue;
             };
             let group = self.host.group(&self.name, program, &launchable.resources);
-            let group = group.map_err(|error| Trouble {
-                step: Step::Adjust,
-                reason: "LimitRefused".into(),
-                message: format!("{program}: {error}; the limits before stay in force"),
-                permanent: false,
+            let group = group.map_err(|error| {
+                let message = format!("{program}: {error}; the limits before stay in force");
+                Trouble::passing(Step::Adjust, "LimitRefused", message)
             })?;
             if !group.unenforced.is_empty() {
                 let message = format!("{program}: {}", group.unenforced.join("; "));

@@ -6,7 +6,7 @@ use std::time::Duration;
 use platctrl_framework::model::{EventType, Uid};
 
 use super::lane::Finding;
-use super::prepare::waiting;
+use super::trouble::waiting;
 use crate::authority::Deployment;
 use crate::hooks::{self, HookEvent, Subject};
 use crate::host::Host;
@@ -47,7 +47,10 @@ impl Sender {
     pub(super) async fn authorise(self, desired: Desired, tell_hooks: bool) -> Done {
         let denied = {
             let (host, name, desired) = (self.host.clone(), self.name.clone(), desired.clone());
-            waiting(move || Ok(check(&host, &name, &desired).err())).await?
+            waiting(Step::Authorise, move || {
+                Ok(check(&host, &name, &desired).err())
+            })
+            .await?
         };
         let Some(denied) = denied else {
             return Ok(Finding::Nothing);
@@ -83,12 +86,7 @@ impl Sender {
             self.event(event_type, reason, outcome.message());
         };
         let called = hooks::call(host, event, &subject, tell).await;
-        called.map_err(|blocked| Trouble {
-            step,
-            reason: blocked.reason.into(),
-            message: blocked.message,
-            permanent: false,
-        })
+        called.map_err(|blocked| Trouble::passing(step, blocked.reason, blocked.message))
     }
 
     /// Runs one of a version's scripts in each of its artifacts that has it.
@@ -119,11 +117,8 @@ impl Sender {
         launchable: &str,
         script: &'static str,
     ) -> Result<(), Trouble> {
-        let trouble = |reason: &str, problem: String| Trouble {
-            step,
-            reason: reason.into(),
-            message: format!("{script} of {launchable}: {problem}"),
-            permanent: false,
+        let trouble = |reason: &str, problem: String| {
+            Trouble::passing(step, reason, format!("{script} of {launchable}: {problem}"))
         };
         let unit = Unit {
             program: format!("{script} of {launchable}"),
@@ -221,20 +216,12 @@ fn script(step: Step, scripts: Scripts) -> Option<&'static str> {
 }
 
 fn check(host: &Host, name: &PodName, desired: &Desired) -> Result<(), Trouble> {
-    let denied = |reason: &str, message: String| Trouble {
-        step: Step::Authorise,
-        reason: reason.into(),
-        message,
-        permanent: true,
-    };
     host.authority
         .check(&Deployment::of(name, desired))
         .map_err(|why| {
-            denied(
-                "NotAuthorised",
-                format!("it may not run on this node: {why}"),
-            )
+            let message = format!("it may not run on this node: {why}");
+            Trouble::lasting(Step::Authorise, "NotAuthorised", message)
         })?;
     let user = host.users.check(desired.spec.run_as.as_deref());
-    user.map_err(|error| denied("UserRefused", error.to_string()))
+    user.map_err(|error| Trouble::lasting(Step::Authorise, "UserRefused", error.to_string()))
 }

@@ -112,14 +112,9 @@ impl Lane {
             return std::future::pending().await;
         };
         let step = errand.step;
-        let result = (&mut errand.task).await.unwrap_or_else(|panic| {
-            Err(Trouble {
-                step,
-                reason: "AgentError".into(),
-                message: format!("{} was cut off: {panic}", step.name()),
-                permanent: false,
-            })
-        });
+        let result = (&mut errand.task)
+            .await
+            .unwrap_or_else(|panic| Err(Trouble::panicked(step, &panic)));
         self.errand = None;
         (step, result)
     }

@@ -8,7 +8,8 @@ use platctrl_kinds::OnFailedStart;
 use tokio::time::Instant;
 
 use super::steps::Outcome;
-use super::{Pod, Progress};
+use super::trouble::with_files;
+use super::{Pod, Progress, prepare};
 use crate::launch::Activity;
 use crate::plan::{Order, Step};
 use crate::report::{Fitness, Trouble, ended};
@@ -30,8 +31,45 @@ enum Launched {
 }
 
 impl Pod {
+    pub(super) async fn flip(&mut self) -> Outcome {
+        let Some(next) = self.record.next.clone() else {
+            return Ok(Progress::Done);
+        };
+        // Supervisors of programs that the new version does not have are not needed any more.
+        for program in self.units.programs() {
+            if !next.programs.contains_key(&program) {
+                self.forget(&program, Step::Flip).await?;
+            }
+        }
+        let (paths, generation) = (self.paths.clone(), next.generation);
+        let before = self
+            .record
+            .current
+            .as_ref()
+            .map(|current| current.generation);
+        self.take_over(next);
+        let record = self.record.clone();
+        with_files(Step::Flip, move || {
+            // The record alone has to be on disk. An agent that finds nothing running makes the
+            // link again before it starts anything, and the copy is for a record that is damaged
+            // later.
+            prepare::make_current(&paths, generation)?;
+            record.write(&paths.record_copy(), false)?;
+            record.write(&paths.record(), true)
+        })
+        .await?;
+        self.stale = before.is_some();
+        self.unidentified = false;
+        if let Some(current) = &self.record.current {
+            self.host
+                .ports
+                .set(&self.name, current.ports.values().copied());
+        }
+        Ok(Progress::Done)
+    }
+
     /// The next version becomes the current one, in the record.
-    pub(super) fn take_over(&mut self, next: Version) {
+    fn take_over(&mut self, next: Version) {
         let record = &mut self.record;
         let before = record.current.replace(next);
         if record.reverting {
@@ -88,12 +126,9 @@ impl Pod {
                 self.save(Step::Healthy).await?;
                 Ok(Progress::Done)
             }
-            Launched::Failed(why) if self.can_revert() => Err(Trouble {
-                step: Step::Healthy,
-                reason: "NotHealthy".into(),
-                message: why,
-                permanent: false,
-            }),
+            Launched::Failed(why) if self.can_revert() => {
+                Err(Trouble::passing(Step::Healthy, "NotHealthy", why))
+            }
             // There is nothing to go back to, or it is not to be: what is wrong with it is told
             // by its readiness.
             Launched::Failed(_) => Ok(Progress::Underway),

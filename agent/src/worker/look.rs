@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use platctrl_framework::model::Uid;
+
 use super::Pod;
 use crate::hooks::HookEvent;
 use crate::plan::{HookedEvents, Observed, Order};
@@ -25,7 +27,7 @@ impl Pod {
                 .as_ref()
                 .map(|prepared| (prepared.digest, prepared.preparation)),
             position: record.position,
-            drained: self.drain_left(order).is_zero(),
+            drained: self.drain_left().is_zero(),
             at_rest: self
                 .units
                 .at_rest(|program| !self.is_left_alone(program, order)),
@@ -87,7 +89,7 @@ impl Pod {
     }
 
     /// How much of the drain delay is left.
-    pub(super) fn drain_left(&self, _order: &Order) -> Duration {
+    pub(super) fn drain_left(&self) -> Duration {
         let Some(current) = &self.record.current else {
             return Duration::ZERO;
         };
@@ -105,5 +107,15 @@ impl Pod {
             Order::Want(desired) if self.hold.is_none() => Some(desired),
             _ => None,
         }
+    }
+
+    /// Another pod of this name has its programs here.
+    pub(super) fn foreign(&self, uid: &Uid) -> bool {
+        !self.record.uid.is_empty() && self.record.uid != *uid
+    }
+
+    /// Programs are being stopped, or about to be.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.record.position.is_stopping()
     }
 }

@@ -4,7 +4,7 @@
 use platctrl_framework::model::EventType;
 
 use super::Pod;
-use crate::blocking::waiting;
+use super::trouble::waiting;
 use crate::plan::Step;
 use crate::report::Trouble;
 use crate::version::Version;
@@ -18,13 +18,10 @@ impl Pod {
         }
         let (host, name) = (std::sync::Arc::clone(&self.host), self.name.clone());
         let (wanted, ports) = (current.spec.ports.clone(), current.ports.clone());
-        let renewed = waiting(move || host.ports.renew(&name, &wanted, &ports));
-        let renewed = renewed.await.map_err(|panic| Trouble {
-            step: Step::Start,
-            reason: "AgentError".into(),
-            message: panic.to_string(),
-            permanent: false,
-        })??;
+        let renewed = waiting(Step::Start, move || {
+            host.ports.renew(&name, &wanted, &ports)
+        });
+        let renewed = renewed.await?;
         if renewed == current.ports {
             return Ok(current.clone());
         }

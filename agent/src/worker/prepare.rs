@@ -9,6 +9,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 use platctrl_framework::model::Uid;
 use platctrl_kinds::Launchable;
 
+use super::trouble::{blocking, waiting};
 use crate::artifacts::ArtifactError;
 use crate::files::{self, Access, FileError};
 use crate::hoist::{self, Install, Launch};
@@ -24,46 +25,6 @@ use crate::version::{Desired, Installed, Program, RunAs, Scripts, Version};
 /// Artifacts of one pod that are fetched at once: a pod that is stuck leaves room for others.
 const FETCHES: usize = 2;
 
-impl Trouble {
-    pub(super) fn file(step: Step, error: &FileError) -> Self {
-        let reason = if error.is_full() {
-            "NoSpace"
-        } else {
-            "FileError"
-        };
-        let message = if error.is_full() {
-            format!(
-                "no space left at {}: free some, or move the data directory",
-                error.path.display()
-            )
-        } else {
-            error.to_string()
-        };
-        Self {
-            step,
-            reason: reason.into(),
-            message,
-            permanent: false,
-        }
-    }
-
-    fn artifact(launchable: &str, error: &ArtifactError) -> Self {
-        Self {
-            step: match error {
-                ArtifactError::Hoist(error) => match **error {
-                    hoist::Error::DigestMismatch { .. } => Step::Verify,
-                    hoist::Error::Refused(_) | hoist::Error::LaunchInvalid { .. } => Step::Unpack,
-                    _ => Step::Fetch,
-                },
-                _ => Step::Fetch,
-            },
-            reason: error.reason().into(),
-            message: format!("launchable `{launchable}`: {error}"),
-            permanent: error.is_permanent(),
-        }
-    }
-}
-
 /// Resolves what `desired` needs. `previous` are the ports that the pod has now.
 pub(super) async fn resolve(
     host: Arc<Host>,
@@ -73,12 +34,15 @@ pub(super) async fn resolve(
 ) -> Result<Version, Trouble> {
     let run_as = {
         let (host, desired, name) = (Arc::clone(&host), desired.clone(), name.clone());
-        waiting(move || resolve_user(&host, &name, &desired)).await?
+        waiting(Step::Fetch, move || resolve_user(&host, &name, &desired)).await?
     };
     // What cannot be given is known before anything is fetched.
     let ports = {
         let (host, wanted, name) = (Arc::clone(&host), desired.spec.ports.clone(), name.clone());
-        waiting(move || host.ports.allocate(&name, &wanted, &previous)).await?
+        waiting(Step::Fetch, move || {
+            host.ports.allocate(&name, &wanted, &previous)
+        })
+        .await?
     };
     let wanted: Vec<_> = desired
         .spec
@@ -97,7 +61,7 @@ pub(super) async fn resolve(
             .map(|wanted| wanted.entry_points.clone())
             .unwrap_or_default();
         let (name, path, launch) = (launchable.clone(), install.path.clone(), install.launch);
-        let found = blocking(move || {
+        let found = blocking(Step::Fetch, move || {
             look(&name, &path, launch, &entries)
                 .map_err(|error| Trouble::artifact(&name, &ArtifactError::Hoist(Arc::new(error))))
         });
@@ -202,43 +166,14 @@ async fn fetch(
 fn resolve_user(host: &Host, name: &PodName, desired: &Desired) -> Result<RunAs, Trouble> {
     let app = desired.app(name.name());
     let identity = host.users.resolve(desired.spec.run_as.as_deref(), app);
-    let identity = identity.map_err(|error| Trouble {
-        step: Step::Fetch,
-        reason: "UserRefused".into(),
-        message: error.to_string(),
-        permanent: false,
-    })?;
+    let identity = identity
+        .map_err(|error| Trouble::passing(Step::Fetch, "UserRefused", error.to_string()))?;
     Ok(RunAs {
         name: identity.name,
         uid: identity.uid,
         gid: identity.gid,
         groups: identity.groups,
     })
-}
-
-/// Does something with the pod's files.
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
-) -> Result<T, Trouble> {
-    let done = crate::blocking::blocking(work).await;
-    done.unwrap_or_else(|panic| Err(cut_off(&panic)))
-}
-
-/// Does something that others may keep waiting.
-pub(super) async fn waiting<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Trouble> + Send + 'static,
-) -> Result<T, Trouble> {
-    let done = crate::blocking::waiting(work).await;
-    done.unwrap_or_else(|panic| Err(cut_off(&panic)))
-}
-
-fn cut_off(panic: &tokio::task::JoinError) -> Trouble {
-    Trouble {
-        step: Step::Fetch,
-        reason: "AgentError".into(),
-        message: panic.to_string(),
-        permanent: false,
-    }
 }
 
 /// What [`configure`] writes.
@@ -295,19 +230,10 @@ pub(super) fn configure(what: &Configure) -> Result<(), Trouble> {
             gid,
         },
     );
-    let configuration = launch::configuration(version).map_err(|message| Trouble {
-        step: Step::Configure,
-        reason: "ConfigInvalid".into(),
-        message,
-        permanent: true,
-    })?;
+    let configuration = launch::configuration(version)
+        .map_err(|message| Trouble::lasting(Step::Configure, "ConfigInvalid", message))?;
     let given = secrets.give(name, generation, &version.spec.secrets, &version.run_as);
-    given.map_err(|error| Trouble {
-        step: Step::Configure,
-        reason: error.reason().into(),
-        message: error.to_string(),
-        permanent: false,
-    })?;
+    given.map_err(|error| Trouble::passing(Step::Configure, error.reason(), error.to_string()))?;
     let config = paths.config(generation);
     files::make_dir(&config, directory).map_err(failed)?;
     for (name, text) in [

@@ -14,10 +14,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
+use super::Pod;
 use super::control::Control;
-use super::{Pod, Trouble};
 use crate::health::{HealthState, Verdict};
 use crate::plan::{Order, Step};
+use crate::report::Trouble;
 use crate::situation::Granter;
 
 /// How often one that may not be restarted now looks whether it may.
@@ -226,12 +227,11 @@ impl Pod {
                 Ok(true) => self.units.mark_stopping(program, true),
                 Ok(false) => self.units.lost(program),
                 Err(error) => {
-                    return Err(Trouble {
-                        step: Step::Stop,
-                        reason: "StopFailed".into(),
-                        message: error.to_string(),
-                        permanent: false,
-                    });
+                    return Err(Trouble::passing(
+                        Step::Stop,
+                        "StopFailed",
+                        error.to_string(),
+                    ));
                 }
             }
         }
