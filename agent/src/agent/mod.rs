@@ -10,7 +10,6 @@ mod memory;
 mod metrics;
 mod node;
 mod pods;
-mod waiting;
 
 use std::convert::Infallible;
 use std::sync::{Arc, Weak};

@@ -15,12 +15,13 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use super::child::Report;
+use super::config::Timeouts;
 use super::download::{self, Begin, Origin, Trouble};
 use super::partial::Partial;
 use super::process::{Passing, unpack_error};
 use super::server::Server;
 use super::source::{self, Source};
-use super::store::{Inner, Timeouts, blocking};
+use super::store::{Inner, blocking};
 use super::{Digest, Error};
 
 /// Chunks between the sender and the disk.

@@ -12,6 +12,7 @@ mod archive;
 mod build;
 pub mod child;
 mod collect;
+mod config;
 mod digest;
 mod download;
 mod entries;
@@ -42,6 +43,7 @@ mod unpack;
 pub use build::{Built, build};
 pub use child::{ChildCommand, ChildUser};
 pub use collect::{Collected, Use, Water};
+pub use config::{Config, Timeouts};
 pub(crate) use entries::{entry_point, has_script};
 pub use error::{Error, Refusal, Rule};
 pub use inspect::{EntryKind, EntrySummary, Summary, Verified, inspect, verify};
@@ -52,7 +54,7 @@ pub use network::{Network, S3};
 pub use platctrl_framework::model::{Digest, InvalidDigest};
 pub use server::{Server, TlsServer};
 pub use source::Source;
-pub use store::{Config, Store, Timeouts};
+pub use store::Store;
 
 /// `bytes` from outside, fit for a message: control characters escaped, at most 200 characters.
 fn escape(bytes: &[u8]) -> String {

@@ -8,8 +8,8 @@ use platctrl_framework::controller::{Action, Context, ReconcileError};
 use platctrl_framework::model::{Condition, ConditionStatus, EventType, Tree, Uid};
 use platctrl_kinds::{Grant, PodPhase, PodStatus, condition};
 
-use super::node::Fence;
-use super::pods::Pods;
+use super::Pods;
+use crate::agent::node::Fence;
 use crate::name::PodName;
 use crate::plan::Order;
 use crate::report::Report;
