@@ -12,8 +12,9 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::exits::ExitRecord;
 use crate::protocol::{GREETING, Reply, Request};
-use crate::state::{ExitRecord, State};
+use crate::state::State;
 
 /// A shim answers at once; one that does not within this time is stuck.
 const ANSWER: Duration = Duration::from_secs(10);

@@ -6,9 +6,21 @@
 //! recognised and skipped. Readers ignore keys they do not know.
 
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, BufRead as _, Read as _};
+use std::path::Path;
+
+use crate::process::ProcessId;
 
 /// The major version of every record; a reader refuses other majors and ignores unknown keys.
 const MAJOR: u32 = 1;
+
+/// More than any file of records ever holds.
+const MAX_BYTES: u64 = 1 << 20;
+/// More than any record.
+const MAX_LINE: u64 = 4096;
+/// A message in a record is cut to this, escaped.
+const MAX_MESSAGE: usize = 600;
 
 /// FNV-1a. It finds torn writes and flipped bits; it is no defence against forgery, which the
 /// directory's permissions are.
@@ -82,6 +94,21 @@ impl Record {
         }
     }
 
+    /// A process under these two keys; neither when there is none.
+    pub(crate) fn process(self, pid: &str, ticks: &str, process: Option<ProcessId>) -> Self {
+        match process {
+            Some(process) => self
+                .number(pid, process.pid)
+                .number(ticks, process.start_ticks),
+            None => self,
+        }
+    }
+
+    /// A message, cut so that the record fits a slot.
+    pub(crate) fn message(self, message: &str) -> Self {
+        self.text("message", shortened(message))
+    }
+
     /// The finished line, with its checksum and newline.
     pub(crate) fn seal(mut self) -> String {
         let sum = checksum(self.0.as_bytes());
@@ -129,6 +156,60 @@ impl<'a> Fields<'a> {
     /// The value of `key` as text; bytes that are no UTF-8 are replaced.
     pub(crate) fn string(self, key: &str) -> Option<String> {
         Some(String::from_utf8_lossy(&self.text(key)?).into_owned())
+    }
+
+    /// The process under these two keys.
+    pub(crate) fn process(self, pid: &str, ticks: &str) -> Option<ProcessId> {
+        // Numbers that no process has must never reach a call that sends signals.
+        let pid = self
+            .number::<u32>(pid)
+            .filter(|pid| (1..=i32::MAX as u32).contains(pid))?;
+        Some(ProcessId {
+            pid,
+            start_ticks: self.number(ticks)?,
+        })
+    }
+}
+
+/// A message short enough that its record fits a slot, however much of it is escaped.
+fn shortened(message: &str) -> &[u8] {
+    let mut room = MAX_MESSAGE;
+    let fits = message.bytes().take_while(|byte| {
+        let cost = if byte.is_ascii_graphic() && *byte != b'\\' {
+            1
+        } else {
+            4
+        };
+        let left = room.checked_sub(cost);
+        room = left.unwrap_or(0);
+        left.is_some()
+    });
+    let mut end = fits.count();
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    &message.as_bytes()[..end]
+}
+
+/// Hands out the lines of a file one by one: most of it is empty space, and a shim that read it
+/// whole would stay that large.
+pub(crate) fn each_line(path: &Path, mut line_is: impl FnMut(&[u8])) -> io::Result<()> {
+    let file = match File::open(path) {
+        Ok(file) => file.take(MAX_BYTES),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let mut file = io::BufReader::with_capacity(1024, file);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        // A line longer than any record is read in pieces, of which none is whole.
+        if file.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        if line != b"\n" {
+            line_is(&line);
+        }
     }
 }
 

@@ -50,6 +50,7 @@
 
 mod client;
 mod codec;
+mod exits;
 mod marks;
 mod process;
 pub mod protocol;
@@ -58,12 +59,12 @@ mod state;
 mod supervisor;
 
 pub use client::{Client, Event, spawn, spawn_command, spawn_down, spawned};
+pub use exits::{ExitRecord, ExitStatus, read_exits};
 pub use marks::{Mark, MarkKind, read_marks};
+pub use process::ProcessId;
 pub use protocol::{Reply, Request};
 pub use spec::{
     LogSpec, Resource, Restart, RestartPolicy, Rlimit, Spec, SpecError, User, read_spec, write_spec,
 };
-pub use state::{
-    ExitRecord, ExitStatus, Phase, ProcessId, State, is_alive, read_exits, read_state,
-};
+pub use state::{Phase, State, is_alive, read_state};
 pub use supervisor::main;

@@ -10,7 +10,15 @@ use std::os::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::time::{ClockId, clock_gettime};
 
-use crate::state::ProcessId;
+/// A process that cannot be mistaken for a later one with the same number, together with the
+/// boot it belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessId {
+    /// Its number.
+    pub pid: u32,
+    /// When it was started, in clock ticks after boot (field 22 of `/proc/<pid>/stat`).
+    pub start_ticks: u64,
+}
 
 /// The kernel's name for the current boot; empty when it does not say.
 pub(crate) fn boot_id() -> String {

@@ -9,7 +9,8 @@
 use std::time::Duration;
 
 use crate::codec;
-use crate::state::{ExitRecord, State};
+use crate::exits::ExitRecord;
+use crate::state::State;
 
 /// The first line a shim sends, without its newline.
 pub const GREETING: &str = "platctrl-shim 1";

@@ -1,22 +1,16 @@
-//! What a shim knows and remembers: its `state` file and its `exits` file.
+//! What a shim is doing: its `state` file.
 //!
-//! Both are text, one record per line, each with a checksum, rewritten in place in preallocated
-//! slots (see `slots`). Readers take what is whole and ignore the rest.
+//! It is text, a record a line, each with a checksum, rewritten in place in preallocated slots (see
+//! `slots`). Readers take the newest that is whole and ignore the rest.
 
-use std::fs;
-use std::io::{self, BufRead as _, Read as _};
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::codec::{Fields, Record};
-use crate::process;
+use crate::codec::{Fields, Record, each_line};
+use crate::process::{self, ProcessId};
 
 const STATE: &str = "platctrl-shim-state";
-const EXIT: &str = "platctrl-shim-exit";
-/// More than either file ever holds.
-const MAX_BYTES: u64 = 1 << 20;
-/// More than any record.
-const MAX_LINE: u64 = 4096;
 
 /// What a launchable is doing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,16 +59,6 @@ impl Phase {
     }
 }
 
-/// A process that cannot be mistaken for a later one with the same number, together with the
-/// boot it belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProcessId {
-    /// Its number.
-    pub pid: u32,
-    /// When it was started, in clock ticks after boot (field 22 of `/proc/<pid>/stat`).
-    pub start_ticks: u64,
-}
-
 /// A shim's state. Times are milliseconds: `…_unix_ms` since 1970, `…_boot_ms` on the boot clock,
 /// which counts suspended time and is never set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -116,23 +100,14 @@ pub struct State {
 impl State {
     /// One line, with its newline.
     pub fn encode(&self) -> String {
-        let mut record = Record::new(STATE)
+        Record::new(STATE)
             .number("seq", self.seq)
             .text("phase", self.phase.name())
             .number("wanted", u8::from(self.wanted))
             .number("generation", self.generation)
-            .text("boot", &self.boot_id);
-        if let Some(shim) = self.shim {
-            record = record
-                .number("shim", shim.pid)
-                .number("shim-ticks", shim.start_ticks);
-        }
-        if let Some(child) = self.child {
-            record = record
-                .number("child", child.pid)
-                .number("child-ticks", child.start_ticks);
-        }
-        record
+            .text("boot", &self.boot_id)
+            .process("shim", "shim-ticks", self.shim)
+            .process("child", "child-ticks", self.child)
             .number("started-unix-ms", self.started_unix_ms)
             .number("started-boot-ms", self.started_boot_ms)
             .number("restarts", self.restarts)
@@ -140,7 +115,7 @@ impl State {
             .maybe_number("next-start-boot-ms", self.next_start_boot_ms)
             .number("last-exit", self.last_exit)
             .number("log-dropped", self.log_dropped)
-            .text("message", shortened(&self.message))
+            .message(&self.message)
             .seal()
     }
 
@@ -151,11 +126,11 @@ impl State {
         Some(Self {
             seq: fields.number("seq")?,
             boot_id: fields.string("boot").unwrap_or_default(),
-            shim: process_id(fields, "shim", "shim-ticks"),
+            shim: fields.process("shim", "shim-ticks"),
             phase: Phase::ALL.into_iter().find(|known| known.name() == phase)?,
             wanted: fields.number::<u8>("wanted") != Some(0),
             generation: fields.number("generation").unwrap_or_default(),
-            child: process_id(fields, "child", "child-ticks"),
+            child: fields.process("child", "child-ticks"),
             started_unix_ms: fields.number("started-unix-ms").unwrap_or_default(),
             started_boot_ms: fields.number("started-boot-ms").unwrap_or_default(),
             restarts: fields.number("restarts").unwrap_or_default(),
@@ -176,163 +151,6 @@ impl State {
     }
 }
 
-/// How a run of a launchable ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ExitStatus {
-    /// It exited with this code.
-    Code(i32),
-    /// It was ended by a signal.
-    Signal {
-        /// Which.
-        signal: i32,
-        /// Whether the kernel dumped its memory.
-        core: bool,
-    },
-    /// Nobody saw it: the shim was killed, or the machine went down.
-    Unknown,
-    /// Its program was never executed.
-    NotStarted {
-        /// The error number the kernel gave, or 0.
-        errno: i32,
-        /// What failed, in words.
-        message: String,
-    },
-}
-
-impl ExitStatus {
-    /// Whether it ended by itself with code 0.
-    pub fn success(&self) -> bool {
-        matches!(self, Self::Code(0))
-    }
-}
-
-/// One run of a launchable that ended. Times as in [`State`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct ExitRecord {
-    /// 1 for the first, without gaps; a reader remembers the last it has seen.
-    pub seq: u64,
-    /// The generation of the spec that ran.
-    pub generation: u64,
-    /// The boot in which this was recorded.
-    pub boot_id: String,
-    /// The process; `None` when none could be made.
-    pub process: Option<ProcessId>,
-    /// When it was started.
-    pub started_unix_ms: u64,
-    /// The same, on the boot clock.
-    pub started_boot_ms: u64,
-    /// When its end was seen.
-    pub ended_unix_ms: u64,
-    /// The same, on the boot clock.
-    pub ended_boot_ms: u64,
-    /// How it ended.
-    pub status: ExitStatus,
-    /// Whether it had been asked to stop (`stop`, `restart`, or SIGTERM to the shim).
-    pub requested: bool,
-}
-
-impl ExitRecord {
-    /// One line, with its newline.
-    pub fn encode(&self) -> String {
-        let mut record = Record::new(EXIT)
-            .number("seq", self.seq)
-            .number("generation", self.generation)
-            .text("boot", &self.boot_id);
-        if let Some(process) = self.process {
-            record = record
-                .number("pid", process.pid)
-                .number("ticks", process.start_ticks);
-        }
-        record = record
-            .number("started-unix-ms", self.started_unix_ms)
-            .number("started-boot-ms", self.started_boot_ms)
-            .number("ended-unix-ms", self.ended_unix_ms)
-            .number("ended-boot-ms", self.ended_boot_ms)
-            .number("requested", u8::from(self.requested));
-        match &self.status {
-            ExitStatus::Code(code) => record.text("status", "code").number("code", *code),
-            ExitStatus::Signal { signal, core } => record
-                .text("status", "signal")
-                .number("signal", *signal)
-                .number("core", u8::from(*core)),
-            ExitStatus::Unknown => record.text("status", "unknown"),
-            ExitStatus::NotStarted { errno, message } => record
-                .text("status", "not-started")
-                .number("errno", *errno)
-                .text("message", shortened(message)),
-        }
-        .seal()
-    }
-
-    /// Reads a line; `None` when it is not a whole exit record.
-    pub fn decode(line: &[u8]) -> Option<Self> {
-        let fields = Fields::open(EXIT, line)?;
-        let status = match fields.string("status")?.as_str() {
-            "code" => ExitStatus::Code(fields.number("code")?),
-            "signal" => ExitStatus::Signal {
-                signal: fields.number("signal")?,
-                core: fields.number::<u8>("core") == Some(1),
-            },
-            "not-started" => ExitStatus::NotStarted {
-                errno: fields.number("errno").unwrap_or_default(),
-                message: fields.string("message").unwrap_or_default(),
-            },
-            // Also what a newer shim may distinguish and this reader cannot.
-            _ => ExitStatus::Unknown,
-        };
-        Some(Self {
-            seq: fields.number("seq")?,
-            generation: fields.number("generation").unwrap_or_default(),
-            boot_id: fields.string("boot").unwrap_or_default(),
-            process: process_id(fields, "pid", "ticks"),
-            started_unix_ms: fields.number("started-unix-ms").unwrap_or_default(),
-            started_boot_ms: fields.number("started-boot-ms").unwrap_or_default(),
-            ended_unix_ms: fields.number("ended-unix-ms").unwrap_or_default(),
-            ended_boot_ms: fields.number("ended-boot-ms").unwrap_or_default(),
-            status,
-            requested: fields.number::<u8>("requested") == Some(1),
-        })
-    }
-
-    /// How long it ran.
-    pub fn uptime(&self) -> Duration {
-        Duration::from_millis(self.ended_boot_ms.saturating_sub(self.started_boot_ms))
-    }
-}
-
-fn process_id(fields: Fields<'_>, pid: &str, ticks: &str) -> Option<ProcessId> {
-    // Numbers that no process has must never reach a call that sends signals.
-    let pid = fields
-        .number::<u32>(pid)
-        .filter(|pid| (1..=i32::MAX as u32).contains(pid))?;
-    Some(ProcessId {
-        pid,
-        start_ticks: fields.number(ticks)?,
-    })
-}
-
-/// A message short enough that its record fits a slot, however much of it is escaped.
-fn shortened(message: &str) -> &[u8] {
-    let mut room = 600_usize;
-    let fits = message.bytes().take_while(|byte| {
-        let cost = if byte.is_ascii_graphic() && *byte != b'\\' {
-            1
-        } else {
-            4
-        };
-        let left = room.checked_sub(cost);
-        room = left.unwrap_or(0);
-        left.is_some()
-    });
-    let mut end = fits.count();
-    while !message.is_char_boundary(end) {
-        end -= 1;
-    }
-    &message.as_bytes()[..end]
-}
-
 /// The newest state recorded in `dir`, or `None` when no shim has written any that is whole.
 ///
 /// It tells what was; whether that shim still lives, [`is_alive`] tells.
@@ -351,42 +169,6 @@ pub fn read_state(dir: &Path) -> io::Result<Option<State>> {
     Ok(newest)
 }
 
-/// The exit records kept in `dir`, oldest first: the last 32.
-///
-/// # Errors
-/// When the file exists and cannot be read.
-pub fn read_exits(dir: &Path) -> io::Result<Vec<ExitRecord>> {
-    let mut exits: Vec<ExitRecord> = Vec::new();
-    each_line(&dir.join("exits"), |line| {
-        exits.extend(ExitRecord::decode(line));
-    })?;
-    exits.sort_by_key(|exit| exit.seq);
-    exits.dedup_by_key(|exit| exit.seq);
-    Ok(exits)
-}
-
-/// Hands out the lines of a file one by one: most of it is empty space, and a shim that read it
-/// whole would stay that large.
-fn each_line(path: &Path, mut line_is: impl FnMut(&[u8])) -> io::Result<()> {
-    let file = match fs::File::open(path) {
-        Ok(file) => file.take(MAX_BYTES),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let mut file = io::BufReader::with_capacity(1024, file);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        // A line longer than any record is read in pieces, of which none is whole.
-        if file.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
-            return Ok(());
-        }
-        if line != b"\n" {
-            line_is(&line);
-        }
-    }
-}
-
 /// Whether the shim that wrote `state` still runs: same boot, same process.
 pub fn is_alive(state: &State) -> bool {
     state.boot_id == process::boot_id()
@@ -400,7 +182,7 @@ pub fn is_alive(state: &State) -> bool {
 mod tests {
     use super::*;
 
-    pub(crate) fn state() -> State {
+    fn state() -> State {
         State {
             seq: 9,
             boot_id: "boot".into(),
@@ -426,43 +208,10 @@ mod tests {
         }
     }
 
-    fn exit(seq: u64, status: ExitStatus) -> ExitRecord {
-        ExitRecord {
-            seq,
-            generation: 3,
-            boot_id: "boot".into(),
-            process: Some(ProcessId {
-                pid: 56,
-                start_ticks: 78,
-            }),
-            started_unix_ms: 1,
-            started_boot_ms: 2,
-            ended_unix_ms: 3,
-            ended_boot_ms: 1502,
-            status,
-            requested: true,
-        }
-    }
-
     #[test]
-    fn state_and_exits_are_read_back_as_they_were_written() {
+    fn a_state_is_read_back_as_it_was_written() {
         let state = state();
         assert_eq!(State::decode(state.encode().as_bytes()), Some(state));
-        for status in [
-            ExitStatus::Code(-3),
-            ExitStatus::Signal {
-                signal: 9,
-                core: true,
-            },
-            ExitStatus::Unknown,
-            ExitStatus::NotStarted {
-                errno: 2,
-                message: "no \u{e4}\0".into(),
-            },
-        ] {
-            let exit = exit(1, status);
-            assert_eq!(ExitRecord::decode(exit.encode().as_bytes()), Some(exit));
-        }
     }
 
     #[test]
@@ -478,25 +227,20 @@ mod tests {
     }
 
     #[test]
-    fn damaged_files_give_what_is_whole_in_them() {
+    fn a_damaged_state_file_gives_the_newest_that_is_whole_in_it() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read_state(dir.path()).unwrap(), None);
         let (old, mut new) = (state(), state());
         new.seq += 1;
         let torn = &new.encode()[..40];
-        fs::write(
+        std::fs::write(
             dir.path().join("state"),
             format!("{}\n\n{torn}", old.encode()),
         )
         .unwrap();
         assert_eq!(read_state(dir.path()).unwrap(), Some(old));
-        fs::write(dir.path().join("state"), [0xff; 5000]).unwrap();
+        std::fs::write(dir.path().join("state"), [0xff; 5000]).unwrap();
         assert_eq!(read_state(dir.path()).unwrap(), None);
-
-        let (one, two) = (exit(1, ExitStatus::Unknown), exit(2, ExitStatus::Code(0)));
-        let text = format!("{}garbage\n{}", two.encode(), one.encode());
-        fs::write(dir.path().join("exits"), text).unwrap();
-        assert_eq!(read_exits(dir.path()).unwrap(), [one, two]);
     }
 
     #[test]

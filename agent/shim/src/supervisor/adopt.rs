@@ -10,9 +10,9 @@ use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use super::cgroup;
+use crate::process::ProcessId;
 use crate::process::{self, Process};
 use crate::spec::Spec;
-use crate::state::ProcessId;
 
 /// How long the killed may take to vanish.
 const PATIENCE_MS: u64 = 10_000;
@@ -112,7 +112,7 @@ fn holds(pid: u32, fifo: (u64, u64), uid: u32) -> bool {
     files.flatten().any(|file| {
         let path = file.path();
         // The link's text first: looking at the file itself may wait for a dead file server.
-        fs::read_link(&path).is_ok_and(|target| target.ends_with(super::log::FIFO))
+        fs::read_link(&path).is_ok_and(|target| target.ends_with(super::output::FIFO))
             && fs::metadata(&path).is_ok_and(|meta| (meta.dev(), meta.ino()) == fifo)
     })
 }

@@ -16,10 +16,11 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Gid, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
-use super::{cgroup, log, mounts, sys};
+use super::{cgroup, mounts, output, sys};
+use crate::exits::ExitStatus;
+use crate::process::ProcessId;
 use crate::process::identify;
 use crate::spec::{Resource, Rlimit, Spec, User};
-use crate::state::{ExitStatus, ProcessId};
 
 /// Why a program was not executed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -248,7 +249,7 @@ fn shed(spec: &Spec, to: Output) -> Result<(Strings, Strings), Failed> {
             .read(true)
             .write(true)
             .custom_flags(libc::O_NOFOLLOW)
-            .open(log::FIFO)
+            .open(output::FIFO)
             .at(Step::Output, 0)?;
         rustix::stdio::dup2_stdout(&output).at(Step::Output, 0)?;
         rustix::stdio::dup2_stderr(&output).at(Step::Output, 0)?;

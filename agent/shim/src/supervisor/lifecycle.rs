@@ -13,9 +13,11 @@ use rustix::process::{Signal, WaitOptions, WaitStatus, kill_process_group, wait}
 use super::launch::{self, Progress};
 use super::policy::{self, Begin, Next};
 use super::{REPORT, Supervisor, cgroup, sys};
+use crate::exits::{ExitRecord, ExitStatus};
+use crate::process::ProcessId;
 use crate::process::{self, boot_clock_ms, unix_ms};
 use crate::spec::RestartPolicy;
-use crate::state::{ExitRecord, ExitStatus, Phase, ProcessId, State};
+use crate::state::{Phase, State};
 
 /// Between attempts to kill what does not go, at first and at most.
 const RETRY_MS: u64 = 10;

@@ -1,207 +1,25 @@
-//! The launchable's output: from a FIFO to a file that is replaced before it grows too large.
+//! A log: a file that is replaced before it grows too large or too old.
 //!
-//! The launchable holds the FIFO open for reading *and* writing, so a killed shim costs it
-//! nothing but waiting, and the next shim finds what it wrote. Output that cannot be written (a
-//! full disk) is dropped and counted, never waited for; a line in the log tells how much is
-//! missing once there is room again. Where runs begin and end is written down beside it, in
-//! [`marks`](super::marks).
+//! Output that cannot be written (a full disk) is dropped and counted, never waited for; a line in
+//! the log tells how much is missing once there is room again. Where runs begin and end is written
+//! down beside it, in [`marks`](super::marks).
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use rustix::fs::{AtFlags, Mode, OFlags, fchown, openat, renameat, unlinkat};
-use rustix::process::Uid;
+use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
 
-use super::inband::{self, Piece, Splitter};
 use super::marks::Marks;
 use crate::marks::MarkKind;
 use crate::process::boot_clock_ms;
 use crate::spec::LogSpec;
 
-/// The FIFO's name in the shim's directory.
-pub(super) const FIFO: &str = "out";
-/// Read at once. What was used of it once stays resident, so it is small.
-const BUFFER: usize = 16 << 10;
-/// Reserved for it: enough that the allocator maps it apart from everything else, where what is
-/// not used costs nothing.
-const RESERVED: usize = 256 << 10;
-/// Reads in a row before the shim looks at anything else.
-const BURST: u32 = 32;
-/// Such bursts take everything out of a FIFO that nobody writes to any more, however large it is.
-const DRAIN: u32 = 64;
 /// How often the line about dropped output is tried when nothing else is written.
 const RETRY_MS: u64 = 1000;
-
-/// Both ends of the way from the launchable to its log.
-#[derive(Debug)]
-pub(super) struct Output {
-    fifo: File,
-    sink: Sink,
-    buffer: Vec<u8>,
-    /// The run whose output comes.
-    run: Option<u64>,
-}
-
-impl Output {
-    /// Opens the FIFO in the current directory, making it if needed; tells whether it was there.
-    pub(super) fn open(log: LogSpec) -> io::Result<(Self, bool)> {
-        let mode = Mode::RUSR | Mode::WUSR;
-        let existed = match rustix::fs::mkfifoat(rustix::fs::CWD, FIFO, mode) {
-            Ok(()) => false,
-            Err(rustix::io::Errno::EXIST) => true,
-            Err(error) => return Err(error.into()),
-        };
-        // Open for writing too, so that it never reports the end of its writers.
-        let fifo = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-            .open(FIFO)?;
-        let kind = fifo.metadata()?.mode() & libc::S_IFMT;
-        if kind != libc::S_IFIFO {
-            return Err(io::Error::other(format!("{FIFO} is not a FIFO; remove it")));
-        }
-        let buffer = Vec::with_capacity(RESERVED);
-        Ok((
-            Self {
-                fifo,
-                // Marks are in the shim's own directory, which is the current one.
-                sink: Sink::new(log, "."),
-                buffer,
-                run: None,
-            },
-            existed,
-        ))
-    }
-
-    /// Lets the launchable's user open its own output again, as `/dev/stdout`.
-    pub(super) fn give_to(&self, uid: Option<u32>) -> io::Result<()> {
-        if let Some(uid) = uid.filter(|_| rustix::process::geteuid().is_root()) {
-            fchown(&self.fifo, Some(Uid::from_raw(uid)), None)?;
-        }
-        Ok(())
-    }
-
-    /// The FIFO's identity as (device, inode).
-    pub(super) fn identity(&self) -> io::Result<(u64, u64)> {
-        let metadata = self.fifo.metadata()?;
-        Ok((metadata.dev(), metadata.ino()))
-    }
-
-    /// What comes is of the run with this number.
-    pub(super) fn begin(&mut self, run: u64) {
-        self.drain();
-        self.run = Some(run);
-        self.sink.mark(MarkKind::Begin { run });
-    }
-
-    /// Nothing of the run lives any more: what it wrote is all there is.
-    pub(super) fn end(&mut self) {
-        if let Some(run) = self.run.take() {
-            self.drain();
-            self.sink.mark(MarkKind::End { run });
-        }
-    }
-
-    /// The run with this number began under the shim before.
-    pub(super) fn take_over(&mut self, run: u64) {
-        self.run = Some(run);
-    }
-
-    fn drain(&mut self) {
-        for _ in 0..DRAIN {
-            if !self.pump() {
-                return;
-            }
-        }
-    }
-
-    /// Copies what there is, up to a limit; whether there may be more.
-    pub(super) fn pump(&mut self) -> bool {
-        for _ in 0..BURST {
-            let room = &mut self.buffer.spare_capacity_mut()[..BUFFER];
-            match rustix::io::read(&self.fifo, room) {
-                Ok((read, _)) => {
-                    let n = read.len();
-                    self.sink.write(read);
-                    if n < BUFFER {
-                        return false;
-                    }
-                }
-                Err(rustix::io::Errno::INTR) => {}
-                Err(_) => return false, // nothing there
-            }
-        }
-        true
-    }
-
-    /// Changes where it goes, from the next byte on.
-    pub(super) fn redirect(&mut self, log: &LogSpec) {
-        if self.sink.log != *log {
-            self.pump();
-            let dropped = self.sink.dropped_ever;
-            self.sink = Sink {
-                dropped_ever: dropped,
-                ..Sink::new(log.clone(), ".")
-            };
-        }
-    }
-
-    /// Bytes dropped since the shim started, and why, while dropping goes on.
-    pub(super) fn dropped(&self) -> (u64, Option<&str>) {
-        (
-            self.sink.dropped_ever,
-            self.sink
-                .missing
-                .as_ref()
-                .map(|missing| missing.why.as_str()),
-        )
-    }
-
-    /// When [`Output::retry`] is due.
-    pub(super) fn deadline(&self) -> Option<u64> {
-        self.sink.missing.as_ref().map(|missing| missing.retry_at)
-    }
-
-    /// Tries to write the line about dropped output.
-    pub(super) fn retry(&mut self) {
-        if self.deadline().is_some_and(|at| at <= boot_clock_ms()) {
-            self.sink.admit();
-        }
-    }
-}
-
-/// Copies standard input to a log until it ends. What runsv calls as its logger.
-pub(super) fn pump_stdin(log: LogSpec) -> io::Result<()> {
-    let mut sink = Sink::new(log, ".");
-    let mut words = Splitter::new(inband::key());
-    let mut take = |piece: Piece<'_>| match piece {
-        Piece::Output(bytes) => sink.write(bytes),
-        Piece::Mark(kind) => sink.mark(kind),
-    };
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        match rustix::io::read(rustix::stdio::stdin(), &mut buffer[..]) {
-            Ok(0) => {
-                words.end(&mut take);
-                return Ok(());
-            }
-            Ok(n) => words.feed(&buffer[..n], &mut take),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-impl AsFd for Output {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fifo.as_fd()
-    }
-}
 
 /// Output that was lost and of which the log does not tell yet.
 #[derive(Debug)]
@@ -211,9 +29,9 @@ struct Missing {
     retry_at: u64,
 }
 
-/// The file at the end.
+/// A log, as whoever writes it knows it.
 #[derive(Debug)]
-struct Sink {
+pub(super) struct Sink {
     log: LogSpec,
     open: Option<Open>,
     missing: Option<Missing>,
@@ -233,7 +51,7 @@ struct Open {
 
 impl Sink {
     /// A log, with its marks in files of that directory.
-    fn new(log: LogSpec, marks: impl Into<PathBuf>) -> Self {
+    pub(super) fn new(log: LogSpec, marks: impl Into<PathBuf>) -> Self {
         Self {
             log,
             open: None,
@@ -243,13 +61,45 @@ impl Sink {
         }
     }
 
+    /// Whether it is this log.
+    pub(super) fn goes_to(&self, log: &LogSpec) -> bool {
+        self.log == *log
+    }
+
+    /// Goes on in another log, with its marks in the current directory.
+    pub(super) fn redirect(&mut self, log: LogSpec) {
+        *self = Self {
+            dropped_ever: self.dropped_ever,
+            ..Self::new(log, ".")
+        };
+    }
+
+    /// Bytes dropped since the shim started, and why, while dropping goes on.
+    pub(super) fn dropped(&self) -> (u64, Option<&str>) {
+        let missing = self.missing.as_ref();
+        (self.dropped_ever, missing.map(|it| it.why.as_str()))
+    }
+
+    /// When [`Sink::retry`] is due, in milliseconds on the boot clock.
+    pub(super) fn deadline(&self) -> Option<u64> {
+        self.missing.as_ref().map(|missing| missing.retry_at)
+    }
+
+    /// Tries to write the line about dropped output, when that is due.
+    pub(super) fn retry(&mut self) {
+        if self.deadline().is_some_and(|at| at <= boot_clock_ms()) {
+            self.admit();
+        }
+    }
+
     /// Marks the place that has been reached.
-    fn mark(&mut self, kind: MarkKind) {
+    pub(super) fn mark(&mut self, kind: MarkKind) {
         let reached = self.opened().ok().map(|open| open.size);
         self.marks.mark(kind, reached);
     }
 
-    fn write(&mut self, mut data: &[u8]) {
+    /// Writes all of it, or counts what cannot be written.
+    pub(super) fn write(&mut self, mut data: &[u8]) {
         // Somebody who removes a full log, or empties it, expects the space back.
         if self.open.as_ref().is_some_and(|open| {
             let is = open.file.metadata();

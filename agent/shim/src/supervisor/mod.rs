@@ -13,6 +13,7 @@ mod lifecycle;
 mod log;
 mod marks;
 mod mounts;
+mod output;
 mod policy;
 mod runit;
 mod slots;
@@ -30,14 +31,16 @@ use rustix::event::{Timespec, epoll};
 
 pub use start::main;
 
+use crate::exits::{ExitRecord, read_exits};
+use crate::process::ProcessId;
 use crate::process::{boot_clock_ms, identify};
 use crate::protocol::{Reply, Request};
 use crate::spec::{Spec, read_spec};
-use crate::state::{ExitRecord, Phase, ProcessId, State, read_exits};
+use crate::state::{Phase, State};
 use control::{Control, MAX_CLIENTS};
 use launch::{Failure, Report};
 use lifecycle::Ending;
-use log::Output;
+use output::Output;
 use slots::SlotFile;
 
 /// A state line is well below this.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use crate::exits::{ExitRecord, ExitStatus};
 use crate::spec::{Restart, RestartPolicy};
-use crate::state::{ExitRecord, ExitStatus, Phase, State};
+use crate::state::{Phase, State};
 
 /// What follows a run that ended by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,14 +13,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::adopt::end_leftovers;
-use super::log::pump_stdin;
+use super::output::pump_stdin;
 use super::policy::{self, Next};
 use super::slots::SlotFile;
 use super::{EXIT_SLOT, EXITS, STATE_SLOT, inband, launch, lifecycle, start};
+use crate::exits::{ExitRecord, ExitStatus, read_exits};
 use crate::marks::MarkKind;
 use crate::process::{boot_clock_ms, boot_id, identify, unix_ms};
 use crate::spec::{Spec, read_spec};
-use crate::state::{ExitRecord, ExitStatus, Phase, State, read_exits, read_state};
+use crate::state::{Phase, State, read_state};
 
 /// There while the launchable is to stay down.
 pub(crate) const STOPPED: &str = "stopped";

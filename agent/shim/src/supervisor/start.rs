@@ -12,12 +12,13 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::adopt::end_leftovers;
 use super::control::Control;
-use super::log::Output;
+use super::output::Output;
 use super::{Parts, Supervisor, beside, cgroup, sys};
 use crate::client::{ALREADY_RUNNING, DOWN, USAGE};
+use crate::exits::read_exits;
 use crate::process;
 use crate::spec::{Spec, read_spec};
-use crate::state::{Phase, State, read_exits, read_state};
+use crate::state::{Phase, State, read_state};
 
 /// How long the process the agent waits for waits for the shim.
 const READY: Timespec = Timespec {
