@@ -178,7 +178,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         // What holds a secret is not among the arguments, which everybody may read.
         (Some("fetch"), []) => do_fetch(io::stdin().lock()),
         (Some("fetch"), [order]) => do_fetch(order.as_encoded_bytes()),
-        (Some("prove"), [directory]) => do_prove(Path::new(directory)),
+        (Some("prove"), [directory, beside]) => do_prove(Path::new(directory), Path::new(beside)),
         _ => {
             eprintln!("this is a part of the agent, which starts it by itself");
             return ExitCode::from(2);
@@ -331,13 +331,13 @@ fn do_fetch(order: impl io::Read) -> Result<Report, Report> {
     }
 }
 
-fn do_prove(directory: &Path) -> Result<Report, Report> {
+fn do_prove(directory: &Path, beside: &Path) -> Result<Report, Report> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = fs::open(directory, flags, Mode::empty()).map_err(opening)?;
     let root = File::from(root);
     let missing = sandbox::enter(Fence::Write(&root), &Limits::default());
     Ok(Report::Proved {
-        allowed: prove::what_is_allowed(),
+        allowed: prove::what_is_allowed(beside),
         missing,
     })
 }

@@ -142,15 +142,17 @@ impl Helpers {
         Passing::of(self.spawn(command)?, "fetch")
     }
 
-    /// Has a helper try what the sandbox has to refuse beneath `directory`; returns what it did
-    /// not, and the fences that this kernel does not have.
+    /// Has a helper that is fenced into `directory` try what the sandbox has to refuse, some of it
+    /// in the directory `beside`; returns what it did not, and the fences that this kernel does
+    /// not have.
     pub(super) async fn prove(
         &self,
         directory: &Path,
+        beside: &Path,
     ) -> Result<(Vec<String>, Vec<String>), Error> {
         let mut command = self.command("prove");
         command
-            .arg(directory)
+            .args([directory, beside])
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         let mut child = self.spawn(command)?;

@@ -10,6 +10,7 @@ mod checks;
 mod clock;
 mod crash;
 mod faults;
+mod fence;
 mod full;
 mod grants;
 mod hooks;

@@ -7,12 +7,9 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-
-use rustix::thread::LinkNameSpaceType;
 
 use super::{launch, sys};
 use crate::spec::{Spec, read_spec};
@@ -51,22 +48,23 @@ fn become_command(dir: &Path, command: &[OsString]) -> (i32, String) {
         Ok(spec) => spec,
         Err(error) => return (REFUSED, format!("what runs is not known: {error}")),
     };
-    if let Err(error) = join_launchable(dir) {
-        return (REFUSED, format!("cannot join its file system: {error}"));
-    }
-    match launch::shed_beside(&spec) {
+    let view = match view_of(dir) {
+        Ok(view) => view,
+        Err(error) => return (REFUSED, format!("cannot find its file system: {error}")),
+    };
+    match launch::shed_beside(&spec, view) {
         Ok(env) => execute(&spec, command, env),
         Err(why) => (REFUSED, why),
     }
 }
 
-/// Sees the files that the launchable sees, where those are not everybody's.
-fn join_launchable(dir: &Path) -> io::Result<()> {
+/// The file systems as the launchable sees them, where that is not as everybody does.
+fn view_of(dir: &Path) -> io::Result<Option<File>> {
     let Some(state) = read_state(dir)?.filter(is_alive) else {
-        return Ok(());
+        return Ok(None);
     };
     let Some(child) = state.child else {
-        return Ok(());
+        return Ok(None);
     };
     let theirs = match File::open(format!("/proc/{}/ns/mnt", child.pid)) {
         Ok(theirs) => theirs,
@@ -74,16 +72,13 @@ fn join_launchable(dir: &Path) -> io::Result<()> {
         Err(error)
             if error.kind() == io::ErrorKind::NotFound || !rustix::process::geteuid().is_root() =>
         {
-            return Ok(());
+            return Ok(None);
         }
         Err(error) => return Err(error),
     };
     let same = std::fs::metadata("/proc/self/ns/mnt")?.ino() == theirs.metadata()?.ino();
-    if same || crate::process::identify(child.pid) != Some(child) {
-        return Ok(());
-    }
-    rustix::thread::move_into_link_name_space(theirs.as_fd(), Some(LinkNameSpaceType::Mount))?;
-    Ok(())
+    let is_its_own = !same && crate::process::identify(child.pid) == Some(child);
+    Ok(is_its_own.then_some(theirs))
 }
 
 fn execute(spec: &Spec, command: &[OsString], mut env: Vec<CString>) -> (i32, String) {

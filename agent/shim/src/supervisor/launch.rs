@@ -14,7 +14,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use rustix::fs::Mode;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Gid, Uid};
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
 
 use super::{cgroup, mounts, output, sys};
 use crate::exits::ExitStatus;
@@ -280,9 +280,14 @@ fn shed(spec: &Spec, to: Output) -> Result<(Strings, Strings), Failed> {
 }
 
 /// Everything that a command beside the launchable sheds: like [`shed`], but with the session,
-/// input and output of whoever asked. Returns its environment, or what failed.
-pub(super) fn shed_beside(spec: &Spec) -> Result<Strings, String> {
-    let shed = || {
+/// input and output of whoever asked. It sees the file systems in `view`, if that is given. Returns
+/// its environment, or what failed.
+///
+/// A launchable may have changed what it sees, and put other files in the place of those of the
+/// system. So everything that is looked up by its path as the shim's user is, before the command
+/// sees what the launchable sees.
+pub(super) fn shed_beside(spec: &Spec, view: Option<File>) -> Result<Strings, String> {
+    let join = || {
         for (index, group) in groups(spec).enumerate() {
             cgroup::join(group).at(Step::Cgroup, index)?;
         }
@@ -291,6 +296,9 @@ pub(super) fn shed_beside(spec: &Spec) -> Result<Strings, String> {
             set_rlimit(*limit).at(Step::Rlimit, index)?;
         }
         rustix::process::umask(Mode::from_raw_mode(spec.umask));
+        Ok(())
+    };
+    let shed = || {
         if let Some(user) = &spec.user {
             switch_user(user, spec.no_new_privs)?;
         }
@@ -303,7 +311,14 @@ pub(super) fn shed_beside(spec: &Spec) -> Result<Strings, String> {
         sys::reset_signals().at(Step::Signals, 0)?;
         Ok(env)
     };
-    shed().map_err(|failed: Failed| explain(&failed.encode(), spec).message)
+    let explained = |failed: Failed| explain(&failed.encode(), spec).message;
+    join().map_err(explained)?;
+    if let Some(view) = view {
+        let kind = Some(LinkNameSpaceType::Mount);
+        rustix::thread::move_into_link_name_space(view.as_fd(), kind)
+            .map_err(|error| format!("cannot join its file system: {error}"))?;
+    }
+    shed().map_err(explained)
 }
 
 fn environment(spec: &Spec) -> Result<Strings, Failed> {

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use platctrl_framework::client::Batch;
 use platctrl_framework::controller::{Absent, Action, Context, ReconcileError};
 use platctrl_framework::model::{
     Conditions, Digest, Intent, Object, ObjectKey, Phase, Status, Tree, Uid, schema,
 };
+use platctrl_framework::store::Compare;
 use platctrl_kinds::{Grant, Pod, PodPhase, PodSpec, PodStatus};
 
 use super::{Pods, waiting};
@@ -34,10 +36,12 @@ impl Pods {
         let desired = self.desired(&name, object, &intent);
         let ends = desired.tombstone.is_some();
         let uid = desired.uid.clone();
+        let is_told = is_gone(context);
         if context.is_frozen() {
-            // What runs goes on and is reported; nothing new is begun, changed or ended.
+            // What runs goes on and is reported; nothing new is begun, changed or ended. Of what is
+            // reported as gone, by whoever gave the node up, nothing else is said.
             self.record_events(&name, context);
-            if let Some(report) = self.report_on(&name, &uid) {
+            if let Some(report) = self.report_on(&name, &uid).filter(|_| !is_told) {
                 self.publish(context, &report, fence).await?;
             }
             return Ok(Action::await_change());
@@ -48,7 +52,6 @@ impl Pods {
             self.record_events(&name, context);
             return Ok(Action::await_change());
         }
-        let is_told = is_gone(context);
         if !ends && (is_told || self.was_retired(&uid)) {
             // Whoever heard of its end has perhaps made another one: it is not begun again,
             // whatever its intent says.
@@ -64,7 +67,7 @@ impl Pods {
             return self.hold_back(&name, &desired, &why, context, fence).await;
         }
         if !ends {
-            context.claim().await?;
+            self.claim(&name, context, fence).await?;
         }
         let gone = |report: &Report| report.phase == PodPhase::Gone;
         let report = self.report_on(&name, &uid);
@@ -125,19 +128,32 @@ impl Pods {
         Ok(Action::await_change())
     }
 
+    /// Makes the store remember that this agent looks after the pod. What is begun here is so only
+    /// while the node's record is this agent's: of two agents of one name, one begins it.
+    async fn claim(
+        &self,
+        name: &PodName,
+        context: &Context,
+        fence: &Fence,
+    ) -> Result<(), ReconcileError> {
+        if self.is_new(name) {
+            let mut batch = Batch::new();
+            // Also where it says so already: another agent may have.
+            batch.bump(&context.joined())?;
+            batch.require(own(fence)?);
+            context.commit(batch).await?;
+        }
+        context.claim().await?;
+        Ok(())
+    }
+
     pub(super) async fn publish(
         &self,
         context: &Context,
         report: &Report,
         fence: &Fence,
     ) -> Result<(), ReconcileError> {
-        let Some(compare) = fence.compare() else {
-            // The name is not ours yet, or not any more.
-            return Err(ReconcileError::retry_after(
-                Duration::from_secs(1),
-                "the node's own record is not written yet",
-            ));
-        };
+        let compare = own(fence)?;
         let joined = context.joined();
         let stored = joined
             .reality
@@ -216,6 +232,15 @@ impl Pods {
             unsupported: unknown.into_iter().next(),
         }
     }
+}
+
+/// The compare that the node's record is this agent's.
+fn own(fence: &Fence) -> Result<Compare, ReconcileError> {
+    // The name is not ours yet, or not any more.
+    let why = "the node's own record is not written yet";
+    fence
+        .compare()
+        .ok_or_else(|| ReconcileError::retry_after(Duration::from_secs(1), why))
 }
 
 /// The store says that nothing of the pod is left.

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -124,6 +124,7 @@ impl Inner {
         let io = |e| Error::io("make a directory in", &installs, e);
         let directory = tempfile::Builder::new()
             .prefix(UNFINISHED)
+            .permissions(fs::Permissions::from_mode(0o700))
             .tempdir_in(&installs)
             .map_err(io)?;
         if let Some(user) = self.config.user {

@@ -167,8 +167,10 @@ impl Store {
     /// When the helper cannot be started or does not answer.
     pub async fn prove(&self) -> Result<(Vec<String>, Vec<String>), Error> {
         let inner = Arc::clone(&self.inner);
-        let (directory, _open) = blocking(move || inner.make_unfinished()).await?;
-        self.inner.helpers.prove(directory.path()).await
+        let made = move || Ok((inner.make_unfinished()?, inner.make_unfinished()?));
+        let ((directory, _), (beside, _)) = blocking(made).await?;
+        let (directory, beside) = (directory.path(), beside.path());
+        self.inner.helpers.prove(directory, beside).await
     }
 
     /// The room that artifacts take, and that there is.

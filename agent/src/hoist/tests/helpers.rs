@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +10,28 @@ use std::time::{Duration, Instant};
 use platctrl_test_support::needs;
 
 use super::node::{Node, ensured, good, helper, is_root};
+use super::tree;
 use crate::hoist::{ChildCommand, Digest, Error, Limits, Store};
+
+/// A shell script as a helper: its user is the helpers', and it has no fence.
+fn unfenced(script: &str) -> ChildCommand {
+    // What the real one does first.
+    match is_root() {
+        true => ChildCommand::new(
+            "/usr/bin/setpriv",
+            [
+                "--reuid=64999",
+                "--regid=64999",
+                "--clear-groups",
+                "/bin/sh",
+                "-c",
+                script,
+                "sh",
+            ],
+        ),
+        false => ChildCommand::new("/bin/sh", ["-c", script, "sh"]),
+    }
+}
 
 /// A store whose helper is a shell script, standing in for an unpacker that was taken over.
 fn taken_over(node: &Node, script: &str) -> Store {
@@ -22,22 +44,7 @@ fn taken_over(node: &Node, script: &str) -> Store {
          finish() {{ echo \"{{\\\"done\\\":{{\\\"entries\\\":$1,\\\"bytes\\\":1,\\\"missing\\\":[]}}}}\" >&2; exit 0; }}\n\
          mkdir bin && printf '#!/bin/sh\\n' > bin/launch && chmod 755 bin/launch || exit 4\n{script}"
     );
-    // What the real one does first.
-    config.child = match is_root() {
-        true => ChildCommand::new(
-            "/usr/bin/setpriv",
-            [
-                "--reuid=64999",
-                "--regid=64999",
-                "--clear-groups",
-                "/bin/sh",
-                "-c",
-                &script,
-                "sh",
-            ],
-        ),
-        false => ChildCommand::new("/bin/sh", ["-c", &script, "sh"]),
-    };
+    config.child = unfenced(&script);
     Store::open(config).unwrap()
 }
 
@@ -204,5 +211,38 @@ async fn the_sandbox_of_a_real_helper_refuses_all_that_it_has_to() {
     }
     assert_eq!(allowed, [] as [&str; 0]);
     assert_eq!(node.leftovers(), [] as [&Path; 0]);
-    assert!(!Path::new("/tmp/.platctrl-proof").exists());
+}
+
+#[tokio::test]
+async fn what_a_proof_tries_is_nobody_elses_and_leaves_nothing_where_it_succeeds() {
+    let node = Node::new();
+    let mut config = node.config();
+    // In the helper's place, with its user and without a fence: it notes where it may try.
+    let note = node.path("outside/note");
+    fs::write(&note, "").unwrap();
+    fs::set_permissions(&note, fs::Permissions::from_mode(0o666)).unwrap();
+    let script = format!(
+        "user=$2; for at in \"$3\" \"$4\"; do stat -c '%a %u %F' \"$at\"; done >> {note}\n\
+         : > \"$4/written\" && mkdir \"$4/deep\" && ln -s / \"$4/deep/root\" && echo tried >> {note}\n\
+         echo '{{\"proved\":{{\"allowed\":[\"write\"],\"missing\":[]}}}}' >&2",
+        note = note.display()
+    );
+    config.child = unfenced(&script);
+    let store = Store::open(config).unwrap();
+    let before = tree(&node.path("data"));
+    let (allowed, _) = store.prove().await.unwrap();
+    assert_eq!(allowed, ["write"]);
+    let owner = if is_root() {
+        64_999
+    } else {
+        rustix::process::geteuid().as_raw()
+    };
+    let private = format!("700 {owner} directory\n");
+    let said = fs::read_to_string(&note).unwrap();
+    assert_eq!(said, format!("{private}{private}tried\n"));
+    assert_eq!(tree(&node.path("data")), before, "nothing is left");
+    assert!(
+        fs::read_dir("/").unwrap().count() > 0,
+        "no link was followed"
+    );
 }

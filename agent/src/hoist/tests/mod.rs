@@ -8,6 +8,7 @@ mod room;
 mod roundtrip;
 mod sources;
 mod store;
+mod swaps;
 mod unix_server;
 mod web;
 mod web_server;
