@@ -56,16 +56,23 @@ fn a_command_beside_a_launchable_that_replaced_what_it_sees_writes_to_nothing_of
     let child = state.child.unwrap();
     assert_eq!(pid_in(&rig.out("bound")), child, "it is the launchable");
     let mounts = fs::read_to_string(format!("/proc/{}/mountinfo", child.pid)).unwrap();
-    assert!(mounts.contains("/cgroup.procs "), "the fault happened: {mounts}");
+    assert!(
+        mounts.contains("/cgroup.procs "),
+        "the fault happened: {mounts}"
+    );
 
     let mut command = Command::new(env!("CARGO_BIN_EXE_shim-under-test"));
-    command.arg("exec").arg(&rig.dir).args(["--", "/bin/sh", "-c"]);
+    command
+        .arg("exec")
+        .arg(&rig.dir)
+        .args(["--", "/bin/sh", "-c"]);
     // What it is and sees: its user, without a way back; the launchable's files; its group.
     let script = "id -u; id -g; grep CapEff /proc/self/status; grep -c cgroup.procs /proc/self/mountinfo; \
                   echo $$ > $OUT/beside; while [ ! -e $OUT/go ]; do sleep 0.01; done";
     let beside = command.arg(script).stdout(std::process::Stdio::piped());
     let beside = beside.spawn().unwrap();
     let process = pid_in(&rig.out("beside"));
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "root's alone");
     let members = fs::read_to_string(group.join("cgroup.procs")).unwrap();
     assert!(
         members.lines().any(|it| it == process.pid.to_string()),
@@ -77,7 +84,6 @@ fn a_command_beside_a_launchable_that_replaced_what_it_sees_writes_to_nothing_of
         String::from_utf8_lossy(&said.stdout),
         format!("{USER}\n{USER}\nCapEff:\t0000000000000000\n1\n")
     );
-    assert_eq!(fs::read_to_string(&secret).unwrap(), "root's alone");
     assert!(alive(child));
     wait_for("it to be gone", || !alive(process));
 }
