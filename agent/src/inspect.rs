@@ -1,13 +1,13 @@
 //! What is on a node, told from its files alone: also without an agent and without a store.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use platctrl_framework::model::{Digest, Uid};
 use platctrl_kinds::Exit;
 use serde::{Deserialize, Serialize};
 
+use crate::disk;
 use crate::files::FileError;
 use crate::health::Verdict;
 use crate::layout::{Layout, LayoutError, PodPaths};
@@ -123,6 +123,10 @@ pub struct InspectedDisk {
     pub logs: u64,
     /// Its artifacts, unpacked.
     pub installs: u64,
+    /// There is more of the data or the logs than was counted: of very many files, or very deep
+    /// directories, not all are.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub at_least: bool,
 }
 
 /// A program as its supervisor wrote it down.
@@ -248,34 +252,20 @@ fn inspect_pod(layout: &Layout, name: PodName) -> Result<InspectedPod, FileError
             .as_ref()
             .map(|it| it.phase.clone())
             .unwrap_or_default(),
-        disk: InspectedDisk {
-            data: size(&paths.data()),
-            logs: size(&paths.log()),
-            installs: installs(&paths),
-        },
+        disk: disk(&paths),
         programs: programs.collect(),
         name,
     })
 }
 
-/// What the files below a directory take. Links are not followed, and what cannot be read counts
-/// nothing.
-fn size(directory: &Path) -> u64 {
-    let mut open = vec![directory.to_owned()];
-    let mut bytes = 0_u64;
-    while let Some(directory) = open.pop() {
-        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            // Of the entry itself, not of what a link names.
-            let Ok(there) = entry.metadata() else {
-                continue;
-            };
-            if there.is_dir() {
-                open.push(entry.path());
-            }
-            bytes = bytes.saturating_add(there.blocks().saturating_mul(512));
-        }
+fn disk(paths: &PodPaths) -> InspectedDisk {
+    let (data, logs) = (disk::taken(&paths.data()), disk::taken(&paths.log()));
+    InspectedDisk {
+        data: data.bytes,
+        logs: logs.bytes,
+        installs: installs(paths),
+        at_least: data.at_least || logs.at_least,
     }
-    bytes
 }
 
 fn installs(paths: &PodPaths) -> u64 {
@@ -283,5 +273,5 @@ fn installs(paths: &PodPaths) -> u64 {
     let targets = links.into_iter().flatten().flatten();
     // The links are the agent's own.
     let targets = targets.filter_map(|link| std::fs::canonicalize(link.path()).ok());
-    targets.map(|target| size(&target)).sum()
+    targets.map(|target| disk::taken(&target).bytes).sum()
 }

@@ -28,6 +28,7 @@ mod blocking;
 pub mod cgroup;
 mod collect;
 mod deploy_rules;
+mod disk;
 mod files;
 pub mod health;
 pub mod hoist;

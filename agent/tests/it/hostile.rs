@@ -10,7 +10,7 @@ use platctrl_test_support::needs;
 use crate::rig::{Rig, eventually, get, is_alive, kill, name, tombstone, want};
 
 /// Everything below a directory: kind, mode, owner, names, content.
-fn picture(root: &Path) -> Vec<String> {
+pub(crate) fn picture(root: &Path) -> Vec<String> {
     let mut picture = Vec::new();
     let mut at = vec![root.to_owned()];
     while let Some(path) = at.pop() {

@@ -15,6 +15,7 @@ mod full;
 mod grants;
 mod hooks;
 mod hostile;
+mod hostile_app;
 mod isolation;
 mod launchables;
 mod logs;

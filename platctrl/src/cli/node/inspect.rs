@@ -209,7 +209,10 @@ impl Joined<'_> {
                 pids.join(",")
             },
             restarts.to_string(),
-            bytes(disk),
+            match pod.disk.at_least {
+                true => format!("> {}", bytes(disk)),
+                false => bytes(disk),
+            },
             self.state(),
         ]
     }
