@@ -155,6 +155,13 @@ pub(crate) fn link(path: &Path, target: &Path) -> Result<(), FileError> {
     result.map_err(|errno| error(errno.into()))
 }
 
+/// Waits until the names in a directory are on disk as they are now.
+pub(crate) fn flush_names(dir: &Path) -> Result<(), FileError> {
+    let error = |errno: Errno| FileError::new("flush", dir, errno);
+    let open = openat(CWD, dir, DIRECTORY, Mode::empty()).map_err(error)?;
+    fsync(open).map_err(error)
+}
+
 fn split(path: &Path) -> io::Result<(&Path, &OsStr)> {
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) => Ok((parent, name)),

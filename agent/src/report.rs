@@ -478,6 +478,7 @@ mod tests {
             signal: None,
             message: String::new(),
             requested: false,
+            unseen: false,
         });
         UnitFacts {
             state: Some(state),

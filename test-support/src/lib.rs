@@ -10,5 +10,6 @@ pub mod failsafe;
 pub mod fencing;
 pub mod needs;
 pub mod network;
+pub mod power_cut;
 pub mod processes;
 pub mod slow_disk;

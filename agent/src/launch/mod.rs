@@ -167,6 +167,8 @@ pub struct UnitExit {
     pub message: String,
     /// It had been asked to stop.
     pub requested: bool,
+    /// Nobody saw it: its supervisor was killed, or the machine went down.
+    pub unseen: bool,
 }
 
 /// What a supervisor tells about a unit. Small, because a channel has room for many.

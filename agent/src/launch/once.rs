@@ -37,8 +37,8 @@ pub(crate) fn run_number(parts: &[&str]) -> u64 {
     u64::from_str_radix(&hex, 16).unwrap_or(1).max(1)
 }
 
-/// Runs a unit to its end, or waits for the run of the same number that was begun before. Its
-/// result stays with the supervisor until [`forget`] is called, so that it is not run again.
+/// Runs a unit to its end, or waits for the run of the same number that was begun before; one that
+/// went down with the machine, or its supervisor, is begun again. Its result stays with the supervisor until [`forget`] is called, so that it is not run again.
 pub(crate) async fn run(
     supervisor: &dyn Supervisor,
     unit: &Unit,
@@ -54,10 +54,13 @@ pub(crate) async fn run(
         }
         loop {
             let mut events = supervisor.watch(unit, 0);
-            if let Some(exit) = ended(&mut events, spec.generation).await {
-                return Ok(exit);
+            match ended(&mut events, spec.generation).await {
+                Some(exit) if !exit.unseen => return Ok(exit),
+                // It was cut off, and says nothing about the program: once more, from its start.
+                Some(_) => end(supervisor, unit).await?,
+                // Its supervisor was killed: another one tells, and has ended what was left.
+                None => {}
             }
-            // Its supervisor was killed: another one tells, and has ended what was left.
             supervisor.start(unit, spec).await?;
         }
     };

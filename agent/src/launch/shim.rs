@@ -341,6 +341,7 @@ pub(super) fn from_exit(exit: &ExitRecord) -> UnitExit {
         signal,
         message,
         requested: exit.requested,
+        unseen: exit.status == ExitStatus::Unknown,
     }
 }
 

@@ -179,7 +179,7 @@ pub const UPDATE: [Row; 18] = [
         Step::BeforeInstall,
         "`before_install` hooks",
         "old runs; a required hook is called again with backoff, another one only warned of",
-        "hooks that had not ended are waited for, those that had are not called again",
+        "hooks that had not ended are waited for, or called again where the machine went down; those that had are not called again",
     ),
     row(
         Step::Fetch,
@@ -221,7 +221,7 @@ pub const UPDATE: [Row; 18] = [
         Step::Disable,
         "`bin/disable` of the old version, with its own env, within `terminationGracePeriod`",
         "warned of; goes on",
-        "a script that still runs is waited for, one that ended is not run again",
+        "a script that still runs is waited for, one that ended is not run again, one that went down with the machine is",
     ),
     row(
         Step::Stop,

@@ -48,6 +48,7 @@ impl Pod {
             .as_ref()
             .map(|current| current.generation);
         self.take_over(next);
+        self.configured.retain(|it| *it == generation);
         let record = self.record.clone();
         with_files(Step::Flip, move || {
             // The record alone has to be on disk. An agent that finds nothing running makes the
@@ -109,7 +110,7 @@ impl Pod {
             self.record.position = Position::Started;
             self.save(Step::Enable).await?;
         }
-        self.run_scripts(Step::Enable, order)
+        self.run_scripts(Step::Enable, order).await
     }
 
     /// Waits until the version that runs does its work.
@@ -257,7 +258,7 @@ impl Pod {
                 self.record.next = self.record.previous.take();
                 self.record.prepared = None;
                 self.record.reverting = true;
-                self.configured = None;
+                self.configured.clear();
             }
             _ => return Some(trouble),
         }

@@ -31,7 +31,7 @@ mod trouble;
 mod underway;
 mod units;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use platctrl_framework::failpoint;
@@ -76,8 +76,8 @@ struct Pod {
     refused: Option<Digest>,
     /// Since when these processes have run.
     steady: Option<(ByProgram<u32>, Instant)>,
-    /// The version whose files were written by this process.
-    configured: Option<u64>,
+    /// The generations whose files were written by this process.
+    configured: BTreeSet<u64>,
     /// Files of older generations may be there.
     stale: bool,
     /// It was told why programs are stopped.
@@ -126,7 +126,7 @@ impl Pod {
             main: Lane::default(),
             refused: None,
             steady: None,
-            configured: None,
+            configured: BTreeSet::new(),
             stale: true,
             stop_told: false,
             tidy: false,

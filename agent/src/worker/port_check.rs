@@ -30,7 +30,7 @@ impl Pod {
             ..current.clone()
         };
         self.record.current = Some(new.clone());
-        self.configured = None;
+        self.configured.clear();
         self.save(Step::Start).await?;
         let message = "a port that it had is in use by others now: it got another one".to_owned();
         self.event(EventType::Warning, "PortChanged", message);

@@ -94,7 +94,8 @@ impl Pod {
     }
 }
 
-/// Removes the files of a pod; its record last, so that until then it is known what is left to do.
+/// Removes the files of a pod, for good: its end is told after this, and must not be undone. Its
+/// record goes last, so that until then it is known what is left to do.
 fn remove_files(paths: &PodPaths, trash: &Path, keep_data: bool) -> Result<(), FileError> {
     Secrets::take_back(paths, |_| false)?;
     if keep_data && paths.data().exists() {
@@ -106,8 +107,14 @@ fn remove_files(paths: &PodPaths, trash: &Path, keep_data: bool) -> Result<(), F
         {
             files::remove_tree(&entry.path(), trash)?;
         }
+        files::flush_names(paths.home())?;
     } else {
-        files::remove_tree(paths.home(), trash)?;
+        remove_for_good(paths.home(), trash)?;
     }
-    files::remove_tree(paths.state(), trash)
+    remove_for_good(paths.state(), trash)
+}
+
+fn remove_for_good(path: &Path, trash: &Path) -> Result<(), FileError> {
+    files::remove_tree(path, trash)?;
+    path.parent().map_or(Ok(()), files::flush_names)
 }

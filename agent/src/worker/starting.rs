@@ -5,7 +5,7 @@ use std::sync::Arc;
 use platctrl_framework::model::EventType;
 
 use super::steps::Outcome;
-use super::{Pod, Progress, prepare, trouble};
+use super::{Pod, Progress};
 use crate::blocking::blocking;
 use crate::cgroup::CgroupError;
 use crate::launch::{self, Surroundings, Unit, UnitSpec};
@@ -20,11 +20,7 @@ impl Pod {
             return Ok(Progress::Done);
         };
         let current = self.renew_ports(&current).await?;
-        if self.configured != Some(current.generation) {
-            let what = self.configure_of(&current);
-            trouble::blocking(Step::Configure, move || prepare::configure_current(&what)).await?;
-            self.configured = Some(current.generation);
-        }
+        self.restore().await?;
         let mut failure = None;
         let mut started = false;
         for program in current.programs.keys() {

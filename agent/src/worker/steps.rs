@@ -22,36 +22,39 @@ impl Pod {
     pub(super) async fn step(&mut self, step: Step, order: &Order) -> Outcome {
         match step {
             Step::Authorise => self.authorise(order).await,
-            Step::BeforeInstall => self.call(step, HookEvent::BeforeInstall, order),
+            Step::BeforeInstall => self.call(step, HookEvent::BeforeInstall, order).await,
             // Verified and unpacked in one go with it.
             Step::Fetch | Step::Verify | Step::Unpack => self.fetch(order),
-            Step::AfterInstall => self.call(step, HookEvent::AfterInstall, order),
+            Step::AfterInstall => self.call(step, HookEvent::AfterInstall, order).await,
             Step::Configure => self.configure().await,
             Step::Drain => self.drain().await,
             Step::Disable => self.disable(order).await,
             Step::Stop => self.stop(order).await,
-            Step::BeforeLaunch => self.call(step, HookEvent::BeforeLaunch, order),
+            Step::BeforeLaunch => self.call(step, HookEvent::BeforeLaunch, order).await,
             Step::Flip => self.flip().await,
-            Step::PostActivate => self.run_scripts(step, order),
+            Step::PostActivate => self.run_scripts(step, order).await,
             Step::Start => self.start().await,
             Step::Enable => self.enable(order).await,
             Step::Healthy => self.healthy().await,
-            Step::AfterLaunch => self.call(step, HookEvent::AfterLaunch, order),
+            Step::AfterLaunch => self.call(step, HookEvent::AfterLaunch, order).await,
             Step::Adjust => self.adjust(order).await,
             Step::Prune => self.prune(),
             Step::Abandon => self.abandon().await,
             Step::Revert => Ok(Progress::Done),
             Step::Discard => self.discard().await,
-            Step::BeforeUninstall => self.call(step, HookEvent::BeforeUninstall, order),
+            Step::BeforeUninstall => self.call(step, HookEvent::BeforeUninstall, order).await,
             Step::Remove => self.remove().await,
         }
     }
 
     /// Calls hooks beside the worker: for the version that a step is about.
-    fn call(&mut self, step: Step, event: HookEvent, order: &Order) -> Outcome {
+    async fn call(&mut self, step: Step, event: HookEvent, order: &Order) -> Outcome {
         let Some(desired) = self.hooked_for(step, order) else {
             return Ok(Progress::Done);
         };
+        if matches!(step, Step::AfterLaunch | Step::BeforeUninstall) {
+            self.try_to_restore(step).await;
+        }
         let which = if step.prepares() {
             Which::Prepare
         } else {
@@ -80,10 +83,14 @@ impl Pod {
     }
 
     /// Runs scripts of the version that runs, beside the worker.
-    pub(super) fn run_scripts(&mut self, step: Step, order: &Order) -> Outcome {
+    pub(super) async fn run_scripts(&mut self, step: Step, order: &Order) -> Outcome {
         let Some(current) = self.record.current.clone() else {
             return Ok(Progress::Done);
         };
+        match step {
+            Step::Disable => self.try_to_restore(step).await,
+            _ => self.restore().await?,
+        }
         let errand = self.sender().scripts(step, current);
         Ok(self.send(Which::Main, step, order, errand))
     }
@@ -143,16 +150,39 @@ impl Pod {
         }
     }
 
+    /// Writes the files of the version that runs, unless this process has written them: those that
+    /// an earlier one wrote may have gone with the power.
+    pub(super) async fn restore(&mut self) -> Result<(), Trouble> {
+        let Some(current) = &self.record.current else {
+            return Ok(());
+        };
+        let generation = current.generation;
+        if !self.configured.contains(&generation) {
+            let what = self.configure_of(current);
+            blocking(Step::Configure, move || prepare::configure_current(&what)).await?;
+            self.configured.insert(generation);
+        }
+        Ok(())
+    }
+
+    /// The same for what is about to end: what is wrong with its files does not hold that up.
+    async fn try_to_restore(&mut self, step: Step) {
+        if let Err(trouble) = self.restore().await {
+            let (step, message) = (step.name(), trouble.message);
+            tracing::warn!(pod = %self.name, step, message, "cannot write its files again");
+        }
+    }
+
     async fn configure(&mut self) -> Outcome {
         let Some(next) = &self.record.next else {
             return Ok(Progress::Done);
         };
-        if self.configured == Some(next.generation) {
+        if self.configured.contains(&next.generation) {
             return Ok(Progress::Done);
         }
         let (generation, what) = (next.generation, self.configure_of(next));
         blocking(Step::Configure, move || prepare::configure(&what)).await?;
-        self.configured = Some(generation);
+        self.configured.insert(generation);
         Ok(Progress::Done)
     }
 }

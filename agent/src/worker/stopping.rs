@@ -32,7 +32,7 @@ impl Pod {
             self.record.position = Position::Disabling;
             self.save(Step::Disable).await?;
         }
-        self.run_scripts(Step::Disable, order)
+        self.run_scripts(Step::Disable, order).await
     }
 
     pub(super) async fn stop(&mut self, order: &Order) -> Outcome {

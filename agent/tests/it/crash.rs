@@ -2,12 +2,24 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use platctrl_agent::Order;
 use serde_json::Value;
 
 use crate::rig::{Rig, agent_under_test, get, is_alive, name, tombstone, want};
+
+/// What is said to the agent under test, for it to carry out this order.
+pub(crate) fn words(rig: &Rig, order: &Order) -> [PathBuf; 4] {
+    let desired = match order {
+        Order::Want(desired) => serde_json::to_string(desired).unwrap(),
+        Order::Missing | Order::Unknown => String::new(),
+    };
+    let file = rig.artifacts().join("order");
+    std::fs::write(&file, format!("{} {desired}", name())).unwrap();
+    ["pod".into(), rig.data_dir(), rig.artifacts(), file]
+}
 
 /// An agent in a process of its own.
 pub(crate) struct Subject {
@@ -32,21 +44,8 @@ impl Subject {
     }
 
     fn with(rig: &Rig, order: &Order, failpoint: Option<String>) -> Self {
-        let Order::Want(desired) = order else {
-            unreachable!("tests order something")
-        };
-        let file = rig.artifacts().join("order");
-        std::fs::write(
-            &file,
-            format!("{} {}", name(), serde_json::to_string(desired).unwrap()),
-        )
-        .unwrap();
         let mut command = Command::new(agent_under_test());
-        command
-            .arg("pod")
-            .arg(rig.data_dir())
-            .arg(rig.artifacts())
-            .arg(file);
+        command.args(words(rig, order));
         command.stdout(Stdio::piped()).stderr(Stdio::null());
         if let Some(point) = failpoint {
             command.env("PLATCTRL_FAILPOINTS", point);

@@ -24,6 +24,7 @@ mod names;
 mod node;
 mod overlay;
 mod pods;
+mod power;
 mod pressure;
 mod rig;
 mod runit;

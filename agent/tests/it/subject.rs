@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use platctrl_agent::{
-    Desired, Host, HostConfig, Observer, Order, PodEvent, PodName, Report, Worker,
+    Desired, Host, HostConfig, HostError, Observer, Order, PodEvent, PodName, Report, Worker, hoist,
 };
 
 #[derive(Debug)]
@@ -30,13 +30,17 @@ impl Observer for Printer {
 }
 
 /// `pod DATA_DIR ARTIFACTS ORDER`: carries out the order, `NAMESPACE/NAME DESIRED`, in that file.
+/// Without a `DESIRED` nobody knows what is wanted: the store is away.
 pub(crate) fn pod(mut args: impl Iterator<Item = OsString>) -> ExitCode {
     let mut path = || PathBuf::from(args.next().unwrap_or_default());
     let (data_dir, artifacts, order) = (path(), path(), path());
     let text = std::fs::read_to_string(order).unwrap();
     let (name, desired) = text.split_once(' ').unwrap();
     let name: PodName = name.parse().unwrap();
-    let desired: Desired = serde_json::from_str(desired).unwrap();
+    let order = match desired {
+        "" => Order::Unknown,
+        desired => Order::Want(Box::new(serde_json::from_str::<Desired>(desired).unwrap())),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -46,8 +50,13 @@ pub(crate) fn pod(mut args: impl Iterator<Item = OsString>) -> ExitCode {
         let mut config = HostConfig::new(data_dir, "node-under-test");
         config.file_dirs = vec![artifacts];
         config.shim = Some(std::env::current_exe().unwrap());
-        let host = Arc::new(Host::open(config).unwrap());
-        let order = Order::Want(Box::new(desired));
+        // What an agent that was killed was about to start may hold its lock for a moment.
+        let host = loop {
+            match Host::open(config.clone()) {
+                Err(HostError::Artifacts(hoist::Error::Busy { .. })) => std::thread::yield_now(),
+                opened => break Arc::new(opened.unwrap()),
+            }
+        };
         let mut worker = Worker::spawn(host, Arc::new(Printer), name, order);
         worker.finished().await;
     });

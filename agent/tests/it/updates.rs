@@ -194,7 +194,7 @@ fn counted(lines: &[String]) -> BTreeMap<String, usize> {
     counted
 }
 
-const PREPARING: [&str; 13] = [
+pub(crate) const PREPARING: [&str; 13] = [
     "authorise",
     "authorise.done",
     "before-install",
@@ -209,7 +209,7 @@ const PREPARING: [&str; 13] = [
     "after-install.done",
     "configure",
 ];
-const LEAVING: [&str; 9] = [
+pub(crate) const LEAVING: [&str; 9] = [
     "configure.done",
     "drain",
     "disable",
@@ -220,7 +220,7 @@ const LEAVING: [&str; 9] = [
     "before-launch.done",
     "flip",
 ];
-const LAUNCHING: [&str; 13] = [
+pub(crate) const LAUNCHING: [&str; 13] = [
     "flip.done",
     "post-activate",
     "post-activate.done",

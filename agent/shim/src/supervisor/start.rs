@@ -137,9 +137,13 @@ fn begin(dir: &Path, down: bool) -> Result<Supervisor, Refusal> {
         .map_err(Refusal::at("become subreaper"))?;
     let spec = read_spec(here).map_err(Refusal::at("read the spec"))?;
     for group in &spec.shim_cgroups {
-        cgroup::join(group).map_err(|error| {
-            Refusal::Failed(format!("cannot join {}: {error}", group.display()))
-        })?;
+        match cgroup::join(group) {
+            // Groups are gone after a boot, and whoever wants an end makes none.
+            Err(error) if down && error.kind() == io::ErrorKind::NotFound => {}
+            joined => joined.map_err(|error| {
+                Refusal::Failed(format!("cannot join {}: {error}", group.display()))
+            })?,
+        }
     }
     let before = read_state(here).map_err(Refusal::at("read the state"))?;
     let exits = read_exits(here).map_err(Refusal::at("read the exits"))?;
