@@ -35,7 +35,7 @@ pub enum BesideError {
         known: Vec<String>,
     },
     /// The pod has several programs.
-    #[error("pod {pod} has several programs, name one: {}", known.join(", "))]
+    #[error("pod {pod} has several programs: {}", known.join(", "))]
     Several {
         /// The pod.
         pod: PodName,

@@ -80,8 +80,8 @@ impl DeployRules {
         is_ours(path)?;
         let invalid = |why: String| format!("{} cannot be understood: {why}", path.display());
         let text = std::str::from_utf8(&bytes).map_err(|error| invalid(error.to_string()))?;
-        let file: File =
-            serde_saphyr::from_str(text).map_err(|error| invalid(error.to_string()))?;
+        let file: File = serde_saphyr::from_str(text)
+            .map_err(|error| invalid(error.without_snippet().to_string()))?;
         Ok(file.rules)
     }
 }

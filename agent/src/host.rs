@@ -59,7 +59,8 @@ pub struct HostConfig {
     pub users: UserPolicy,
     /// What checks over TLS show and believe.
     pub probes: ProbeFiles,
-    /// Where the node's hooks are: by default `hooks` in the data directory.
+    /// Where the node's hooks are, which has to be there: by default `hooks` in the data directory,
+    /// if there is one.
     pub hooks: Option<PathBuf>,
     /// What decides what may run here, beyond the users it may run as: by default everything that
     /// the store says.
@@ -182,9 +183,10 @@ impl Host {
         let supervisor = config
             .supervisor
             .unwrap_or_else(|| Arc::new(Mixed::new(&shim, runsv)));
-        let hooks = config
-            .hooks
-            .unwrap_or_else(|| layout.data_dir().join("hooks"));
+        let hooks = match config.hooks {
+            Some(named) => Hooks::named(named),
+            None => Hooks::new(layout.data_dir().join("hooks")),
+        };
         Ok(Self {
             users: Users::open(layout.data_dir(), config.users),
             cgroups: Cgroups::detect(&cgroup::tag(layout.data_dir()))
@@ -193,7 +195,7 @@ impl Host {
             artifacts: Artifacts::new(store, config.allow_unverified),
             supervisor,
             errands: shims,
-            hooks: Hooks::new(hooks),
+            hooks,
             authority: config.authority,
             ports: known_ports(&layout)?,
             prober: Prober::new(config.environment.clone()).with_tls(config.probes),

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use platctrl_framework::model::{Digest, Uid};
-use platctrl_kinds::Exit;
+use platctrl_kinds::{Exit, PodPhase};
+use platctrl_shim_lib::{Phase, State};
 use serde::{Deserialize, Serialize};
 
 use crate::disk;
@@ -93,6 +94,9 @@ pub struct InspectedPod {
     pub position: Position,
     /// Its end was ordered.
     pub ending: bool,
+    /// Why what is wanted is not tried again: it failed to start, and what ran before runs on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reverted: Option<String>,
     /// Somebody on the node stopped it.
     pub stopped: bool,
     /// The restart that it asks for, or that is being done.
@@ -104,7 +108,7 @@ pub struct InspectedPod {
     /// What its liveness check said last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub liveness: Option<Verdict>,
-    /// The phase that was reported last.
+    /// The phase that was reported last, or that follows from how its programs are.
     pub phase: String,
     /// What it takes of the disk.
     pub disk: InspectedDisk,
@@ -196,12 +200,19 @@ fn inspect_pod(layout: &Layout, name: PodName) -> Result<InspectedPod, FileError
     let paths = layout.pod(&name);
     let record = PodRecord::look(&paths.record());
     let last = record.as_ref().and_then(|record| record.last.as_ref());
-    let programs = paths.programs()?.into_iter().map(|program| {
-        let dir = paths.shim(&program);
-        let state = platctrl_shim_lib::read_state(&dir)
-            .ok()
-            .flatten()
-            .unwrap_or_default();
+    let states: BTreeMap<String, State> = paths
+        .programs()?
+        .into_iter()
+        .map(|program| {
+            let state = platctrl_shim_lib::read_state(&paths.shim(&program));
+            (program, state.ok().flatten().unwrap_or_default())
+        })
+        .collect();
+    let phase = record
+        .as_ref()
+        .map(|record| phase(record, &states))
+        .unwrap_or_default();
+    let programs = states.into_iter().map(|(program, state)| {
         let alive = platctrl_shim_lib::is_alive(&state);
         InspectedProgram {
             program,
@@ -221,7 +232,7 @@ fn inspect_pod(layout: &Layout, name: PodName) -> Result<InspectedPod, FileError
         running_generation: record
             .as_ref()
             .and_then(|record| record.current.as_ref())
-            .map(|current| current.generation),
+            .map(Version::observed_generation),
         intent: last.cloned(),
         running: record
             .as_ref()
@@ -236,6 +247,10 @@ fn inspect_pod(layout: &Layout, name: PodName) -> Result<InspectedPod, FileError
             .map(|record| record.position)
             .unwrap_or_default(),
         ending: last.is_some_and(|last| last.tombstone.is_some()),
+        reverted: record.as_ref().and_then(|it| {
+            let failed = it.quarantined.as_ref()?;
+            (last.map(|last| last.digest) == Some(failed.digest)).then(|| failed.why.clone())
+        }),
         stopped: record.as_ref().is_some_and(|it| {
             it.stopped.is_some() && it.stopped == it.current.as_ref().map(|it| it.generation)
         }),
@@ -248,10 +263,7 @@ fn inspect_pod(layout: &Layout, name: PodName) -> Result<InspectedPod, FileError
             .as_ref()
             .and_then(|it| it.liveness.clone())
             .map(|it| it.state.verdict),
-        phase: record
-            .as_ref()
-            .map(|it| it.phase.clone())
-            .unwrap_or_default(),
+        phase,
         disk: disk(&paths),
         programs: programs.collect(),
         name,
@@ -266,6 +278,41 @@ fn disk(paths: &PodPaths) -> InspectedDisk {
         installs: installs(paths),
         at_least: data.at_least || logs.at_least,
     }
+}
+
+/// Where in its life a pod is. The record has what was reported last when it was written, which is
+/// not whenever a program starts or ends.
+fn phase(record: &PodRecord, states: &BTreeMap<String, State>) -> String {
+    let settled = record.position == Position::Settled;
+    let ends = record
+        .last
+        .as_ref()
+        .is_some_and(|last| last.tombstone.is_some());
+    let Some(current) = record.current.as_ref().filter(|_| settled && !ends) else {
+        return record.phase.clone();
+    };
+    let phases = || {
+        let programs = current.programs.keys();
+        programs.map(|program| states.get(program).map(|state| state.phase))
+    };
+    let ended_well = |program: &String| {
+        let mut exits = record.exits.iter().rev();
+        let exit = exits.find(|exit| exit.launchable == *program);
+        exit.is_some_and(|exit| exit.code == Some(0))
+    };
+    let phase = if phases().all(|phase| phase == Some(Phase::Exited)) {
+        match current.programs.keys().all(ended_well) {
+            true => PodPhase::Succeeded,
+            false => PodPhase::Failed,
+        }
+    } else if phases().any(|phase| phase == Some(Phase::Running))
+        && phases().all(|phase| phase != Some(Phase::Starting))
+    {
+        PodPhase::Running
+    } else {
+        PodPhase::Starting
+    };
+    phase.as_str().to_owned()
 }
 
 fn installs(paths: &PodPaths) -> u64 {

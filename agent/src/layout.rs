@@ -51,6 +51,17 @@ pub enum LayoutError {
     File(#[from] FileError),
 }
 
+impl LayoutError {
+    /// Whoever asks is not let in.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        match self {
+            Self::Blocked { .. } => false,
+            Self::File(error) => error.source.kind() == io::ErrorKind::PermissionDenied,
+        }
+    }
+}
+
 /// The paths below a data directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {

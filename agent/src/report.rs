@@ -329,6 +329,7 @@ fn ready(facts: &Facts<'_>, phase: PodPhase) -> Condition {
         }
         _ => {}
     }
+    let mut finished = None;
     for program in current.programs.keys() {
         let unit = facts.units.get(program);
         let last = unit.and_then(|unit| unit.last_exit.as_ref());
@@ -357,12 +358,22 @@ fn ready(facts: &Facts<'_>, phase: PodPhase) -> Condition {
                 );
             }
             Activity::Finished => {
-                return no(
+                let no = no(
                     "Finished",
                     format!("{program} {detail} and is not to be started again"),
                 );
+                if last.is_none_or(|last| last.code != Some(0)) {
+                    return no;
+                }
+                finished = Some(no);
             }
         }
+    }
+    // One that did its work leaves the others theirs.
+    if let Some(finished) = finished
+        && phase != PodPhase::Running
+    {
+        return finished;
     }
     match facts.fitness {
         Fitness::Unchecked => {
@@ -526,6 +537,22 @@ mod tests {
             "{}",
             report.status.message
         );
+    }
+
+    #[test]
+    fn a_program_that_did_its_work_does_not_keep_the_others_from_being_ready() {
+        let record = record(&["a", "b"]);
+        let finished = |code| unit(Activity::Finished, Some(code));
+        let with = |a, b, fitness| report(&record, &[("a", a), ("b", b)], &fitness);
+        let running = || unit(Activity::Running, None);
+        assert!(with(finished(0), running(), Fitness::Unchecked).is_ready());
+        assert!(!with(finished(0), running(), Fitness::Unknown).is_ready());
+        let failed = with(finished(1), running(), Fitness::Unchecked);
+        assert!(!failed.is_ready());
+        assert_eq!(failed.status.reason, "Finished");
+        assert!(!with(finished(0), finished(0), Fitness::Unchecked).is_ready());
+        let crashed = unit(Activity::Waiting, Some(1));
+        assert!(!with(finished(0), crashed, Fitness::Unchecked).is_ready());
     }
 
     #[test]

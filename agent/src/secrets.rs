@@ -194,12 +194,13 @@ impl Secrets {
         let mut path = self.from.clone();
         let beneath =
             ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let missing = |path: &Path| SecretError::Missing {
+        // The whole way, whichever part of it is not there.
+        let missing = || SecretError::Missing {
             name: name.to_owned(),
-            path: path.to_owned(),
+            path: self.from.join(namespace).join(file),
         };
         let failed = |path: &Path, errno: rustix::io::Errno| match errno {
-            rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR => missing(path),
+            rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR => missing(),
             rustix::io::Errno::LOOP => self.is_unsafe(name, path, "is a symbolic link"),
             errno => SecretError::File(FileError::new("open", path, errno)),
         };
@@ -214,11 +215,12 @@ impl Secrets {
         path.push(file);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let opened = openat2(&at, file, flags, Mode::empty(), beneath);
-        let file = File::from(opened.map_err(|errno| failed(&path, errno))?);
-        self.check(name, &path, &file, false)?;
+        let opened = File::from(opened.map_err(|errno| failed(&path, errno))?);
+        self.check(name, &path, &opened, false)?;
         let mut secret = Vec::new();
-        let mut file = file.take(LARGEST + 1);
-        file.read_to_end(&mut secret)
+        let mut opened = opened.take(LARGEST + 1);
+        opened
+            .read_to_end(&mut secret)
             .map_err(|error| FileError::new("read", &path, error))?;
         if secret.len() as u64 > LARGEST {
             return Err(self.is_unsafe(name, &path, "is larger than 1 MiB"));

@@ -16,9 +16,7 @@ pub enum Error {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// There is nothing in the artifact that could be launched.
-    #[error(
-        "{problem}; an artifact needs an executable file bin/launch, or a directory bin/launch/ of executable files"
-    )]
+    #[error("{problem}")]
     LaunchInvalid {
         /// What is wrong with which file.
         problem: String,

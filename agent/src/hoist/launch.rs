@@ -67,9 +67,17 @@ pub(super) fn judge(found: Found, host: Option<&str>) -> Result<Launch, Error> {
 
 /// Judges what was found at a path of the artifact.
 pub(super) fn judge_at(path: &str, found: Found, host: Option<&str>) -> Result<Launch, Error> {
+    let needed = match path {
+        "bin/launch" => {
+            "an artifact needs an executable file bin/launch, or a directory bin/launch/ of executable files"
+        }
+        _ => {
+            "what is started is an executable file of the artifact, or a directory of executable files"
+        }
+    };
     let invalid = |problem: String| {
         Err(Error::LaunchInvalid {
-            problem: format!("{path}{problem}"),
+            problem: format!("{path}{problem}; {needed}"),
         })
     };
     match found {

@@ -34,6 +34,15 @@ pub enum HooksError {
         /// Whose it must be.
         owner: u32,
     },
+    /// The directory that an operator named is not there.
+    #[error(
+        "{} is not there, and hooks are to be called from it: make it, or start the agent without --hooks",
+        path.display()
+    )]
+    NoDirectory {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The file that says when they are called cannot be understood.
     #[error("{}: {problem}", path.display())]
     Config {
@@ -75,6 +84,8 @@ pub struct Hook {
 #[derive(Clone, Debug)]
 pub struct Hooks {
     dir: PathBuf,
+    /// Without the directory nothing is known, rather than that there are none.
+    required: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -97,7 +108,18 @@ struct Entry {
 impl Hooks {
     /// The hooks in a directory, which need not exist.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self {
+            dir: dir.into(),
+            required: false,
+        }
+    }
+
+    /// The hooks in a directory that somebody named, which has to be there.
+    pub fn named(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            required: true,
+        }
     }
 
     /// Where they are.
@@ -124,6 +146,11 @@ impl Hooks {
         let failed = |path: &Path, error| FileError::new("look at", path, error);
         match std::fs::symlink_metadata(&self.dir) {
             Ok(there) => check(&self.dir, &there)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.required => {
+                return Err(HooksError::NoDirectory {
+                    path: self.dir.clone(),
+                });
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(failed(&self.dir, error).into()),
         }
@@ -180,7 +207,7 @@ fn read_config(path: &Path) -> Result<Config, HooksError> {
     if text.trim().is_empty() {
         return Ok(Config::default());
     }
-    serde_saphyr::from_str(text).map_err(|error| invalid(error.to_string()))
+    serde_saphyr::from_str(text).map_err(|error| invalid(error.without_snippet().to_string()))
 }
 
 /// What runs as root is root's alone.
@@ -244,6 +271,22 @@ mod tests {
     }
 
     #[test]
+    fn without_the_directory_that_somebody_named_it_is_not_known_which_there_are() {
+        let dir = dir();
+        let named = Hooks::named(dir.path().join("hooks"));
+        let missing = named.all().unwrap_err();
+        assert!(matches!(missing, HooksError::NoDirectory { .. }));
+        let said = missing.to_string();
+        assert!(
+            said.contains("is not there") && said.contains("--hooks"),
+            "{said}"
+        );
+        std::fs::create_dir(dir.path().join("hooks")).unwrap();
+        mode(&dir.path().join("hooks"), 0o755);
+        assert_eq!(named.all().unwrap(), []);
+    }
+
+    #[test]
     fn a_file_that_is_not_understood_is_an_error_and_never_no_hooks() {
         let dir = dir();
         program(dir.path(), "a");
@@ -261,6 +304,8 @@ mod tests {
                 matches!(refused, Err(HooksError::Config { .. })),
                 "{config}: {refused:?}"
             );
+            let said = refused.unwrap_err().to_string();
+            assert_eq!(said.lines().count(), 1, "{said}");
         }
         std::fs::write(dir.path().join(CONFIG), "hooks: {b: {events: []}}").unwrap();
         let missing = Hooks::new(dir.path()).all().unwrap_err().to_string();

@@ -68,6 +68,10 @@ impl Supervisor for Mixed {
         self.of(unit).stop(unit, timeout)
     }
 
+    fn again<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<(), SuperviseError>> {
+        self.of(unit).again(unit)
+    }
+
     fn forget<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<(), SuperviseError>> {
         self.of(unit).forget(unit)
     }

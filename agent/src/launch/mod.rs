@@ -225,6 +225,9 @@ pub trait Supervisor: fmt::Debug + Send + Sync + 'static {
         timeout: Duration,
     ) -> BoxFuture<'a, Result<bool, SuperviseError>>;
 
+    /// Starts a unit once more that has ended for good.
+    fn again<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<(), SuperviseError>>;
+
     /// Ends the supervisor of a unit that is at rest, and forgets the unit.
     fn forget<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<(), SuperviseError>>;
 }

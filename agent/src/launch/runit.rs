@@ -122,6 +122,20 @@ impl Runit {
         Ok(())
     }
 
+    /// Starts what has ended for good.
+    fn once_more(&self, dir: &Path) -> io::Result<()> {
+        let spec = read_spec(dir)?;
+        if !runs(dir) {
+            self.clear(dir)?;
+            self.write_service(dir, &spec, true)?;
+            self.spawn(dir, &spec)?;
+        }
+        match spec.restart.policy {
+            platctrl_shim_lib::RestartPolicy::Never => control(dir, b"o"),
+            _ => control(dir, b"u"),
+        }
+    }
+
     /// Ends what a killed `runsv` left behind.
     fn clear(&self, dir: &Path) -> io::Result<()> {
         let output = std::process::Command::new(&self.shim)
@@ -357,6 +371,11 @@ impl Supervisor for Runit {
     ) -> BoxFuture<'a, Result<bool, SuperviseError>> {
         let (this, dir) = (self.clone(), unit.dir.clone());
         Box::pin(blocking("stop", unit, move || this.end(&dir, timeout)))
+    }
+
+    fn again<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<(), SuperviseError>> {
+        let (this, dir) = (self.clone(), unit.dir.clone());
+        Box::pin(blocking("start", unit, move || this.once_more(&dir)))
     }
 
     fn forget<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<(), SuperviseError>> {

@@ -104,6 +104,13 @@ impl Supervisor for Shims {
         }))
     }
 
+    fn again<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<(), SuperviseError>> {
+        let (program, dir) = (self.program.clone(), unit.dir.clone());
+        Box::pin(blocking("start", unit, move || {
+            spawn(&program, &dir)?.request(Request::Restart { timeout: None })
+        }))
+    }
+
     fn forget<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<(), SuperviseError>> {
         Box::pin(alike::forget(unit, quit))
     }

@@ -60,7 +60,7 @@ pub enum LogError {
         known: Vec<String>,
     },
     /// The pod has several programs.
-    #[error("the pod has several launchables, choose one with `launchable`: {}", known.join(", "))]
+    #[error("the pod has several programs: {}", known.join(", "))]
     Several {
         /// The programs that have a log.
         known: Vec<String>,
@@ -221,11 +221,26 @@ fn programs(directory: &OwnedFd) -> io::Result<Vec<String>> {
     Ok(programs)
 }
 
+/// It is the log of a script of a launchable: `web/bin/enable`. A program is `web`, or `web/a`.
+fn is_script(program: &str) -> bool {
+    program
+        .split_once('/')
+        .is_some_and(|(_, rest)| rest.contains('/'))
+}
+
 fn choose(programs: Vec<String>, wanted: Option<&str>) -> Result<String, LogError> {
     match (wanted, programs.as_slice()) {
         (_, []) => Err(LogError::NoLog),
         (None, [one]) => Ok(one.clone()),
-        (None, _) => Err(LogError::Several { known: programs }),
+        (None, all) => {
+            // Whoever names none means what runs, not what the scripts beside it said.
+            let known: Vec<_> = all.iter().filter(|it| !is_script(it)).cloned().collect();
+            match known.as_slice() {
+                [one] => Ok(one.clone()),
+                [] => Err(LogError::Several { known: programs }),
+                _ => Err(LogError::Several { known }),
+            }
+        }
         (Some(wanted), known) => {
             // Also as it is in file names.
             let wanted = wanted.replace(':', "/");

@@ -20,6 +20,7 @@ use crate::health::{HealthState, Verdict};
 use crate::plan::{Order, Step};
 use crate::report::Trouble;
 use crate::situation::Granter;
+use crate::version::Version;
 
 /// How often one that may not be restarted now looks whether it may.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -91,7 +92,12 @@ impl Pod {
                     self.event(EventType::Normal, "RestartGranted", message);
                 }
             }
-            Control::Restart { by, now } => self.ask(Wish::Restart, by, now),
+            Control::Restart { by, now } => {
+                // What waits for its next try is tried now.
+                self.prepare.retry_now();
+                self.main.retry_now();
+                self.ask(Wish::Restart, by, now);
+            }
             Control::Stop { by, now } => self.ask(Wish::Stop, by, now),
             Control::Start { by } => {
                 let stops = |asked: &AskedRestart| asked.wish == Wish::Stop;
@@ -239,12 +245,35 @@ impl Pod {
             return Ok(Restarting::Underway);
         }
         self.units.check_health(None, None);
-        self.record.restart = None;
-        if asked.wish == Wish::Stop {
-            self.record.stopped = Some(current.generation);
+        if asked.wish == Wish::Restart {
+            self.start_what_had_ended(&current).await?;
         }
+        self.record.restart = None;
+        self.record.stopped = (asked.wish == Wish::Stop).then_some(current.generation);
         self.save(Step::Stop).await?;
         Ok(Restarting::No)
+    }
+
+    /// Whoever wants a pod restarted wants all of its programs to run, also those that had ended
+    /// for good. What was stopped just now is started by the plan.
+    async fn start_what_had_ended(&mut self, current: &Version) -> Result<(), Trouble> {
+        for program in current.programs.keys() {
+            let Some(unit) = self.units.unit(program) else {
+                continue;
+            };
+            if !self.units.is_finished(program) {
+                continue;
+            }
+            let started = self.host.supervisor.again(&unit).await;
+            started.map_err(|error| Trouble {
+                step: Step::Start,
+                reason: "StartFailed".into(),
+                message: error.to_string(),
+                permanent: false,
+            })?;
+            self.started(current, unit);
+        }
+        Ok(())
     }
 
     /// Whether it may be done without anybody's grant.

@@ -55,11 +55,17 @@ impl Pod {
             .start(&unit, &spec)
             .await
             .map_err(|error| error.to_string())?;
-        let seen = self.record.seen_exits.get(program).copied().unwrap_or(0);
-        self.units.watch(program, unit.dir, seen);
+        self.started(current, unit);
+        Ok(())
+    }
+
+    /// Listens to a program that was started, and tells it.
+    pub(super) fn started(&mut self, current: &Version, unit: Unit) {
+        let program = unit.program;
+        let seen = self.record.seen_exits.get(&program).copied().unwrap_or(0);
+        self.units.watch(&program, unit.dir, seen);
         let message = format!("{program} of generation {} started", current.generation);
         self.event(EventType::Normal, "Started", message);
-        Ok(())
     }
 
     /// A process that the update left alone runs on, and the new version is used from its next

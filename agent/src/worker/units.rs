@@ -260,6 +260,14 @@ impl Units {
             .is_some_and(|state| state.activity.at_rest())
     }
 
+    /// It has ended, and is not to be started again.
+    pub(super) fn is_finished(&self, program: &str) -> bool {
+        let facts = self.facts.get(program);
+        facts
+            .and_then(|facts| facts.state.as_ref())
+            .is_some_and(|state| state.activity == Activity::Finished)
+    }
+
     /// Nothing runs of the programs that matter.
     pub(super) fn at_rest(&self, matters: impl Fn(&str) -> bool) -> bool {
         let mut programs = self.watched.keys().filter(|program| matters(program));
@@ -281,7 +289,10 @@ impl Units {
             Verdict::Unknown => Fitness::Unknown,
             Verdict::Healthy => Fitness::Healthy { stale: state.stale },
             Verdict::Unhealthy { reason } => Fitness::Unhealthy {
-                message: reason.clone(),
+                message: match state.stale {
+                    true => format!("{reason}, before the agent started again"),
+                    false => reason.clone(),
+                },
             },
         }
     }

@@ -1,6 +1,7 @@
 //! Several launchables and entry points in one pod, programs that an update leaves alone, and
 //! pods that run to an end.
 
+use platctrl_agent::Control;
 use serde_json::json;
 
 use crate::rig::{Rig, eventually, get, is_alive, kill, name, want};
@@ -36,7 +37,11 @@ fn the_entry_points_of_an_artifact_are_one_process_each() {
     worker.order(want(2, &spec));
     let refused = told.wait("a refusal", |it| it.status.reason == "LaunchInvalid");
     assert_eq!(refused.status.pids, report.status.pids);
-    assert!(refused.status.message.contains("bin/nobody is missing"));
+    let said = &refused.status.message;
+    assert!(
+        said.contains("bin/nobody is missing; what is started"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -101,6 +106,52 @@ fn the_exit_status_of_a_pod_that_ran_to_its_end_is_kept_and_it_is_not_run_again(
     assert_eq!(again.status.exits, failed.status.exits);
     let trace = rig.layout().pod(&name()).data().join("trace");
     assert_eq!(lines(&trace), ["ran"]);
+}
+
+#[test]
+fn a_restart_by_hand_runs_again_what_had_ended_and_what_was_stopped() {
+    let rig = Rig::new();
+    let job = rig.pack(
+        "job",
+        &[(
+            "bin/launch",
+            Some("#!/bin/sh\necho ran >> \"$HOME/trace\"\nexit ${CODE:-0}\n"),
+        )],
+    );
+    let mut spec = rig.spec(&job);
+    spec["ports"] = json!({});
+    spec["launchables"]["web"]["restart"] = json!({"policy": "OnFailure"});
+    spec["launchables"]["bad"] = spec["launchables"]["web"].clone();
+    spec["launchables"]["bad"]["restart"] = json!({"policy": "Never"});
+    spec["launchables"]["bad"]["env"] = json!({"CODE": "7"});
+    let host = rig.host();
+    let (worker, told) = rig.worker(&host, want(1, &spec));
+    let ended = told.wait("its end", |it| it.phase.as_str() == "Failed");
+    assert_eq!(ended.status.exits.len(), 2);
+    let trace = rig.layout().pod(&name()).data().join("trace");
+    assert_eq!(lines(&trace).len(), 2);
+    let restart = || Control::Restart {
+        by: "test".into(),
+        now: true,
+    };
+    worker.control(restart());
+    let again = told.wait("its end", |it| {
+        it.phase.as_str() == "Failed" && it.status.exits.len() == 4
+    });
+    assert_eq!(lines(&trace).len(), 4);
+    assert_eq!(again.status.exits[3].message, "");
+    assert_eq!(told.events("Started").len(), 4);
+    // Also when it was stopped meanwhile.
+    worker.control(Control::Stop {
+        by: "test".into(),
+        now: true,
+    });
+    told.wait("a stopped pod", |it| it.status.reason == "Stopped");
+    worker.control(restart());
+    told.wait("its end", |it| {
+        it.phase.as_str() == "Failed" && it.status.restarts == 4
+    });
+    assert_eq!(lines(&trace).len(), 6);
 }
 
 #[test]

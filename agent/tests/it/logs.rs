@@ -228,3 +228,42 @@ fn a_log_without_marks_as_an_older_supervisor_leaves_it_is_given_whole_and_that_
     );
     assert_eq!(text(log).matches("begins").count(), 3);
 }
+
+#[test]
+fn whoever_names_no_program_gets_the_only_one_and_not_what_scripts_said() {
+    let rig = Rig::new();
+    let script = |said: &str| format!("#!/bin/sh\necho {said}\n");
+    let (enable, launch) = (script("enabled"), script("launched") + "exec sleep 1000\n");
+    let artifact = rig.pack(
+        "scripts",
+        &[("bin/launch", Some(&launch)), ("bin/enable", Some(&enable))],
+    );
+    let mut spec = rig.spec(&artifact);
+    spec["ports"] = json!({});
+    let host = rig.host();
+    let (worker, told) = rig.worker(&host, want(1, &spec));
+    told.wait_for("the script", |told| {
+        let mut events = told.events.iter();
+        events.find(|it| it.reason == "ScriptSucceeded").map(drop)
+    });
+    let log = |program: Option<&str>| {
+        let mut asked = query();
+        asked.program = program.map(str::to_owned);
+        open(&rig, asked)
+    };
+    eventually("its word", || {
+        (text(log(None).ok()?) == "launched\n").then_some(())
+    });
+    assert_eq!(text(log(Some("web/bin/enable")).unwrap()), "enabled\n");
+    // Of several programs one has to be named; scripts are not among them.
+    spec["launchables"]["other"] = spec["launchables"]["web"].clone();
+    worker.order(want(2, &spec));
+    told.wait("two programs", |it| {
+        it.is_ready() && it.status.pids.len() == 2
+    });
+    let several = eventually("two logs", || log(None).err());
+    assert!(
+        matches!(&several, LogError::Several { known } if known == &["other", "web"]),
+        "{several}"
+    );
+}

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use platctrl_agent::launch::Runit;
-use platctrl_agent::{Host, LogQuery, LogReader};
+use platctrl_agent::{Control, Host, LogQuery, LogReader};
 use serde_json::json;
 
 use crate::logs::text;
@@ -231,4 +231,38 @@ fn a_runsv_that_is_not_there_is_refused_by_its_path() {
         let error = Host::open(config).unwrap_err().to_string();
         assert!(error.contains(path), "{error}");
     }
+}
+
+#[test]
+fn under_runit_a_restart_by_hand_runs_again_what_had_ended() {
+    let mut rig = Rig::new();
+    let _ends = Ends(rig.data_dir());
+    let mut spec = rig.script("job", "#!/bin/sh\necho ran >> \"$HOME/trace\"\n");
+    spec["launchables"]["web"]["restart"] = json!({"policy": "OnFailure"});
+    let first = host(&rig);
+    let (worker, told) = rig.worker(&first, want(1, &spec));
+    told.wait("its end", |it| it.phase.as_str() == "Succeeded");
+    let trace = rig.layout().pod(&name()).data().join("trace");
+    let restart = || Control::Restart {
+        by: "test".into(),
+        now: true,
+    };
+    worker.control(restart());
+    told.wait("its second end", |it| {
+        it.phase.as_str() == "Succeeded" && it.status.exits.len() == 2
+    });
+    assert_eq!(lines(&trace).len(), 2);
+    // Also after its supervisor was killed.
+    drop((worker, first));
+    rig.crash();
+    kill(runsv_of(&rig));
+    let second = host(&rig);
+    let (worker, told) = rig.worker(&second, want(1, &spec));
+    told.wait("the same end", |it| it.phase.as_str() == "Succeeded");
+    worker.control(restart());
+    told.wait("its third end", |it| {
+        it.phase.as_str() == "Succeeded" && it.status.exits.len() == 3
+    });
+    assert_eq!(lines(&trace).len(), 3);
+    end(&worker, &told, &spec);
 }

@@ -110,7 +110,8 @@ async fn there(args: &ExecArgs, setting: &Setting) -> Result<()> {
         }
     }
     let path = query.on(&Collection::new(&target.kind, Some(namespace)).part(name, "exec"));
-    let stream = api.turn(&path, COMMAND).await?;
+    let stream = api.turn(&path, COMMAND).await;
+    let stream = stream.map_err(find::one_of_several)?;
     let code = {
         let _raw = terminal.map(|_| Raw::enter()).transpose()?;
         attend(stream, args.stdin, terminal.is_some()).await?

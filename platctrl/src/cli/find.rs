@@ -204,3 +204,11 @@ pub(crate) fn missing(target: &Target, namespace: &str, items: &[Value]) -> Fail
         )),
     }
 }
+
+/// A node says that a pod has several programs: whoever asked said too little.
+pub(super) fn one_of_several(failure: Failure) -> Failure {
+    match failure.message.contains(" has several programs: ") {
+        true => Failure::usage(failure.message).hint("name one with --launchable"),
+        false => failure,
+    }
+}

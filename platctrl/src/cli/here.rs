@@ -1,12 +1,13 @@
 //! Verbs about pods of this machine, which need no server: `restart`, `stop`, `start` ask the
 //! agent, `exec` runs beside a pod's program on this terminal.
 
+use std::io::ErrorKind;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use http::Method;
-use platctrl_agent::{InspectedPod, PodName};
+use platctrl_agent::{BesideError, InspectedPod, PodName};
 
 use super::exec::ExecArgs;
 use super::{NamespaceFlag, Setting};
@@ -47,9 +48,20 @@ pub(super) fn data_dir(setting: &Setting) -> Result<PathBuf> {
 
 /// What is on this machine.
 pub(super) fn pods(data_dir: &Path) -> Result<Vec<InspectedPod>> {
+    let other = "name the data directory of this machine's agent with --data-dir";
+    match std::fs::symlink_metadata(data_dir.join("state")) {
+        Err(error) if error.kind() == ErrorKind::NotFound && data_dir.is_dir() => {
+            let message = format!("no agent has worked in {}", data_dir.display());
+            return Err(Failure::failed(message).hint(other));
+        }
+        _ => {}
+    }
     platctrl_agent::inspect(data_dir).map_err(|error| {
-        Failure::failed(error)
-            .hint("name the data directory of this machine's agent with --data-dir")
+        let failure = Failure::failed(&error);
+        match error.is_denied() {
+            true => failure.hint("be root, or the user that the agent runs as: use sudo"),
+            false => failure.hint(other),
+        }
     })
 }
 
@@ -157,7 +169,18 @@ pub(super) fn exactly(data_dir: &Path, word: &str, namespace: &str) -> Option<Po
 pub(super) fn exec(data_dir: &Path, pod: &PodName, args: &ExecArgs) -> Result<()> {
     let program = args.launchable.as_deref();
     let beside = platctrl_agent::beside(data_dir, pod, program, &args.command);
-    let (shim, arguments) = beside.map_err(Failure::failed)?;
+    let (shim, arguments) = beside.map_err(|error| match &error {
+        BesideError::Several { .. } => {
+            Failure::usage(error.to_string()).hint("name one with --launchable")
+        }
+        BesideError::NoProgram { .. } => Failure::new(Code::NotFound, error.to_string())
+            .hint("name one of these with --launchable"),
+        BesideError::NoPod { .. } => Failure::failed(&error).hint(format!(
+            "`platctrl describe pod/{}` tells why it has not started",
+            pod.name()
+        )),
+        _ => Failure::failed(&error),
+    })?;
     let mut command = Command::new(&shim);
     if !args.stdin && !args.tty {
         command.stdin(Stdio::null());

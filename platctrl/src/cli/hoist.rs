@@ -40,7 +40,8 @@ pub(crate) enum HoistVerb {
 pub(crate) fn run(verb: &HoistVerb) -> Result<()> {
     match verb {
         HoistVerb::Build { dir, output } => {
-            let built = hoist::build(dir, output).map_err(Failure::failed)?;
+            let built =
+                hoist::build(dir, output).map_err(|error| failed(&error, error.to_string()))?;
             output::print(format_args!(
                 "{} {} ({} bytes)\n",
                 built.digest,
@@ -81,7 +82,26 @@ pub(super) fn problem(file: &Path, error: &hoist::Error) -> String {
 }
 
 fn refused(file: &Path, error: &hoist::Error) -> Failure {
-    Failure::failed(output::plain(&problem(file, error)))
+    failed(error, problem(file, error))
+}
+
+fn failed(error: &hoist::Error, message: String) -> Failure {
+    let failure = Failure::failed(output::plain(&message));
+    match error {
+        hoist::Error::Refused(_) => failure.hint(
+            "`platctrl hoist build DIR -o FILE` packs a directory in a form that agents take",
+        ),
+        hoist::Error::LaunchInvalid { .. } => {
+            failure.hint("put it right in the directory that is packed, and pack it again")
+        }
+        hoist::Error::DigestMismatch { .. } => {
+            failure.hint("this is not the file that the digest was made of")
+        }
+        hoist::Error::NotFound { .. } | hoist::Error::Io { .. } => {
+            failure.hint("name a file or directory that is there and that you may read or write")
+        }
+        _ => failure,
+    }
 }
 
 fn programs(launch: &Launch) -> String {

@@ -47,9 +47,10 @@ pub(crate) async fn run(args: &RunHooksArgs, setting: &Setting) -> Result<()> {
     if !went_well {
         return Err(Failure::failed("a required hook failed"));
     }
+    let called = called.get();
+    let hooks = if called == 1 { "hook" } else { "hooks" };
     output::print(format_args!(
-        "pod/{name}: {} hooks of {} called\n",
-        called.get(),
+        "pod/{name}: {called} {hooks} of {} called\n",
         args.event
     ))
 }

@@ -1,11 +1,14 @@
-//! `launch --local`: one pod of a manifest without a server.
+//! `launch --local`: one pod of a manifest without a server, until it is interrupted or the pod's
+//! programs have ended for good.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use platctrl_agent::{HostConfig, Observer, PodEvent, Report};
+use platctrl_agent::{HostConfig, LogQuery, LogReader, Observer, PodEvent, PodName, Report};
 use platctrl_framework::model::{EventType, KindDefinition, RawObject, schema};
-use platctrl_kinds::{Pod, ReplicationController};
+use platctrl_kinds::{Pod, PodPhase, ReplicationController};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::Setting;
@@ -62,6 +65,8 @@ pub(crate) fn run(args: &LaunchArgs, setting: &Setting) -> Result<()> {
             name.into()
         }
     };
+    let data_dir = crate::up::make_data_dir(&data_dir)?;
+    let _lock = crate::up::take(&data_dir)?;
     let mut config = HostConfig::new(&data_dir, "local");
     config.allow_unverified = true;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -75,9 +80,21 @@ pub(crate) fn run(args: &LaunchArgs, setting: &Setting) -> Result<()> {
     runtime.block_on(async {
         let stop = CancellationToken::new();
         tokio::spawn(stop_on_signal(stop.clone()));
-        let teller = Arc::new(Teller::default());
+        let (over, ended) = oneshot::channel();
+        let teller = Arc::new(Teller {
+            last: Mutex::default(),
+            over: Mutex::new(Some(over)),
+        });
+        let end = end_with_the_pod(&data_dir, ended, stop.clone());
         let launched =
-            platctrl_agent::launch_local(config, &manifest, &document.base, teller, stop).await;
+            platctrl_agent::launch_local(config, &manifest, &document.base, teller, stop.clone());
+        let launched = async {
+            let launched = launched.await;
+            // Whatever came of it, nobody waits for the pod's end any more.
+            stop.cancel();
+            launched
+        };
+        let (launched, end) = tokio::join!(launched, end);
         launched.map_err(|error| {
             let text = error.to_string();
             // Problems with fields come one a line, as FIELD: PROBLEM.
@@ -86,8 +103,58 @@ pub(crate) fn run(args: &LaunchArgs, setting: &Setting) -> Result<()> {
                 _ => format!("{}: {line}", document.file),
             });
             Failure::failed(lines.collect::<Vec<_>>().join("\n  "))
-        })
+        })?;
+        end
     })
+}
+
+/// Waits until nothing of the pod is to be started any more, shows what its programs wrote, which
+/// goes with the pod, and ends the launch.
+async fn end_with_the_pod(
+    data_dir: &Path,
+    ended: oneshot::Receiver<Report>,
+    stop: CancellationToken,
+) -> Result<()> {
+    let report = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        report = ended => match report {
+            Ok(report) => report,
+            Err(_) => return Ok(()),
+        },
+    };
+    let (data_dir, name) = (data_dir.to_owned(), report.name.clone());
+    let exits = report.status.exits.iter();
+    let programs: BTreeSet<String> = exits.map(|exit| exit.launchable.clone()).collect();
+    let shown = tokio::task::spawn_blocking(move || show_logs(&data_dir, &name, &programs));
+    let shown = shown.await.map_err(Failure::failed);
+    stop.cancel();
+    shown??;
+    match report.phase {
+        PodPhase::Failed => Err(Failure::failed(output::plain(&report.status.message))
+            .hint("what it wrote is above; put it right and launch it again")),
+        _ => Ok(()),
+    }
+}
+
+fn show_logs(data_dir: &Path, pod: &PodName, programs: &BTreeSet<String>) -> Result<()> {
+    for program in programs {
+        let mut query = LogQuery::default();
+        query.program = Some(program.clone());
+        let Ok(log) = LogReader::open(data_dir, pod, query) else {
+            continue;
+        };
+        if programs.len() > 1 {
+            output::print(format_args!("==> {} <==\n", output::plain(program)))?;
+        }
+        let failed = std::cell::RefCell::new(Ok(()));
+        let send = |piece: bytes::Bytes| {
+            *failed.borrow_mut() = output::print_bytes(&piece);
+            failed.borrow().is_ok()
+        };
+        log.copy(&|| false, &send).map_err(Failure::failed)?;
+        failed.into_inner()?;
+    }
+    Ok(())
 }
 
 async fn stop_on_signal(stop: CancellationToken) {
@@ -107,9 +174,11 @@ async fn stop_on_signal(stop: CancellationToken) {
 }
 
 /// Tells a person what happens to the pod.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Teller {
-    last: std::sync::Mutex<String>,
+    last: Mutex<String>,
+    /// Who waits for the pod's end.
+    over: Mutex<Option<oneshot::Sender<Report>>>,
 }
 
 impl Observer for Teller {
@@ -124,13 +193,17 @@ impl Observer for Teller {
         for port in report.status.ports.values() {
             line.push_str(&format!(" http://{}:{port}", report.status.host_ip));
         }
-        let mut last = self
-            .last
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if *last != line {
             output::note(output::plain(&line));
             *last = line;
+        }
+        if matches!(report.phase, PodPhase::Succeeded | PodPhase::Failed) {
+            let mut over = self.over.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(over) = over.take() {
+                // Nobody waits who was interrupted.
+                let _ = over.send(report);
+            }
         }
     }
 

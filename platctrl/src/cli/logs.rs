@@ -76,7 +76,7 @@ pub(crate) async fn run(args: &LogsArgs, setting: &Setting) -> Result<()> {
         query = query.with("previous", "true");
     }
     let path = query.on(&Collection::new(&target.kind, Some(namespace)).part(name, "log"));
-    let mut text = api.stream(&path).await?;
+    let mut text = api.stream(&path).await.map_err(find::one_of_several)?;
     while let Some(piece) = text.next().await {
         let piece = piece.map_err(|error| {
             Failure::new(Code::Unreachable, format!("the log broke off: {error}")).hint("ask again")

@@ -190,7 +190,7 @@ enum Verb {
     Sign(sign::SignArgs),
     /// Check who signed an artifact or manifests, and print what was signed
     Verify(sign::VerifyArgs),
-    /// Run one pod of a manifest without a server, until interrupted
+    /// Run one pod of a manifest without a server, until it has ended or is interrupted
     Launch(local::LaunchArgs),
     /// Call a node's hooks for one of its pods by hand
     RunHooks(hooks::RunHooksArgs),

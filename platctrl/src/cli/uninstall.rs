@@ -190,11 +190,12 @@ fn remove_rest(data_dir: &Path) -> Result<()> {
             if left.is_empty() {
                 return Ok(());
             }
-            Err(Failure::failed(format!(
+            output::note(format_args!(
                 "{} holds what platctrl did not put there, and stays: {}",
                 data_dir.display(),
                 output::plain(&left.join(", "))
-            )))
+            ));
+            Ok(())
         }
         Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(data_dir, error)),
         _ => Ok(()),

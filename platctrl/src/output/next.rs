@@ -132,6 +132,7 @@ fn of_pod(pod: &Value, said: Said<'_>) -> String {
         "Running" => said.unless("Ready", "True", "waiting to be ready"),
         "Succeeded" | "Gone" => with(phase),
         "Failed" => with("failed".to_owned()),
+        _ if status["reason"] == "Stopped" => with("stopped".to_owned()),
         _ => with(format!("waiting ({phase})")),
     }
 }

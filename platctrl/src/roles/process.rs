@@ -6,6 +6,7 @@ use std::sync::Arc;
 use platctrl_agent::health::ProbeFiles;
 use platctrl_agent::{BootGates, DeployRules, HostConfig, hoist};
 use platctrl_framework::environment::Environment;
+use platctrl_framework::model::check_name;
 use platctrl_framework::model::identity::{self, AnchorState, IdentityError};
 use platctrl_framework::root::RootedStore;
 use platctrl_framework::store::Store;
@@ -101,12 +102,40 @@ impl BeginFlags {
         }
     }
 
+    /// Files that were named have to be there: without them the agent would do less than it was
+    /// told to, and nobody would notice.
+    pub(crate) fn check(&self) -> Result<()> {
+        let named = [
+            ("--health-ca", &self.health_ca),
+            ("--health-cert", &self.health_cert),
+            ("--health-key", &self.health_key),
+            ("--deploy-rules", &self.deploy_rules),
+        ];
+        for (flag, file) in named {
+            let Some(file) = file else { continue };
+            std::fs::File::open(file).map_err(|error| {
+                Failure::failed(format!("{flag} {}: {error}", file.display()))
+                    .hint(format!("put the file there, or leave {flag} out"))
+            })?;
+        }
+        Ok(())
+    }
+
     fn probes(&self) -> ProbeFiles {
         ProbeFiles {
             ca: self.health_ca.clone(),
             identity: self.health_cert.clone().zip(self.health_key.clone()),
         }
     }
+}
+
+/// A directory that a flag names has to be one.
+pub(crate) fn named_directory(flag: &str, dir: Option<&Path>) -> Result<()> {
+    let Some(dir) = dir else { return Ok(()) };
+    std::fs::read_dir(dir).map(drop).map_err(|error| {
+        Failure::failed(format!("{flag} {}: {error}", dir.display()))
+            .hint(format!("make the directory, or leave {flag} out"))
+    })
 }
 
 /// Opens a store that is in use elsewhere too, and checks that it is one.
@@ -205,7 +234,16 @@ pub(crate) async fn agent(args: &AgentArgs, setting: &Setting) -> Result<()> {
         Some(node) => node.clone(),
         None => crate::up::host_name()?,
     };
-    let data_dir = data_dir(setting, "agent")?;
+    check_name("node name", &node).map_err(|error| Failure::usage(error.to_string()))?;
+    args.begin.check()?;
+    named_directory("--hooks", args.hooks.as_deref())?;
+    for dir in &args.file_dir {
+        named_directory("--file-dir", Some(dir))?;
+    }
+    let data_dir = crate::up::make_data_dir(&setting.data_dir()?)?;
+    // Before the store is asked: that may take for ever, and another agent may be at work here.
+    let _lock = crate::up::take(&data_dir)?;
+    crate::log::to_file(&data_dir, "agent");
     let store = agent_store(&args.store, &environment, &data_dir).await?;
     let mut host = HostConfig::new(&data_dir, node);
     host.hooks.clone_from(&args.hooks);

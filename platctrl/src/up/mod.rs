@@ -60,10 +60,10 @@ pub(crate) fn run(args: &UpArgs, setting: &Setting) -> Result<()> {
     if !args.filename.is_empty() && !args.filename.iter().any(|name| name.as_os_str() == "-") {
         crate::manifest::Manifests::read(&args.filename)?.check()?;
     }
+    args.begin.check()?;
+    roles::named_directory("--hooks", args.hooks.as_deref())?;
     let data_dir = make_data_dir(&data_dir)?;
-    let lock = Lock::take(&data_dir)
-        .map_err(|error| Failure::failed(format!("cannot use {}: {error}", data_dir.display())))?
-        .map_err(|busy| in_use(&data_dir, busy.pid))?;
+    let lock = take(&data_dir)?;
     platctrl_agent::keep_little_memory();
     crate::log::to_file(&data_dir, "up");
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -74,6 +74,22 @@ pub(crate) fn run(args: &UpArgs, setting: &Setting) -> Result<()> {
     runtime.shutdown_timeout(Duration::from_secs(1));
     drop(lock);
     outcome
+}
+
+/// Takes a data directory for this process alone.
+pub(crate) fn take(data_dir: &Path) -> Result<Lock> {
+    Lock::take(data_dir)
+        .map_err(|error| unusable(data_dir, &error))?
+        .map_err(|busy| in_use(data_dir, busy.pid))
+}
+
+fn unusable(data_dir: &Path, error: &std::io::Error) -> Failure {
+    let failure = Failure::failed(format!("cannot use {}: {error}", data_dir.display()));
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => failure
+            .hint("it belongs to another user: be that one, or choose another with --data-dir"),
+        _ => failure.hint("choose another with --data-dir"),
+    }
 }
 
 fn in_use(data_dir: &Path, pid: Option<u32>) -> Failure {
@@ -93,10 +109,7 @@ fn in_use(data_dir: &Path, pid: Option<u32>) -> Failure {
 
 /// Makes the data directory, when pod users can get to it.
 pub(crate) fn make_data_dir(data_dir: &Path) -> Result<PathBuf> {
-    let failed = |error: std::io::Error| {
-        Failure::failed(format!("cannot use {}: {error}", data_dir.display()))
-            .hint("choose another with --data-dir")
-    };
+    let failed = |error: std::io::Error| unusable(data_dir, &error);
     if rustix::process::geteuid().is_root() {
         let closed = |parent: &&Path| {
             std::fs::metadata(parent).is_ok_and(|it| it.permissions().mode() & 0o001 == 0)

@@ -297,7 +297,7 @@ fn hooks_are_called_by_hand_for_a_pod_of_the_machine() {
     let said = rig
         .cli(&["run-hooks", &pod, "after_launch", "--hooks", hooks])
         .ok();
-    assert_eq!(said, format!("pod/{pod}: 1 hooks of after_launch called\n"));
+    assert_eq!(said, format!("pod/{pod}: 1 hook of after_launch called\n"));
     let traced = std::fs::read_to_string(&trace).unwrap();
     assert_eq!(traced, format!("after_launch {pod}\n"));
     rig.cli(&["run-hooks", "nobody", "after_launch", "--hooks", hooks])

@@ -29,6 +29,7 @@ mod network;
 mod next_step;
 mod nodes;
 mod on_consul;
+mod operators;
 mod policy;
 mod roles;
 mod rollout;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use platctrl_agent::{InspectedPod, PodName};
+use platctrl_agent::{InspectedPod, PodName, Position};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
@@ -174,10 +174,25 @@ impl Joined<'_> {
         if pod.programs.iter().any(|it| it.supervisor.is_none()) {
             return "without a supervisor".into();
         }
-        match pod.wanted_generation == pod.running_generation {
-            true => "as wanted".into(),
-            false => format!("changing: {:?}", pod.position),
+        if pod.wanted_generation == pod.running_generation {
+            return "as wanted".into();
         }
+        if let Some(why) = &pod.reverted {
+            return output::plain(&format!("went back to the version before: {why}"));
+        }
+        // What it waits for, as its agent said last.
+        let said = self.stored.flatten().map(|stored| &stored["status"]);
+        let said = said.and_then(|status| status["message"].as_str());
+        let said = said.filter(|said| !said.is_empty());
+        let said = said.map_or_else(String::new, |said| format!(": {said}"));
+        let does = match pod.position {
+            Position::Settled => "getting the wanted version ready",
+            Position::Draining | Position::Disabling | Position::Stopping => {
+                "the version before is being stopped"
+            }
+            _ => "the wanted version is being started",
+        };
+        output::plain(&format!("{does}{said}"))
     }
 
     fn line(&self) -> Vec<String> {
