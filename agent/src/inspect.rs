@@ -283,12 +283,12 @@ fn disk(paths: &PodPaths) -> InspectedDisk {
 /// Where in its life a pod is. The record has what was reported last when it was written, which is
 /// not whenever a program starts or ends.
 fn phase(record: &PodRecord, states: &BTreeMap<String, State>) -> String {
-    let settled = record.position == Position::Settled;
+    let stays = !record.position.is_leaving() && !record.position.is_stopping();
     let ends = record
         .last
         .as_ref()
         .is_some_and(|last| last.tombstone.is_some());
-    let Some(current) = record.current.as_ref().filter(|_| settled && !ends) else {
+    let Some(current) = record.current.as_ref().filter(|_| stays && !ends) else {
         return record.phase.clone();
     };
     let phases = || {

@@ -41,7 +41,7 @@ pub(crate) fn run(verb: &HoistVerb) -> Result<()> {
     match verb {
         HoistVerb::Build { dir, output } => {
             let built =
-                hoist::build(dir, output).map_err(|error| failed(&error, error.to_string()))?;
+                hoist::build(dir, output).map_err(|error| failed(&error, &error.to_string()))?;
             output::print(format_args!(
                 "{} {} ({} bytes)\n",
                 built.digest,
@@ -82,11 +82,11 @@ pub(super) fn problem(file: &Path, error: &hoist::Error) -> String {
 }
 
 fn refused(file: &Path, error: &hoist::Error) -> Failure {
-    failed(error, problem(file, error))
+    failed(error, &problem(file, error))
 }
 
-fn failed(error: &hoist::Error, message: String) -> Failure {
-    let failure = Failure::failed(output::plain(&message));
+fn failed(error: &hoist::Error, message: &str) -> Failure {
+    let failure = Failure::failed(output::plain(message));
     match error {
         hoist::Error::Refused(_) => failure.hint(
             "`platctrl hoist build DIR -o FILE` packs a directory in a form that agents take",
