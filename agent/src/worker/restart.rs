@@ -245,6 +245,8 @@ impl Pod {
             return Ok(Restarting::Underway);
         }
         self.units.check_health(None, None);
+        // What is started now finds its secrets as they are now.
+        self.configured.remove(&current.generation);
         if asked.wish == Wish::Restart {
             self.start_what_had_ended(&current).await?;
         }
@@ -264,6 +266,7 @@ impl Pod {
             if !self.units.is_finished(program) {
                 continue;
             }
+            self.restore().await?;
             let started = self.host.supervisor.again(&unit).await;
             started.map_err(|error| Trouble {
                 step: Step::Start,

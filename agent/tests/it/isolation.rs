@@ -126,6 +126,17 @@ fn a_secret_is_given_in_memory_and_taken_back_with_the_pod() {
         assert!(found.stdout.is_empty(), "{found:?}");
     }
     assert!(!format!("{:?}", told.ready()).contains("hunter"));
+    // A new value comes with a restart that somebody asks for.
+    write("database", "hunter4");
+    let restart = platctrl_agent::Control::Restart {
+        by: "test".into(),
+        now: true,
+    };
+    worker.control(restart);
+    let first = told.wait("another process", |it| {
+        it.is_ready() && it.status.pids != first.status.pids
+    });
+    assert_eq!(fs::read_to_string(&given).unwrap(), "hunter4");
     // A name that the node does not have leaves what runs.
     spec["secrets"]["DB"]["file"] = "other".into();
     worker.order(want(2, &spec));
