@@ -1,12 +1,19 @@
 //! What a replication controller does next, from plain data.
 
+mod astray;
+mod sums;
+mod wait;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt;
 use std::sync::Arc;
 
 use platctrl_kinds::Strategy;
 
+pub use self::astray::{Astray, astray};
+use self::astray::{Strays, is_moved, is_out_of_reach, strays_of};
+pub use self::sums::{Sums, at_rest, grow};
+pub use self::wait::{Shortage, Wait};
 use crate::placement::{Fleet, NodeState, Placement, Refusal, Request};
 
 /// What a plan is made from.
@@ -90,33 +97,6 @@ pub struct PodFacts {
     pub stuck: Option<Refusal>,
 }
 
-/// Why a pod is not where it should be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Astray {
-    /// Its node's labels do not match.
-    NotSelected,
-    /// There is no record of its node.
-    NodeMissing,
-    /// Its node is lost, drained or retired.
-    Node(NodeState),
-    /// No pod of an app is there that it must run beside.
-    Without(String),
-    /// Its node has not what the present template asks.
-    NoRoom(Refusal),
-}
-
-impl fmt::Display for Astray {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotSelected => f.write_str("its node does not match the selector"),
-            Self::NodeMissing => f.write_str("there is no record of its node"),
-            Self::Node(state) => write!(f, "of its node: {}", Refusal::State(*state)),
-            Self::Without(pattern) => write!(f, "its node does not run `{pattern}`"),
-            Self::NoRoom(refusal) => write!(f, "of its node: {refusal}"),
-        }
-    }
-}
-
 /// A pod that goes, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Victim {
@@ -124,113 +104,6 @@ pub struct Victim {
     pub name: String,
     /// Why it, and not another.
     pub why: String,
-}
-
-/// Why no healthy pod may be taken away.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shortage {
-    /// How many are healthy.
-    pub healthy: u32,
-    /// Those of them that something was decided about already.
-    pub open: u32,
-    /// How many have to stay; `u32::MAX` while nobody can say.
-    pub needed: u32,
-    /// The disruption budget that says so, if one does.
-    pub budget: Option<String>,
-}
-
-impl fmt::Display for Shortage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.needed == u32::MAX {
-            return f.write_str("its ledger can be used");
-        }
-        write!(
-            f,
-            "more than {} pods are healthy; {} are",
-            self.needed, self.healthy
-        )?;
-        if self.open > 0 {
-            write!(f, ", {} of them on their way out", self.open)?;
-        }
-        match &self.budget {
-            Some(budget) => write!(f, " (disruption budget {budget})"),
-            None => Ok(()),
-        }
-    }
-}
-
-/// What the plan waits for before its next step.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// Pods are to be ready before the next one gets the template.
-    Ready {
-        /// How many are.
-        ready: u32,
-        /// How many have to be.
-        needed: u32,
-    },
-    /// A replacement is to be ready before a pod goes.
-    Replacement {
-        /// The new pod.
-        pod: String,
-        /// The one that goes then.
-        instead_of: String,
-    },
-    /// More pods have to be healthy before a pod may go.
-    Budget {
-        /// The pod.
-        pod: String,
-        /// Why it stays.
-        until: Shortage,
-    },
-    /// More pods have to be healthy before a pod may get the template.
-    Spare {
-        /// The pod.
-        pod: String,
-        /// Why it stays as it is.
-        until: Shortage,
-    },
-    /// A pod that went is not gone yet.
-    Leaving {
-        /// The pod.
-        pod: String,
-    },
-    /// Nobody knows whether a pod that never runs twice still runs.
-    Retirement {
-        /// The pod.
-        pod: String,
-        /// Its node, which is not heard of.
-        node: String,
-    },
-    /// There is no place for a replacement.
-    Place {
-        /// The pod that it would be for.
-        instead_of: String,
-    },
-}
-
-impl fmt::Display for Wait {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Ready { ready, needed } => write!(
-                f,
-                "the next pod gets the template when {needed} pods are ready; {ready} are"
-            ),
-            Self::Replacement { pod, instead_of } => {
-                write!(f, "{instead_of} goes when its replacement {pod} is ready")
-            }
-            Self::Budget { pod, until } => write!(f, "{pod} goes when {until}"),
-            Self::Spare { pod, until } => write!(f, "{pod} gets the template when {until}"),
-            Self::Leaving { pod } => write!(f, "the next pod is moved when {pod} is gone"),
-            Self::Retirement { pod, node } => write!(
-                f,
-                "{pod} never runs twice, and may run on {node}, which is not heard of: it is replaced when {node} is back, or retired by `platctrl node retire {node}`"
-            ),
-            Self::Place { instead_of } => {
-                write!(f, "{instead_of} is moved when there is a place for another")
-            }
-        }
-    }
 }
 
 /// What to do next.
@@ -280,53 +153,6 @@ impl Plan {
 
 /// New pods that one plan is about: about as many as one run makes of it. The next one goes on.
 const MOST_NEW: u32 = 131_072;
-
-/// Why a pod on this node is not where it should be.
-#[must_use]
-pub fn astray(observed: &Observed, pod: &PodFacts) -> Option<Astray> {
-    off_limits(observed, &pod.node).or_else(|| no_room(pod))
-}
-
-fn no_room(pod: &PodFacts) -> Option<Astray> {
-    let refusal = pod.stuck.clone().filter(|_| !pod.current);
-    refusal.map(Astray::NoRoom)
-}
-
-/// Why no pod of this controller should be on a node.
-fn off_limits(observed: &Observed, node: &str) -> Option<Astray> {
-    let Some(node) = observed.fleet.node(node) else {
-        return Some(Astray::NodeMissing);
-    };
-    if matches!(
-        node.state,
-        NodeState::Draining | NodeState::Lost | NodeState::Leaving
-    ) {
-        return Some(Astray::Node(node.state));
-    }
-    if !observed.request.selector.matches(&node.labels) {
-        return Some(Astray::NotSelected);
-    }
-    if let Some(pattern) = node.misses(&observed.request.needs) {
-        return Some(Astray::Without(pattern.to_owned()));
-    }
-    None
-}
-
-/// Those that are not where they should be. Pods of one node come one after the other.
-fn strays_of(observed: &Observed, live: &[&PodFacts]) -> Strays {
-    let mut strays = Strays::new();
-    let mut last: Option<(&str, Option<Astray>)> = None;
-    for pod in live {
-        let why = match &last {
-            Some((node, why)) if *node == pod.node => why.clone(),
-            _ => off_limits(observed, &pod.node),
-        };
-        last = Some((&pod.node, why.clone()));
-        let why = why.or_else(|| no_room(pod));
-        strays.extend(why.map(|why| (pod.name.clone(), why)));
-    }
-    strays
-}
 
 /// Decides what to do next.
 ///
@@ -399,36 +225,6 @@ pub fn plan(observed: &Observed, placement: &dyn Placement) -> Plan {
     plan
 }
 
-/// What is known of all pods without looking at each of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Sums {
-    /// Pods that are not on their way out.
-    pub live: u32,
-    /// Those of them that are ready and of the present template.
-    pub ready: u32,
-    /// Those of them that are of the present template.
-    pub current: u32,
-    /// Those of them whose nodes do not match, are not there, or do not keep their pods.
-    pub astray: u32,
-    /// Some are on their way out that hold their places until they are gone, as those do that never
-    /// run twice.
-    pub ending: bool,
-}
-
-/// What [`plan`] says where nothing is to be done, as far as sums can tell: every pod is there,
-/// of the present template and where it may be. None: it has to be asked. For a controller of
-/// whose name no orphans are, and whose pods run beside no others.
-#[must_use]
-pub fn at_rest(sums: &Sums, replicas: u32) -> Option<Plan> {
-    let rests =
-        sums.live == replicas && sums.current == replicas && sums.astray == 0 && !sums.ending;
-    rests.then(|| Plan {
-        live: sums.live,
-        ready: sums.ready,
-        ..Plan::default()
-    })
-}
-
 /// The same nodes with all entries of one node one after the other: what several pods of a node
 /// compare is compared once if they are in one commit. The nodes come in the order of their first
 /// turns, so that wherever it is cut off, zones have about as many pods each.
@@ -441,47 +237,6 @@ pub(super) fn node_by_node(chosen: &[String]) -> Vec<String> {
     let mut sorted = chosen.to_vec();
     sorted.sort_by_key(|node| turns.get(node.as_str()).copied());
     sorted
-}
-
-/// What [`plan`] says where pods are missing and nothing else is to be done, as far as sums can
-/// tell: each that is there is of the present template and where it may be. `place` chooses nodes
-/// for so many new ones. None: it has to be asked. For a controller that is not disabled, of whose
-/// name no orphans are, and whose pods run beside no others.
-#[must_use]
-pub fn grow(sums: &Sums, replicas: u32, place: impl FnOnce(u32) -> Vec<String>) -> Option<Plan> {
-    let wanted = replicas
-        .checked_sub(sums.live)
-        .filter(|&wanted| wanted > 0)?;
-    if sums.current != sums.live || sums.astray > 0 || sums.ending {
-        return None;
-    }
-    let mut plan = Plan {
-        live: sums.live,
-        ready: sums.ready,
-        ..Plan::default()
-    };
-    plan.make_new(wanted, place);
-    Some(plan)
-}
-
-type Strays = BTreeMap<String, Astray>;
-
-/// A pod that is not where it should be is taken elsewhere.
-fn is_moved(observed: &Observed, pod: &PodFacts, why: &Astray) -> bool {
-    let drained = *why == Astray::Node(NodeState::Draining);
-    let node = observed.fleet.node(&pod.node);
-    if drained && node.is_some_and(|node| node.moves_static) {
-        return true;
-    }
-    // While a roll says which pods go, it is asked; of a node that is given up there is no asking.
-    let given_up = matches!(why, Astray::Node(_) | Astray::NodeMissing);
-    observed.strategy == Strategy::Dynamic && (given_up || !observed.claimed)
-}
-
-/// Nobody can say that the node's pods have stopped.
-fn is_out_of_reach(observed: &Observed, pod: &PodFacts) -> bool {
-    let node = observed.fleet.node(&pod.node);
-    node.is_none_or(|node| node.state == NodeState::Lost)
 }
 
 fn wait_for_end(observed: &Observed, pod: &PodFacts) -> Wait {
