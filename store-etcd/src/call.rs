@@ -8,9 +8,11 @@ use prost::Message;
 use rand::RngExt;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::connection::{Connection, Trouble};
 use crate::error::{Failure, Refusal, Verdict, judge};
 use crate::grpc::{CallError, Method, frame};
-use crate::link::{Connection, Link, Token, Trouble};
+use crate::link::Link;
+use crate::shared::Token;
 use crate::wire::Headed;
 
 /// Whether a request may be sent again after it may have happened.

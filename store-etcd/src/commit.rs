@@ -9,10 +9,12 @@ use platctrl_framework::store::{
 };
 
 use crate::call::Repeat;
+use crate::connection::methods;
 use crate::error::{About, Failure, Refusal};
 use crate::grpc::Method;
 use crate::keys::Keys;
-use crate::link::{Link, methods, revision};
+use crate::link::Link;
+use crate::shared::revision;
 use crate::wire::{self, Relation, Target};
 
 /// What etcd takes in one transaction, of compares and of operations each.

@@ -6,8 +6,9 @@ use platctrl_framework::store::{Lease, LeaseId, Result, StoreError};
 
 use crate::call::Repeat;
 use crate::commit::lease_number;
+use crate::connection::methods;
 use crate::error::{About, Failure, Refusal};
-use crate::link::{Link, methods};
+use crate::link::Link;
 use crate::wire;
 
 impl Link {

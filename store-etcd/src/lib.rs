@@ -27,6 +27,7 @@ pub mod access;
 mod alert;
 mod call;
 mod commit;
+mod connection;
 mod error;
 mod grpc;
 mod keys;
@@ -35,6 +36,7 @@ mod link;
 mod location;
 mod options;
 mod read;
+mod shared;
 mod tls;
 mod version;
 mod watch;
@@ -51,12 +53,14 @@ use platctrl_framework::store::{
 };
 
 pub use error::ConnectError;
-pub use link::Server;
 pub use location::{InvalidLocation, Location};
 pub use options::{Credentials, Options, Tls};
+pub use shared::Server;
 
-use link::{Link, Shared, Trouble, any_member};
+use connection::Trouble;
+use link::{Link, any_member};
 use read::PageSize;
+use shared::Shared;
 
 /// A store on an etcd cluster. See [the crate](crate).
 ///

@@ -10,8 +10,10 @@ use platctrl_framework::store::{
 
 use crate::call::Repeat;
 use crate::commit::LIMITS;
+use crate::connection::methods;
 use crate::error::{About, Failure, Refusal};
-use crate::link::{Link, Shared, methods, revision};
+use crate::link::Link;
+use crate::shared::{Shared, revision};
 use crate::wire;
 
 /// Keys in one transaction.

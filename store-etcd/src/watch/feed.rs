@@ -11,7 +11,7 @@ use platctrl_framework::store::{Change, Result, Revision, WatchEvent};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::hub::Command;
-use crate::link::lock;
+use crate::shared::lock;
 
 /// What one event takes beside its keys and values, roughly.
 const EVENT_BYTES: usize = 200;

@@ -17,9 +17,11 @@ use tokio::time::{Instant, sleep_until};
 
 use super::session::{Session, refused};
 use super::watcher::{Live, Outcome, Stage, Watcher};
+use crate::connection::{Trouble, Unreachable};
 use crate::error::{Verdict, judge};
 use crate::grpc::CallError;
-use crate::link::{Link, Shared, Trouble, Unreachable};
+use crate::link::Link;
+use crate::shared::Shared;
 use crate::wire::{Header, WatchResponse};
 use checks::{Check, Checked};
 use handle::ended;

@@ -9,9 +9,11 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
 use super::watcher::Live;
+use crate::connection::{Connection, Trouble, Unreachable, methods};
 use crate::error::{Refusal, Verdict, judge};
 use crate::grpc::{CallError, Messages, frame};
-use crate::link::{Connection, Link, Token, Trouble, Unreachable, methods};
+use crate::link::Link;
+use crate::shared::Token;
 use crate::wire::{WatchAsk, WatchCancel, WatchCreate, WatchProgress, WatchRequest, WatchResponse};
 
 /// Requests for progress that may be unanswered at once.

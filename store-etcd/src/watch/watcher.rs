@@ -6,8 +6,8 @@ use platctrl_framework::store::{Change, Prefix, Result, Revision, StoreError, Wa
 use tokio::time::Instant;
 
 use super::feed::Feed;
-use crate::link::{Shared, revision};
 use crate::read::record;
+use crate::shared::{Shared, revision};
 use crate::wire;
 
 /// Where a watch stands with the server.

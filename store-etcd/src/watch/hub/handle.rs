@@ -11,7 +11,8 @@ use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
 use super::Hub;
-use crate::link::{Link, Shared, lock};
+use crate::link::Link;
+use crate::shared::{Shared, lock};
 use crate::watch::feed::{Feed, Reader};
 
 /// What the hub is asked.
