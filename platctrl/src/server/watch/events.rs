@@ -4,12 +4,11 @@
 use std::sync::Arc;
 
 use axum::response::Response;
-use bytes::Bytes;
 use futures::StreamExt as _;
-use platctrl_framework::store::{Change, Revision, WatchEvent, WatchStream};
+use platctrl_framework::store::{Change, WatchEvent, WatchStream};
 use serde_json::Value;
 
-use super::{CHUNK, Pace, Shape, answer, bookmark, error_line, lost, open};
+use super::{Teller, Watching, lost, open};
 use crate::server::App;
 use crate::server::events::{self as event_list, Events};
 use crate::server::request::Query;
@@ -17,16 +16,11 @@ use crate::server::selection::Selection;
 use crate::server::status::Result;
 use crate::server::table::Form;
 
-/// A watch under way.
-struct Watching {
+struct EventWatch {
     changes: WatchStream,
-    shape: Shape,
     selection: Selection,
-    /// Everything up to here was told.
-    seen: Revision,
     initial: Option<Events>,
-    mark_initial: bool,
-    pace: Pace,
+    teller: Teller,
 }
 
 /// A watch on events.
@@ -46,98 +40,61 @@ pub(in crate::server) async fn events(
             (Some(events), revision)
         }
     };
-    let watching = Watching {
+    let kind = ("Event".to_owned(), format!("{}/v1", platctrl_kinds::GROUP));
+    let watch = EventWatch {
         changes: store.watch(event_list::prefix(), seen),
-        shape: Shape::new(app, form),
         selection,
-        seen,
         initial,
-        mark_initial: asked.mark_initial,
-        pace,
+        teller: Teller::new(app, form, kind, seen, (asked, pace)),
     };
-    let lines = futures::stream::unfold(watching, |mut watching| async move {
-        let lines = watching.next().await?;
-        Some((lines, watching))
-    });
-    Ok(answer(lines))
+    Ok(watch.answer())
 }
 
-impl Watching {
-    async fn next(&mut self) -> Option<Bytes> {
-        if self.pace.ended() {
-            return None;
+impl Watching for EventWatch {
+    fn teller(&mut self) -> &mut Teller {
+        &mut self.teller
+    }
+
+    async fn first(&mut self) -> Result<Option<String>> {
+        let Some(events) = &mut self.initial else {
+            return Ok(None);
+        };
+        let next = events.next(&self.selection).await?;
+        if next.is_none() {
+            self.initial = None;
         }
-        if self.initial.is_some() {
-            return Some(self.first_events().await.into());
-        }
+        Ok(next.map(|(_, event)| event.to_string()))
+    }
+
+    async fn changed(&mut self) -> Option<Vec<u8>> {
+        let teller = &mut self.teller;
         loop {
             let mut lines = Vec::new();
-            if self.pace.bookmark() {
-                self.bookmark(false, &mut lines);
-                return Some(lines.into());
+            if teller.pace.bookmark() {
+                teller.bookmark(teller.seen, false, &mut lines);
+                return Some(lines);
             }
             tokio::select! {
                 event = self.changes.next() => match event? {
                     Ok(WatchEvent::Changes { revision, changes }) => {
-                        self.seen = self.seen.max(revision);
-                        lines = changed_events(&self.selection, &mut self.shape, changes);
+                        teller.seen = teller.seen.max(revision);
+                        lines = changed_events(&self.selection, teller, changes);
                     }
-                    Ok(WatchEvent::Progress(revision)) => self.seen = self.seen.max(revision),
-                    Ok(WatchEvent::Reset { .. }) => {
-                        self.pace.end();
-                        lines = error_line(&lost());
-                    }
-                    Err(error) => {
-                        self.pace.end();
-                        lines = error_line(&error.into());
-                    }
+                    Ok(WatchEvent::Progress(revision)) => teller.seen = teller.seen.max(revision),
+                    Ok(WatchEvent::Reset { .. }) => lines = teller.fail(&lost()),
+                    Err(error) => lines = teller.fail(&error.into()),
                 },
-                () = self.pace.bookmark_due() => {}
-                () = self.pace.over() => return None,
+                () = teller.pace.bookmark_due() => {}
+                () = teller.pace.over() => return None,
             }
             if !lines.is_empty() {
-                return Some(lines.into());
+                return Some(lines);
             }
         }
-    }
-
-    /// Some of the events that the watch begins with.
-    async fn first_events(&mut self) -> Vec<u8> {
-        let mut lines = Vec::new();
-        let Some(events) = &mut self.initial else {
-            return lines;
-        };
-        while lines.len() < CHUNK {
-            match events.next(&self.selection).await {
-                Ok(Some((_, event))) => {
-                    let event = event.to_string();
-                    self.shape.push(&mut lines, "ADDED", event.as_bytes());
-                }
-                Ok(None) => {
-                    self.initial = None;
-                    if self.mark_initial {
-                        self.bookmark(true, &mut lines);
-                    }
-                    break;
-                }
-                Err(error) => {
-                    self.pace.end();
-                    lines.extend_from_slice(&error_line(&error.into()));
-                    break;
-                }
-            }
-        }
-        lines
-    }
-
-    fn bookmark(&mut self, initial: bool, lines: &mut Vec<u8>) {
-        let api_version = format!("{}/v1", platctrl_kinds::GROUP);
-        let object = bookmark("Event", &api_version, self.seen, initial);
-        self.shape.push(lines, "BOOKMARK", object.as_bytes());
     }
 }
 
-fn changed_events(selection: &Selection, shape: &mut Shape, changes: Vec<Change>) -> Vec<u8> {
+fn changed_events(selection: &Selection, teller: &mut Teller, changes: Vec<Change>) -> Vec<u8> {
     let records = changes.into_iter().filter_map(|change| match change {
         Change::Put(record) => Some(record),
         // A ring overwrites; nothing is deleted.
@@ -157,7 +114,7 @@ fn changed_events(selection: &Selection, shape: &mut Shape, changes: Vec<Change>
         } else {
             "MODIFIED"
         };
-        shape.push(&mut lines, kind, event.to_string().as_bytes());
+        teller.push(&mut lines, kind, event.to_string().as_bytes());
     }
     lines
 }

@@ -64,7 +64,7 @@ impl Asked {
     }
 }
 
-/// What was asked, and how far and how long the watch goes.
+/// What was asked, and when the watch speaks and ends.
 async fn open(app: &App, query: &Query) -> Result<(Asked, Pace)> {
     let permit = app.watches.clone().try_acquire_owned().map_err(|_| {
         Failure::too_many(
@@ -110,6 +110,56 @@ fn ahead(now: Revision) -> Failure {
     ))
 }
 
+/// A watch under way: what it is about differs, how it is told does not.
+trait Watching: Sized + Send + 'static {
+    /// How it is told.
+    fn teller(&mut self) -> &mut Teller;
+
+    /// The next of what it begins with; None after the last.
+    fn first(&mut self) -> impl Future<Output = Result<Option<String>>> + Send;
+
+    /// The lines of what changes next; None when nothing follows.
+    fn changed(&mut self) -> impl Future<Output = Option<Vec<u8>>> + Send;
+
+    /// The answer, which goes on as long as the watch.
+    fn answer(self) -> Response {
+        answer(futures::stream::unfold(self, |mut watching| async move {
+            if watching.teller().pace.ended() {
+                return None;
+            }
+            let lines = match watching.teller().begins {
+                true => begin(&mut watching).await,
+                false => watching.changed().await?,
+            };
+            Some((Bytes::from(lines), watching))
+        }))
+    }
+}
+
+/// Some of what a watch begins with.
+async fn begin(watching: &mut impl Watching) -> Vec<u8> {
+    let mut lines = Vec::new();
+    while lines.len() < CHUNK {
+        let first = watching.first().await;
+        let teller = watching.teller();
+        match first {
+            Ok(Some(object)) => teller.push(&mut lines, "ADDED", object.as_bytes()),
+            Ok(None) => {
+                teller.begins = false;
+                if teller.mark_initial {
+                    teller.bookmark(teller.seen, true, &mut lines);
+                }
+                break;
+            }
+            Err(failure) => {
+                lines.extend(teller.fail(&failure));
+                break;
+            }
+        }
+    }
+    lines
+}
+
 fn answer(lines: impl Stream<Item = Bytes> + Send + 'static) -> Response {
     let lines = lines.map(Ok::<_, std::convert::Infallible>);
     let mut response = Response::new(Body::from_stream(lines));
@@ -118,41 +168,69 @@ fn answer(lines: impl Stream<Item = Bytes> + Send + 'static) -> Response {
     response
 }
 
-/// How objects are told.
-struct Shape {
+/// How a watch is told: in which form, how far, and when.
+struct Teller {
     form: Form,
     environment: Environment,
     /// The columns of a table were told.
-    told: bool,
+    columns_told: bool,
+    kind: String,
+    api_version: String,
+    /// Everything up to here was told, or is by what the watch begins with.
+    seen: Revision,
+    /// It begins with what there is, and not all of that was told.
+    begins: bool,
+    mark_initial: bool,
+    pace: Pace,
 }
 
-impl Shape {
-    fn new(app: &App, form: Form) -> Self {
+impl Teller {
+    /// For objects of a kind, from `seen` on.
+    fn new(
+        app: &App,
+        form: Form,
+        (kind, api_version): (String, String),
+        seen: Revision,
+        (asked, pace): (Asked, Pace),
+    ) -> Self {
         Self {
             form,
             environment: app.config.environment.clone(),
-            told: false,
+            columns_told: false,
+            kind,
+            api_version,
+            seen,
+            begins: asked.after.is_none(),
+            mark_initial: asked.mark_initial,
+            pace,
         }
     }
 
-    fn push(&mut self, lines: &mut Vec<u8>, kind: &str, object: &[u8]) {
+    fn push(&mut self, lines: &mut Vec<u8>, change: &str, object: &[u8]) {
         let Form::Table(table) = &self.form else {
-            push_line(lines, kind, object);
+            push_line(lines, change, object);
             return;
         };
         let Ok(object) = serde_json::from_slice::<Value>(object) else {
             return;
         };
         let revision = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-        let row = (kind != "BOOKMARK").then_some(&object);
+        let row = (change != "BOOKMARK").then_some(&object);
         let now = self.environment.now();
-        let told = table.of(
-            row,
-            &revision,
-            now,
-            !std::mem::replace(&mut self.told, true),
-        );
-        push_line(lines, kind, told.to_string().as_bytes());
+        let columns = !std::mem::replace(&mut self.columns_told, true);
+        let told = table.of(row, &revision, now, columns);
+        push_line(lines, change, told.to_string().as_bytes());
+    }
+
+    fn bookmark(&mut self, revision: Revision, initial: bool, lines: &mut Vec<u8>) {
+        let object = bookmark(&self.kind, &self.api_version, revision, initial);
+        self.push(lines, "BOOKMARK", object.as_bytes());
+    }
+
+    /// The line that says why the watch ends with it.
+    fn fail(&mut self, failure: &Failure) -> Vec<u8> {
+        self.pace.end();
+        error_line(failure)
     }
 }
 

@@ -6,10 +6,9 @@ use std::time::Duration;
 use axum::response::Response;
 use bytes::Bytes;
 use platctrl_framework::model::{GroupPlural, RawObject};
-use platctrl_framework::store::Revision;
 use tokio::sync::watch::Receiver;
 
-use super::{CHUNK, Pace, Shape, answer, bookmark, error_line, lost, open};
+use super::{Teller, Watching, answer, error_line, lost, open};
 use crate::server::App;
 use crate::server::hub::{Change, Found, Hub, Position};
 use crate::server::request::Query;
@@ -25,22 +24,15 @@ const BATCH: usize = 256;
 /// How long a watch waits for the server's own view of the store.
 const SYNC: Duration = Duration::from_secs(10);
 
-/// A watch under way.
-struct Watching {
+struct ObjectWatch {
     hub: Hub,
     moved: Receiver<()>,
     kind: GroupPlural,
-    api_version: String,
-    kind_name: String,
     version: Shown,
-    shape: Shape,
     selection: Selection,
     position: Position,
-    /// Changes up to here were told by the objects that the watch began with.
-    seen: Revision,
     initial: Option<Objects>,
-    mark_initial: bool,
-    pace: Pace,
+    teller: Teller,
 }
 
 /// A watch on objects of a kind.
@@ -72,57 +64,59 @@ pub(in crate::server) async fn objects(
         let error = Bytes::from(error_line(&lost()));
         return Ok(answer(futures::stream::iter([error])));
     };
-    let watching = Watching {
+    let kind = (definition.kind.clone(), definition.api_version());
+    let watch = ObjectWatch {
         hub: app.hub.clone(),
         moved,
         kind: definition.group_plural(),
-        api_version: definition.api_version(),
-        kind_name: definition.kind.clone(),
         version: target.shown(),
-        shape: Shape::new(app, form),
         selection,
         position,
-        seen,
         initial,
-        mark_initial: asked.mark_initial,
-        pace,
+        teller: Teller::new(app, form, kind, seen, (asked, pace)),
     };
-    let lines = futures::stream::unfold(watching, |mut watching| async move {
-        let lines = watching.next().await?;
-        Some((lines, watching))
-    });
-    Ok(answer(lines))
+    Ok(watch.answer())
 }
 
-impl Watching {
-    async fn next(&mut self) -> Option<Bytes> {
-        if self.pace.ended() {
-            return None;
+impl Watching for ObjectWatch {
+    fn teller(&mut self) -> &mut Teller {
+        &mut self.teller
+    }
+
+    async fn first(&mut self) -> Result<Option<String>> {
+        let Some(objects) = &mut self.initial else {
+            return Ok(None);
+        };
+        while let Some((_, joined)) = objects.next().await? {
+            let object = joined.object();
+            if let Some(object) = object.filter(|object| self.selection.matches(object)) {
+                return Ok(Some(self.version.show(object).to_api().to_string()));
+            }
         }
-        if self.initial.is_some() {
-            return Some(self.first_objects().await.into());
-        }
+        self.initial = None;
+        Ok(None)
+    }
+
+    async fn changed(&mut self) -> Option<Vec<u8>> {
         loop {
             // Before looking, so that nothing that comes after the look is missed.
             self.moved.mark_unchanged();
             let (changes, complete) = match self.hub.take(&mut self.position, BATCH) {
                 Found::Changes(changes, complete) => (changes, complete),
-                Found::Lost => {
-                    self.pace.end();
-                    return Some(error_line(&lost()).into());
-                }
+                Found::Lost => return Some(self.teller.fail(&lost())),
             };
             let mut lines = Vec::new();
             for change in &changes {
                 self.tell(change, &mut lines);
             }
             if let Some(revision) = complete
-                && self.pace.bookmark()
+                && self.teller.pace.bookmark()
             {
-                self.bookmark(revision.max(self.seen), false, &mut lines);
+                let reached = revision.max(self.teller.seen);
+                self.teller.bookmark(reached, false, &mut lines);
             }
             if !lines.is_empty() {
-                return Some(lines.into());
+                return Some(lines);
             }
             if !changes.is_empty() {
                 continue;
@@ -131,48 +125,17 @@ impl Watching {
                 moved = self.moved.changed() => if moved.is_err() {
                     return None;
                 },
-                () = self.pace.bookmark_due() => {}
-                () = self.pace.over() => return None,
+                () = self.teller.pace.bookmark_due() => {}
+                () = self.teller.pace.over() => return None,
             }
         }
     }
+}
 
-    /// Some of the objects that the watch begins with.
-    async fn first_objects(&mut self) -> Vec<u8> {
-        let mut lines = Vec::new();
-        let Some(objects) = &mut self.initial else {
-            return lines;
-        };
-        while lines.len() < CHUNK {
-            match objects.next().await {
-                Ok(Some((_, joined))) => {
-                    if let Some(object) = joined
-                        .object()
-                        .filter(|object| self.selection.matches(object))
-                    {
-                        let object = self.version.show(object).to_api().to_string();
-                        self.shape.push(&mut lines, "ADDED", object.as_bytes());
-                    }
-                }
-                Ok(None) => {
-                    self.initial = None;
-                    if self.mark_initial {
-                        self.bookmark(self.seen, true, &mut lines);
-                    }
-                    break;
-                }
-                Err(error) => {
-                    self.pace.end();
-                    lines.extend_from_slice(&error_line(&error.into()));
-                    break;
-                }
-            }
-        }
-        lines
-    }
-
+impl ObjectWatch {
+    /// The lines of one change, as far as the watch is about it.
     fn tell(&mut self, change: &Change, lines: &mut Vec<u8>) {
-        if change.revision <= self.seen || !change.is_of(&self.kind) {
+        if change.revision <= self.teller.seen || !change.is_of(&self.kind) {
             return;
         }
         let shown = change.shown();
@@ -198,26 +161,21 @@ impl Watching {
             }
         };
         match (before, after) {
-            (false, true) => self.shape.push(lines, "ADDED", &new),
+            (false, true) => self.teller.push(lines, "ADDED", &new),
             (true, true) => {
                 let uid = |object: &Option<RawObject>| {
                     object.as_ref().map(|object| object.metadata.uid.clone())
                 };
                 if uid(&shown.before) == uid(&shown.after) {
-                    self.shape.push(lines, "MODIFIED", &new);
+                    self.teller.push(lines, "MODIFIED", &new);
                 } else {
                     // Gone and made again between two looks.
-                    self.shape.push(lines, "DELETED", &old);
-                    self.shape.push(lines, "ADDED", &new);
+                    self.teller.push(lines, "DELETED", &old);
+                    self.teller.push(lines, "ADDED", &new);
                 }
             }
-            (true, false) => self.shape.push(lines, "DELETED", &old),
+            (true, false) => self.teller.push(lines, "DELETED", &old),
             (false, false) => {}
         }
-    }
-
-    fn bookmark(&mut self, revision: Revision, initial: bool, lines: &mut Vec<u8>) {
-        let object = bookmark(&self.kind_name, &self.api_version, revision, initial);
-        self.shape.push(lines, "BOOKMARK", object.as_bytes());
     }
 }
