@@ -12,8 +12,10 @@ mod asker;
 mod audit;
 mod auth;
 mod claims;
+mod config;
 mod delete;
 mod discovery;
+mod dispatch;
 mod events;
 mod failsafe;
 mod hub;
@@ -31,6 +33,7 @@ pub(crate) mod reach;
 mod read;
 mod registry;
 mod request;
+mod routes;
 mod scan;
 mod selection;
 mod socket;
@@ -45,25 +48,14 @@ mod watch;
 mod write;
 
 use std::fmt;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
-use axum::middleware;
 use axum::response::Response;
-use axum::routing::{any, get, post};
 use axum::{Extension, Router};
-use http::{HeaderMap, Method, StatusCode, Uri};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use platctrl_framework::client::Client;
-use platctrl_framework::controller::RuntimeHandle;
-use platctrl_framework::environment::Environment;
-use platctrl_framework::model::{Kinds, Scope, identity};
-use platctrl_framework::store::Store;
-use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -71,21 +63,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use artifacts::Artifacts;
-use asker::Asker;
 use auth::Origin;
+pub use config::ServerConfig;
 use hub::Hub;
 pub(crate) use insight::serve_insight;
 pub use maintenance::Maintained;
 pub(crate) use network::Network;
-use request::Query;
-use selection::Selection;
+use routes::router;
 use socket::Peer;
 pub use socket::{BindError, SOCKET, bind, connect};
-use status::{Failure, Result, json_response, warn};
-use table::Form;
-use target::{Part, Served, Target};
+use target::Served;
 pub use validator::{Change, Validator, Verdict};
-use write::Writing;
 
 use crate::access::{Audit, Bindings, Rates, Tokens};
 
@@ -95,67 +83,6 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(60);
 const DRAIN: Duration = Duration::from_secs(5);
 /// Bytes that a connection buffers.
 const CONNECTION_BUFFER: usize = 64 * 1024;
-
-/// What a [`Server`] needs.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct ServerConfig {
-    /// Where objects are.
-    pub store: Arc<dyn Store>,
-    /// Clock and randomness.
-    pub environment: Environment,
-    /// The kinds that are served.
-    pub kinds: Kinds,
-    /// Where uploaded artifacts and the homes of this machine's pods are.
-    pub data_dir: PathBuf,
-    /// The store as something that can be saved and compacted, where this server has it open
-    /// alone.
-    pub maintained: Option<Arc<dyn Maintained>>,
-    /// The node whose pods are on this machine, for their logs.
-    pub node: Option<String>,
-    /// The version that the server tells.
-    pub version: String,
-    /// Lets nodes be created over the API: for tests and for admission, no one else.
-    pub admission: bool,
-    /// Connections at once: 4,096 unless set.
-    pub max_connections: usize,
-    /// Watches at once: 2,048 unless set.
-    pub max_watches: usize,
-    /// Lists that are read at once: 64 unless set. Others wait a little for their turn.
-    pub max_lists: usize,
-    /// Logs that are followed at once: 64 unless set.
-    pub max_follows: usize,
-    /// Requests a second of one caller over the network: 200 unless set, and twice as many at once
-    /// by whoever has asked nothing for a while.
-    pub max_rate: u32,
-    /// Checks of the embedder's own, beside those of the kinds.
-    pub validators: Vec<Arc<dyn Validator>>,
-    /// Runtimes of the same process, of which `/metrics`, `/statusz` and `/why` tell.
-    pub runtimes: Vec<RuntimeHandle>,
-}
-
-impl ServerConfig {
-    /// The defaults for this store, these kinds and this data directory.
-    pub fn new(store: Arc<dyn Store>, kinds: Kinds, data_dir: impl Into<PathBuf>) -> Self {
-        Self {
-            store,
-            environment: Environment::system(),
-            kinds,
-            data_dir: data_dir.into(),
-            maintained: None,
-            node: None,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            admission: false,
-            max_connections: 4096,
-            max_watches: 2048,
-            max_lists: 64,
-            max_follows: 64,
-            max_rate: 200,
-            validators: Vec::new(),
-            runtimes: Vec::new(),
-        }
-    }
-}
 
 /// What all requests share.
 struct App {
@@ -356,334 +283,4 @@ where
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
     }
-}
-
-fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/healthz", get(|| async { "ok" }))
-        .route("/livez", get(|| async { "ok" }))
-        .route("/readyz", get(ready))
-        .route("/version", get(version))
-        .route(
-            "/api",
-            get(|| async { json_response(StatusCode::OK, &discovery::core()) }),
-        )
-        .route("/apis", get(groups))
-        .route("/apis/", get(groups))
-        .route("/apis/{group}", get(group))
-        .route("/apis/{group}/{version}", get(resources))
-        .route("/apis/{group}/{version}/{*rest}", any(objects_at))
-        .route(
-            "/apis/{group}/{version}/namespaces/{namespace}/pods/{name}/exec",
-            any(reach::exec),
-        )
-        .route("/top/nodes", get(reach::top_nodes))
-        .route("/top/pods", get(reach::top_pods))
-        .route("/stream/nodes/{name}", get(streams::accept))
-        .route("/failsafe", get(failsafe_state))
-        .route("/failsafe/{what}", any(failsafe_order))
-        .route("/openapi/v2", get(openapi_second))
-        .route("/openapi/v3", get(openapi_index))
-        .route("/openapi/v3/apis/{group}/{version}", get(openapi_third))
-        .route("/kinds", get(kinds))
-        .route("/artifacts/sha256/{hex}", any(artifact))
-        .route("/store/backup", get(backup))
-        .route("/store/compact", post(compact))
-        .method_not_allowed_fallback(
-            |method: Method| async move { Failure::method(&method, "GET") },
-        )
-        .fallback(|| async {
-            Failure::not_found("there is nothing at this path; /apis and /kinds list what there is")
-        })
-        .route("/metrics", get(insight::metrics))
-        .route("/statusz", get(insight::statusz))
-        .route("/why/{group}/{version}/{*rest}", get(insight::why))
-        .route("/audit", get(audit::list))
-        .route("/auth/self", get(auth::whoami))
-        .route("/auth/tokens", get(auth::list).post(auth::create))
-        .route("/auth/tokens/{name}", axum::routing::delete(auth::revoke))
-        .layer(middleware::from_fn_with_state(app.clone(), auth::admit))
-        .with_state(app)
-}
-
-fn ok(value: &Value) -> Response {
-    json_response(StatusCode::OK, value)
-}
-
-/// The store answers and is one.
-async fn ready(State(app): State<Arc<App>>) -> Result<&'static str> {
-    identity::open(app.config.store.as_ref()).await?;
-    Ok("ok")
-}
-
-async fn version(State(app): State<Arc<App>>) -> Response {
-    ok(&discovery::version(&app.config.version))
-}
-
-async fn groups(State(app): State<Arc<App>>) -> Response {
-    ok(&discovery::groups(&app.served()))
-}
-
-async fn group(State(app): State<Arc<App>>, Path(group): Path<String>) -> Result<Response> {
-    Ok(ok(&discovery::group(&app.served(), &group)?))
-}
-
-async fn resources(
-    State(app): State<Arc<App>>,
-    Path((group, version)): Path<(String, String)>,
-) -> Result<Response> {
-    Ok(ok(&discovery::resources(&app.served(), &group, &version)?))
-}
-
-async fn failsafe_state(State(app): State<Arc<App>>) -> Result<Response> {
-    failsafe::show(&app).await
-}
-
-async fn failsafe_order(
-    State(app): State<Arc<App>>,
-    Path(what): Path<String>,
-    Extension(asker): Extension<Arc<Asker>>,
-    method: Method,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response> {
-    failsafe::order(&app, &what, &asker, &method, &headers, body).await
-}
-
-async fn kinds(State(app): State<Arc<App>>) -> Result<Response> {
-    Ok(ok(&discovery::kinds(&app.served())?))
-}
-
-async fn openapi_second(State(app): State<Arc<App>>, headers: HeaderMap) -> Response {
-    let accepts = |value: &http::HeaderValue| {
-        value.to_str().is_ok_and(|value| {
-            value.contains(openapi::MESSAGE) || value.contains(openapi::OLD_MESSAGE)
-        })
-    };
-    if !headers.get_all(http::header::ACCEPT).iter().any(accepts) {
-        return ok(app.served().second());
-    }
-    let message = app.served().message().to_vec();
-    let mut response = Response::new(Body::from(message));
-    let media = http::HeaderValue::from_static(openapi::MESSAGE);
-    response
-        .headers_mut()
-        .insert(http::header::CONTENT_TYPE, media);
-    response
-}
-
-async fn openapi_index(State(app): State<Arc<App>>) -> Response {
-    ok(&openapi::index(&app.served()))
-}
-
-async fn openapi_third(
-    State(app): State<Arc<App>>,
-    Path((group, version)): Path<(String, String)>,
-) -> Result<Response> {
-    Ok(ok(&openapi::third(&app.served(), &group, &version)?))
-}
-
-fn maintained(app: &App) -> Result<&dyn Maintained> {
-    app.config.maintained.as_deref().ok_or_else(|| {
-        Failure::not_found(
-            "this server's store is saved and compacted by its own tools, as etcdctl",
-        )
-    })
-}
-
-async fn backup(State(app): State<Arc<App>>) -> Result<Response> {
-    maintenance::backup(maintained(&app)?, &app.config.data_dir).await
-}
-
-async fn compact(
-    State(app): State<Arc<App>>,
-    Extension(asker): Extension<Arc<Asker>>,
-) -> Result<Response> {
-    let store = maintained(&app)?;
-    let deed = asker.deed(app.audit.now(), "compact", "store");
-    app.audit.write(&deed).await?;
-    maintenance::compact(store).await
-}
-
-async fn artifact(
-    State(app): State<Arc<App>>,
-    Path(hex): Path<String>,
-    Extension(asker): Extension<Arc<Asker>>,
-    method: Method,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response> {
-    match method {
-        Method::GET => app.artifacts.read(&hex, true).await,
-        Method::HEAD => app.artifacts.read(&hex, false).await,
-        Method::PUT => {
-            let response = app.artifacts.write(&hex, &headers, body).await?;
-            let to = format!("artifacts/sha256/{hex}");
-            let deed = asker.deed(app.audit.now(), "upload", to);
-            app.audit.write(&deed).await?;
-            Ok(response)
-        }
-        other => Err(Failure::method(&other, "GET, HEAD, PUT")),
-    }
-}
-
-async fn objects_at(
-    State(app): State<Arc<App>>,
-    Path((group, version, rest)): Path<(String, String, String)>,
-    Extension(asker): Extension<Arc<Asker>>,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response> {
-    let query = Query::parse(uri.query())?;
-    let served = app.served();
-    let target = served.target(&group, &version, &rest)?;
-    let namespace = target.namespace.as_deref();
-    if method == Method::GET {
-        asker.read(target.kind, namespace)?;
-    } else if target.part == Part::Status {
-        asker.report(target.kind, namespace)?;
-    } else if target.name.is_some()
-        || namespace.is_some()
-        || target.kind.definition.scope == Scope::Cluster
-    {
-        // What is created without a namespace in the path has one in its metadata.
-        asker.write(target.kind, namespace)?;
-    }
-    let form = Form::asked(&headers, &query, &target.face.definition)?;
-    if served.is_events(target.kind) {
-        return events_at(&app, &target, &method, &query, form).await;
-    }
-    let client = Client::new(
-        app.config.store.clone(),
-        app.config.environment.clone(),
-        asker.name.as_str(),
-    );
-    let verb = match (&method, target.part) {
-        (_, Part::Status) => "status",
-        (_, Part::Scale) => "scale",
-        (_, Part::Undelete) => "undelete",
-        (&Method::DELETE, _) => "delete",
-        (&Method::POST, _) => "create",
-        (&Method::PATCH, _) => "patch",
-        _ => "update",
-    };
-    let manager = match query.get("fieldManager") {
-        Some(manager) => Some(manager.to_owned()),
-        None if request::media_type(&headers) == write::SERVER_SIDE_APPLY => None,
-        None => Some(asker.with.split('/').next().unwrap_or_default().to_owned()),
-    };
-    let api_version = target.kind.definition.api_version();
-    let writing = |client, target| -> Result<Writing<'_>> {
-        Ok(Writing {
-            client,
-            target,
-            asker: &asker,
-            audit: &app.audit,
-            validators: &app.config.validators,
-            verb,
-            dry_run: query.dry_run()?,
-            admission: app.config.admission,
-            manager: manager.clone(),
-            api_version: api_version.clone(),
-            force: query.flag("force")?,
-            told: Mutex::default(),
-        })
-    };
-    let whole = target.part == Part::Whole;
-    match (target.name.is_some(), target.part, method) {
-        (false, _, Method::GET) => list_at(&app, &target, &query, form).await,
-        (false, _, Method::POST) => writing(client, target)?.create(&headers, body).await,
-        (false, _, method) => Err(Failure::method(&method, "GET, POST")),
-        (true, Part::Whole | Part::Status, Method::GET) => {
-            if whole && query.flag("watch")? {
-                return list_at(&app, &target, &query, form).await;
-            }
-            let object = read::get(&client, &target).await?;
-            let object = target.shown().show(object).to_api();
-            let mut response = ok(&shaped(&app, &form, object));
-            failsafe::banner(&app, &mut response).await;
-            Ok(response)
-        }
-        (true, Part::Scale, Method::GET) => writing(client, target)?.scale().await,
-        (true, Part::Log, Method::GET) => {
-            let pod = read::existing(&client, &target).await?;
-            reach::log(&app, &asker, &pod, &query).await
-        }
-        (true, Part::Log, method) => Err(Failure::method(&method, "GET")),
-        (true, Part::Undelete, Method::POST) => {
-            undelete::undelete(writing(client, target)?, &headers, body).await
-        }
-        (true, Part::Undelete, method) => Err(Failure::method(&method, "POST")),
-        (true, _, Method::PUT) => writing(client, target)?.replace(&headers, body).await,
-        (true, _, Method::PATCH) => writing(client, target)?.patch(&headers, body).await,
-        (true, Part::Whole, Method::DELETE) => {
-            let writing = writing(client, target)?;
-            let deleted = delete::delete(writing, &headers, &query, body).await?;
-            let mut response = deleted.response;
-            let kept = deleted.orphans_of.map_or(0, |uid| app.hub.owned_by(&uid));
-            if kept > 0 {
-                let text = format!(
-                    "{kept} objects that it owns are kept and have no owner now; delete with --cascade to end them too"
-                );
-                warn(&mut response, &text);
-            }
-            Ok(response)
-        }
-        (true, Part::Whole, method) => Err(Failure::method(&method, "GET, PUT, PATCH, DELETE")),
-        (true, _, method) => Err(Failure::method(&method, "GET, PUT, PATCH")),
-    }
-}
-
-/// One object in the form that was asked for.
-fn shaped(app: &App, form: &Form, object: Value) -> Value {
-    match form {
-        Form::Objects => object,
-        Form::Table(table) => {
-            let revision = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-            table.of(Some(&object), &revision, app.config.environment.now(), true)
-        }
-    }
-}
-
-async fn list_at(
-    app: &Arc<App>,
-    target: &Target<'_>,
-    query: &Query,
-    form: Form,
-) -> Result<Response> {
-    let mut selection = Selection::parse(target.kind, target.namespace.clone(), query)?;
-    if let Some(name) = &target.name {
-        selection = selection.named(name);
-    }
-    if query.flag("watch")? {
-        return watch::objects(app, target, selection, query, form).await;
-    }
-    let mut response = list::answer(app, target, selection, query, form).await?;
-    failsafe::banner(app, &mut response).await;
-    Ok(response)
-}
-
-async fn events_at(
-    app: &Arc<App>,
-    target: &Target<'_>,
-    method: &Method,
-    query: &Query,
-    form: Form,
-) -> Result<Response> {
-    if method != Method::GET {
-        return Err(Failure::method(method, "GET"));
-    }
-    let store = app.config.store.as_ref();
-    let namespace = target.namespace.clone();
-    if let Some(name) = &target.name {
-        let event = events::get(store, namespace.as_deref(), name).await?;
-        return Ok(ok(&shaped(app, &form, event)));
-    }
-    let selection = Selection::parse(target.kind, namespace, query)?;
-    if query.flag("watch")? {
-        return watch::events(app, selection, query, form).await;
-    }
-    list::answer(app, target, selection, query, form).await
 }
