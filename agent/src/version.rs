@@ -193,9 +193,8 @@ impl Version {
     /// The launchable that a program belongs to.
     #[must_use]
     pub fn launchable(&self, program: &str) -> Option<&Launchable> {
-        self.spec
-            .launchables
-            .get(&self.programs.get(program)?.launchable)
+        let name = &self.programs.get(program)?.launchable;
+        self.spec.launchables.get(name).map(|it| &**it)
     }
 
     /// How long a program may take to end after SIGTERM: its own time, within the pod's.

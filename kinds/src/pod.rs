@@ -47,7 +47,8 @@ pub struct PodSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_as: Option<String>,
     /// The programs, by name.
-    pub launchables: BTreeMap<String, Launchable>,
+    // Boxed: a map has room for eleven from its first on, and most pods have one.
+    pub launchables: BTreeMap<String, Box<Launchable>>,
     /// Written as YAML to the file that CONFIG_PATH names.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub config: Value,

@@ -38,7 +38,7 @@ impl Worker {
         let begin = move |name: &PodName| {
             let (host, observer) = (Arc::clone(&host), Arc::clone(&observer));
             let pod = Pod::new(host, observer, Arc::clone(&heard), name.clone());
-            tokio::spawn(pod.run(receiver.clone()))
+            tokio::spawn(Box::new(pod).run(receiver.clone()))
         };
         let task = tokio::spawn(async move {
             loop {

@@ -139,7 +139,8 @@ impl Pod {
         }
     }
 
-    async fn run(mut self, mut orders: watch::Receiver<Order>) {
+    // Boxed: a task would have room for it twice, as it is given and where it is used.
+    async fn run(mut self: Box<Self>, mut orders: watch::Receiver<Order>) {
         while let Err(error) = Box::pin(self.meet()).await {
             tracing::error!(pod = %self.name, %error, "cannot look at the pod's files");
             tokio::select! {

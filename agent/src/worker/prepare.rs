@@ -155,7 +155,7 @@ fn look(
 async fn fetch(
     host: Arc<Host>,
     name: String,
-    launchable: Launchable,
+    launchable: Box<Launchable>,
 ) -> Result<(String, Install), Trouble> {
     match crate::collect::ensure(&host, &launchable).await {
         Ok(install) => Ok((name, install)),

@@ -289,7 +289,7 @@ pub(crate) fn controller_key() -> ObjectKey {
 pub(crate) fn controller_spec(replicas: u32) -> ReplicationControllerSpec {
     let launchable: Launchable = serde_json::from_str(r#"{"location": "artifact:one"}"#).unwrap();
     let spec = PodSpec {
-        launchables: [("web".to_owned(), launchable)].into(),
+        launchables: [("web".to_owned(), Box::new(launchable))].into(),
         ..PodSpec::default()
     };
     ReplicationControllerSpec {
