@@ -40,6 +40,7 @@ mod layout;
 mod local;
 mod logs;
 mod name;
+mod pages;
 mod plan;
 mod port_book;
 pub mod ports;

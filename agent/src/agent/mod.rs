@@ -326,13 +326,17 @@ impl Agent {
     }
 }
 
-/// Gives back what a burst of work needed.
+/// Gives back what the start needed, and what each burst of work did.
 async fn tidy(told: Arc<Told>) {
     loop {
-        told.news().await;
         tokio::time::sleep(TIDY).await;
+        let give_back = || {
+            crate::allocator::give_back();
+            crate::pages::give_back();
+        };
         // One that panics has nothing to say.
-        let _ = tokio::task::spawn_blocking(crate::allocator::give_back).await;
+        let _ = tokio::task::spawn_blocking(give_back).await;
+        told.news().await;
     }
 }
 
