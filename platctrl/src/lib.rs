@@ -1,6 +1,6 @@
 //! The platctrl distribution: one binary that is server, controllers, agent and command line.
 //!
-//! [`main`] is the whole program. `platctrl up` runs everything in one process on one machine;
+//! [`main`] is the whole program, [`agent`] that of a machine's agent alone. `platctrl up` runs everything in one process on one machine;
 //! every other verb is a client of the API that it serves.
 
 mod access;
@@ -24,14 +24,21 @@ use std::process::ExitCode;
 
 /// The whole program, on the arguments of this process.
 pub fn main() -> ExitCode {
+    helper().unwrap_or_else(cli::run)
+}
+
+/// The program `platctrl-agent`, which `platctrl agent` turns into: the agent without the rest.
+pub fn agent() -> ExitCode {
+    helper().unwrap_or_else(cli::run_agent)
+}
+
+/// Fetches or unpacks, when an agent started this program for that.
+fn helper() -> Option<ExitCode> {
+    use platctrl_agent::hoist::child;
+
     let mut args = std::env::args_os().skip(1);
-    if args
-        .next()
-        .is_some_and(|first| first == platctrl_agent::hoist::child::SUBCOMMAND)
-    {
-        return platctrl_agent::hoist::child::main(args);
-    }
-    cli::run()
+    let asked = args.next().is_some_and(|first| first == child::SUBCOMMAND);
+    asked.then(|| child::main(args))
 }
 
 /// Whether the program takes these arguments, the first of which is its name; else why not. For

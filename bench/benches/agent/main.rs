@@ -20,9 +20,6 @@ fn main() -> ExitCode {
     if first.as_ref().is_some_and(|word| word == child::SUBCOMMAND) {
         return child::main(args);
     }
-    if first.as_ref().is_some_and(|word| word == node::AGENT) {
-        return node::agent(args);
-    }
     if first.as_ref().is_some_and(|word| word == node::PROGRAM) {
         return node::program();
     }

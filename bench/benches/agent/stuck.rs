@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use platctrl_bench::{Goal, Result, p99, ratio, raw};
+use serde_json::json;
 
 use crate::node::Machine;
 
@@ -59,31 +60,34 @@ pub(crate) fn stuck() -> Result<()> {
         "#!/bin/sh\nif [ \"$HOOKED_POD_NAME\" = stuck-hook ]; then echo $$ > {0}.new; mv {0}.new {0}; exec sleep 1000; fi\n",
         note.display()
     );
-    let mut machine = Machine::new(&[("wait", &hook)])?;
-    machine.tell("pods 0 1")?;
-    let timed = |machine: &mut Machine, first: usize| -> Result<Vec<f64>> {
+    let machine = Machine::new(&[("wait", &hook)])?;
+    machine.start(0, 1)?;
+    let timed = |first: usize| -> Result<Vec<f64>> {
         (first..first + TIMED)
-            .map(|number| machine.tell(&format!("pods {number} 1")))
+            .map(|number| machine.start(number, 1))
             .collect()
     };
-    let alone = timed(&mut machine, 1)?;
+    let alone = timed(1)?;
 
     // Whoever connects is answered nothing.
     let silent = TcpListener::bind("127.0.0.1:0")?;
     let location = format!("http://{}/a.tar.gz", silent.local_addr()?);
-    machine.tell(&format!("want stuck-download {location}"))?;
+    let digest = format!("sha256:{}", "0".repeat(64));
+    machine.want(
+        "stuck-download",
+        &json!({"location": location, "digest": digest}),
+    )?;
     let (_connection, _) = silent.accept()?;
-    machine.tell(&format!("want stuck-hook {}", machine.artifact()))?;
-    machine.tell(&format!("want stuck-process {}", machine.artifact()))?;
-    let pid = machine.tell("pid stuck-process")? as u32;
-    let frozen = Frozen::new(pid)?;
+    machine.want("stuck-hook", machine.artifact())?;
+    machine.want("stuck-process", machine.artifact())?;
+    let frozen = Frozen::new(machine.pid("stuck-process")?)?;
     if frozen.is_some() {
-        machine.tell("delete stuck-process")?;
-        machine.tell("phase stuck-process Stopping")?;
+        machine.delete("stuck-process")?;
+        machine.phase("stuck-process", "Stopping")?;
     } else {
         println!("stuck: no process that cannot be killed, for want of {FREEZER}");
     }
-    machine.tell("phase stuck-download Fetching")?;
+    machine.phase("stuck-download", "Fetching")?;
     let begun = Instant::now();
     while !note.exists() {
         if begun.elapsed() > SOON {
@@ -91,11 +95,11 @@ pub(crate) fn stuck() -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-    let beside = timed(&mut machine, 1 + TIMED)?;
+    let beside = timed(1 + TIMED)?;
     // They were stuck throughout.
-    machine.tell("phase stuck-download Fetching")?;
+    machine.phase("stuck-download", "Fetching")?;
     if frozen.is_some() {
-        machine.tell("phase stuck-process Stopping")?;
+        machine.phase("stuck-process", "Stopping")?;
     }
     let hook = fs::read_to_string(&note)?;
     if !PathBuf::from("/proc").join(hook.trim()).exists() {

@@ -3,6 +3,7 @@
 //! Nothing runs before the arguments are understood, so that help is there at once.
 
 mod access;
+mod alone;
 pub(crate) mod apply;
 mod audit;
 mod change;
@@ -48,6 +49,7 @@ use crate::api::{Api, Catalog, Remote, Token};
 use crate::error::{Failure, Result};
 use crate::{output, place, roles, up};
 
+pub(crate) use alone::run as run_agent;
 pub(crate) use find::list;
 
 /// The controller pattern without Kubernetes: say what should run, and it does.
@@ -323,7 +325,12 @@ const SETTINGS: [(&str, &str); 5] = [
 ];
 
 impl Setting {
-    fn new(cli: &Cli, matches: &clap::ArgMatches, context: Option<config::Chosen>) -> Self {
+    fn new(
+        given: &ServerFlags,
+        verbose: u8,
+        matches: &clap::ArgMatches,
+        context: Option<config::Chosen>,
+    ) -> Self {
         use clap::parser::ValueSource;
         let matches = innermost(matches);
         let sources = SETTINGS.into_iter().filter_map(|(id, variable)| {
@@ -335,11 +342,11 @@ impl Setting {
             Some((id, from))
         });
         let mut setting = Self {
-            flags: cli.server.clone(),
-            given: cli.server.clone(),
+            flags: given.clone(),
+            given: given.clone(),
             sources: sources.collect(),
             context,
-            verbose: cli.verbose,
+            verbose,
         };
         if let Some(chosen) = setting.context.clone().filter(|_| setting.takes_place()) {
             let (flags, of) = (&mut setting.flags, chosen.context);
@@ -440,16 +447,14 @@ impl Setting {
 pub(crate) fn run() -> ExitCode {
     let (cli, setting) = match understand() {
         Ok(understood) => understood,
-        Err(Refusal::Usage(error)) => {
-            // Help goes to standard output and ends well, an error of usage with 2.
-            let code = u8::try_from(error.exit_code()).unwrap_or(2);
-            let _ = error.print();
-            return ExitCode::from(code);
-        }
-        Err(Refusal::Context(failure)) => return failure.report(),
+        Err(refusal) => return refusal.report(),
     };
     crate::log::to_stderr(setting.verbose);
-    let outcome = run_verb(cli.verb, &setting);
+    end(run_verb(cli.verb, &setting))
+}
+
+/// Says how it ended.
+fn end(outcome: Result<()>) -> ExitCode {
     let _ = std::io::stdout().flush();
     match outcome.and_then(|()| output::told()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -465,6 +470,21 @@ enum Refusal {
     Context(Failure),
 }
 
+impl Refusal {
+    /// Says so, or shows the help that was asked for.
+    fn report(self) -> ExitCode {
+        match self {
+            Self::Usage(error) => {
+                // Help goes to standard output and ends well, an error of usage with 2.
+                let code = u8::try_from(error.exit_code()).unwrap_or(2);
+                let _ = error.print();
+                ExitCode::from(code)
+            }
+            Self::Context(failure) => failure.report(),
+        }
+    }
+}
+
 /// Understands the arguments; the context's namespace stands where none is given.
 fn understand() -> std::result::Result<(Cli, Setting), Refusal> {
     let parse = |grammar: clap::Command| {
@@ -473,7 +493,7 @@ fn understand() -> std::result::Result<(Cli, Setting), Refusal> {
     };
     let (cli, matches) = parse(Cli::command()).map_err(Refusal::Usage)?;
     if !cli.verb.is_of_a_client() {
-        let setting = Setting::new(&cli, &matches, None);
+        let setting = Setting::new(&cli.server, cli.verbose, &matches, None);
         return Ok((cli, setting));
     }
     let named = cli.server.context.as_deref();
@@ -483,7 +503,7 @@ fn understand() -> std::result::Result<(Cli, Setting), Refusal> {
         Err(_) if cli.verb.works_without_contexts() && named.is_none() => None,
         Err(failure) => return Err(Refusal::Context(failure)),
     };
-    let setting = Setting::new(&cli, &matches, context);
+    let setting = Setting::new(&cli.server, cli.verbose, &matches, context);
     if setting.namespace() == platctrl_kinds::DEFAULT_NAMESPACE {
         return Ok((cli, setting));
     }
@@ -520,10 +540,8 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Up(args) => up::run(&args, setting),
         Verb::Server(args) => process(roles::server(&args, setting)),
         Verb::Controllers(args) => process(roles::controllers(&args, setting)),
-        Verb::Agent(args) => {
-            platctrl_agent::keep_little_memory();
-            process(roles::agent(&args, setting))
-        }
+        // They are understood, and are read once more over there.
+        Verb::Agent(_) => alone::turn_into(),
         Verb::Node(verb) => change(node::run(&verb, setting)),
         Verb::Get(args) => client(get::get(&args, setting)),
         Verb::Describe(args) => client(get::describe(&args, setting)),

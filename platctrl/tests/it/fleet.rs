@@ -13,6 +13,10 @@ pub(crate) const SIGTERM: i32 = 15;
 pub(crate) struct Process(Child);
 
 impl Process {
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     pub(crate) fn end(mut self, signal: i32) {
         kill(self.0.id(), signal);
         self.0.wait().unwrap();

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
+use std::process::Command;
 
 use crate::fleet::{self, Fleet, SIGKILL, SIGTERM};
 use crate::insight::asked;
@@ -67,6 +68,35 @@ fn server_controllers_and_agent_meet_in_etcd_and_survive_each_other() {
     rig.cli(&["scale", "rc/hello", "--replicas", "0"]).ok();
     eventually("the pod's end", || rig.pods().is_empty().then_some(()));
     assert!(!is_alive(pod.pid));
+}
+
+#[test]
+fn an_agent_is_a_program_of_its_own_and_without_it_it_is_said_what_to_install() {
+    let fleet = Fleet::on_etcd();
+    let (rig, node) = (&fleet.rig, fleet.rig.app.clone());
+    rig.cli(&["store", "init", &fleet.url]).ok();
+    rig.cli(&["node", "admit", &node, "--store", &fleet.url])
+        .ok();
+    let agent = fleet.agent();
+    let program = Path::new("/proc").join(agent.id().to_string()).join("exe");
+    let beside = Path::new(env!("CARGO_BIN_EXE_platctrl")).with_file_name("platctrl-agent");
+    eventually("the agent's program", || {
+        (fs::read_link(&program).ok()? == beside).then_some(())
+    });
+    drop(agent);
+
+    let alone = rig.path("platctrl");
+    fs::copy(env!("CARGO_BIN_EXE_platctrl"), &alone).unwrap();
+    let refused = Command::new(&alone)
+        .args(["agent", "--store", &fleet.url])
+        .output()
+        .unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert!(said.contains("install platctrl-agent beside"), "{said}");
+    // What is wrong with the arguments is said first, and by whoever is asked.
+    let usage = Command::new(&alone).arg("agent").output().unwrap();
+    assert_eq!(usage.status.code(), Some(2));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use platctrl_agent::cgroup::{self, Cgroups};
 
 use super::Finding;
+use crate::cli::alone;
 use crate::place::Pointer;
 
 /// Fewer open files than this are soon used up by a server or an agent.
@@ -28,6 +29,7 @@ pub(super) struct Machine {
     no_landlock: bool,
     no_useradd: bool,
     no_shim: Option<PathBuf>,
+    no_agent: Option<PathBuf>,
     open_files: Option<u64>,
     /// The `up` that was last seen with this data directory, and whether it answers.
     up: Option<(u32, bool)>,
@@ -46,7 +48,11 @@ pub(super) fn look(data_dir: &Path) -> Machine {
         .filter(|_| root)
         .and_then(|dir| dir.ancestors().find(blocked));
     let free = there.and_then(|dir| rustix::fs::statvfs(dir).ok());
-    let shim = std::env::current_exe().map(|program| program.with_file_name("platctrl-shim"));
+    let own = std::env::current_exe().ok();
+    let missing = |name| {
+        let beside = own.as_ref().map(|own| own.with_file_name(name));
+        beside.filter(|program| !program.is_file())
+    };
     let modules = std::fs::read_to_string("/sys/kernel/security/lsm");
     Machine {
         root,
@@ -60,7 +66,8 @@ pub(super) fn look(data_dir: &Path) -> Machine {
         // Where the list cannot be read nothing is said.
         no_landlock: modules.is_ok_and(|list| !list.split(',').any(|it| it.trim() == "landlock")),
         no_useradd: root && !is_program("useradd"),
-        no_shim: shim.ok().filter(|shim| !shim.is_file()),
+        no_shim: missing("platctrl-shim"),
+        no_agent: missing(alone::PROGRAM),
         open_files: rustix::process::getrlimit(rustix::process::Resource::Nofile).current,
         up: Pointer::read()
             .filter(|up| up.data_dir == data_dir)
@@ -135,6 +142,13 @@ impl Machine {
             findings.push(
                 Finding::bad("supervisor", format!("{} is not there", shim.display()))
                     .hint("install platctrl-shim beside platctrl: pods are started by it"),
+            );
+        }
+        if let Some(agent) = &self.no_agent {
+            findings.push(
+                Finding::bad("agent", format!("{} is not there", agent.display())).hint(
+                    "install platctrl-agent beside platctrl: `platctrl agent` is that program",
+                ),
             );
         }
         if let Some(files) = self.open_files.filter(|files| *files < OPEN_FILES) {
@@ -230,6 +244,11 @@ mod tests {
             (
                 with(|it| it.no_shim = Some("/a".into())),
                 "supervisor",
+                Verdict::Bad,
+            ),
+            (
+                with(|it| it.no_agent = Some("/a".into())),
+                "agent",
                 Verdict::Bad,
             ),
             (
