@@ -175,3 +175,26 @@ impl Process {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// What agents tell of themselves is in the book, by name.
+    #[test]
+    fn the_book_lists_every_metric_that_is_an_agents_own() {
+        let book = std::fs::read_to_string(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../book/src/operate/nodes.md"
+        ))
+        .unwrap();
+        let source = include_str!("metrics.rs");
+        let names: Vec<&str> = source
+            .split('"')
+            .filter(|text| text.starts_with("platctrl_agent_") && !text.contains(' '))
+            .filter(|text| text.len() > "platctrl_agent_".len())
+            .collect();
+        assert!(names.len() >= 7, "{names:?}");
+        for name in names {
+            assert!(book.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+}

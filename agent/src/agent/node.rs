@@ -370,6 +370,10 @@ impl Keeper {
         self.compare_clock().await?;
         self.fares_otherwise().await;
         let key = self.key()?;
+        // Not that of the record, which may be older than all that the store remembers: a watch
+        // from there would end at once.
+        let record = [key.store_key(Tree::Intent)];
+        let read_at = self.client.store().get(&record).await?.revision;
         let joined = self.client.joined(&key).await?;
         let intent = joined.intent.as_ref().ok_or(Attempt::NotAdmitted)?;
         let spec: NodeSpec = serde_json::from_value(intent.value.spec.clone())?;
@@ -385,7 +389,7 @@ impl Keeper {
         self.follow_incarnation(spec.incarnation).await?;
         self.report(&joined, spec.incarnation).await?;
         self.beat().await?;
-        Ok(intent.modified)
+        Ok(read_at)
     }
 
     /// A newer incarnation is the order to end what was started under the older one.

@@ -2,9 +2,11 @@
 //! begun.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::future::BoxFuture;
 use platctrl_agent::{Agent, AgentConfig, BootGates};
-use platctrl_framework::environment::Environment;
+use platctrl_framework::environment::{Clock, Environment};
 use platctrl_framework::model::{Metadata, Object, ObjectKey, Tree};
 use platctrl_framework::store::{MemoryStore, Store, Transaction};
 use platctrl_kinds::{Node, Pod};
@@ -87,6 +89,53 @@ fn an_order_in_the_nodes_record_is_heard_at_once() {
     site.wait("its report", || {
         (site.node()?.status.detail.incarnation == 1).then_some(())
     });
+}
+
+/// A clock on which no beat ever comes: what is heard is heard by a watch.
+struct BeatsNever(std::time::Instant);
+
+impl Clock for BeatsNever {
+    fn now(&self) -> jiff::Timestamp {
+        jiff::Timestamp::now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.elapsed()
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            if duration >= Duration::from_secs(10) {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(duration).await;
+        })
+    }
+}
+
+#[test]
+fn an_order_in_a_record_that_is_older_than_the_stores_memory_is_heard_at_once() {
+    let clock = Arc::new(BeatsNever(std::time::Instant::now()));
+    let environment = Environment::seeded(clock, rand::random());
+    let store = Arc::new(MemoryStore::new(environment.clone()));
+    let mut site = Site::on(environment, Arc::clone(&store) as _);
+    site.create(&site.spec());
+    let pid = site.ready().status.detail.pids["web"];
+    site.stop();
+    let intent = node_key().store_key(Tree::Intent);
+    let read = site.rig.block_on(store.get(&[intent])).unwrap();
+    let written = read.records[0].as_ref().unwrap().modified;
+    assert!(written < read.revision);
+    store.faults().compact(read.revision);
+    site.start();
+    site.wait("an agent that takes orders", || {
+        let handle = site.handle.as_ref()?;
+        handle.waits_for().is_none().then_some(())
+    });
+    let mut node = site.node().unwrap();
+    node.spec.incarnation = 1;
+    site.rig.block_on(site.client.update(&node)).unwrap();
+    site.wait("the end", || (!is_alive(pid)).then_some(()));
 }
 
 #[test]

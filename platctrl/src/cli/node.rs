@@ -29,8 +29,6 @@ pub(crate) enum NodeVerb {
     Admit {
         /// The name of the node
         name: String,
-        #[command(flatten)]
-        store: Box<StoreFlags>,
         /// Labels that selectors choose it by: KEY=VALUE, several with commas
         #[arg(long, value_name = "KEY=VALUE", value_delimiter = ',', value_parser = label)]
         labels: Vec<(String, String)>,
@@ -43,6 +41,9 @@ pub(crate) enum NodeVerb {
         /// Where the authority is that signs it [default: tls in the data directory]
         #[arg(long, value_name = "DIR", requires = "output")]
         tls_dir: Option<PathBuf>,
+        // Last: its heading is that of all that follows.
+        #[command(flatten)]
+        store: Box<StoreFlags>,
     },
     /// Take a node's certificate away, which ends its stream
     Revoke {

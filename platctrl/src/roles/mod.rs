@@ -36,7 +36,7 @@ use crate::{output, place};
 use listen::Listening;
 
 pub(crate) use process::{
-    AgentArgs, BeginFlags, ControllersArgs, ServerArgs, agent, controllers, named_directory, server,
+    AgentArgs, BeginFlags, ControllersArgs, ServerArgs, agent, controllers, server,
 };
 
 /// The kinds that platctrl itself knows.

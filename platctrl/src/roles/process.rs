@@ -36,14 +36,24 @@ pub(crate) struct ControllersArgs {
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct AgentArgs {
-    #[command(flatten)]
-    store: StoreFlags,
     /// The name that this machine was admitted under [default: the host name]
     #[arg(long)]
     node: Option<String>,
     /// The address that pods' ports are reached under
     #[arg(long, default_value = "127.0.0.1")]
     address: String,
+    #[command(flatten)]
+    link: LinkFlags,
+    #[command(flatten)]
+    begin: BeginFlags,
+    // Last: its heading is that of all that follows.
+    #[command(flatten)]
+    store: StoreFlags,
+}
+
+/// What holds for an agent, alone or in `up`.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct BeginFlags {
     /// A directory that `file:` locations may lie under; may be repeated
     #[arg(long, value_name = "DIR")]
     file_dir: Vec<PathBuf>,
@@ -53,15 +63,6 @@ pub(crate) struct AgentArgs {
     /// Where pods' secrets come from: NAMESPACE/FILE in it, which only root may touch
     #[arg(long, value_name = "DIR", default_value = "/etc/platctrl/secrets")]
     secrets_dir: PathBuf,
-    #[command(flatten)]
-    link: LinkFlags,
-    #[command(flatten)]
-    begin: BeginFlags,
-}
-
-/// What holds for an agent, alone or in `up`.
-#[derive(Clone, Debug, clap::Args)]
-pub(crate) struct BeginFlags {
     /// Begin no pod while this file is missing; what runs goes on
     #[arg(long, value_name = "FILE")]
     require_file: Option<PathBuf>,
@@ -88,6 +89,9 @@ pub(crate) struct BeginFlags {
 impl BeginFlags {
     /// What the flags say of a node.
     pub(crate) fn set(&self, host: &mut HostConfig) {
+        host.file_dirs.clone_from(&self.file_dir);
+        host.hooks.clone_from(&self.hooks);
+        host.secrets_dir.clone_from(&self.secrets_dir);
         host.probes = self.probes();
         host.runsv.clone_from(&self.runsv);
         if let Some(file) = &self.deploy_rules {
@@ -105,6 +109,10 @@ impl BeginFlags {
     /// Files that were named have to be there: without them the agent would do less than it was
     /// told to, and nobody would notice.
     pub(crate) fn check(&self) -> Result<()> {
+        named_directory("--hooks", self.hooks.as_deref())?;
+        for dir in &self.file_dir {
+            named_directory("--file-dir", Some(dir))?;
+        }
         let named = [
             ("--health-ca", &self.health_ca),
             ("--health-cert", &self.health_cert),
@@ -130,7 +138,7 @@ impl BeginFlags {
 }
 
 /// A directory that a flag names has to be one.
-pub(crate) fn named_directory(flag: &str, dir: Option<&Path>) -> Result<()> {
+fn named_directory(flag: &str, dir: Option<&Path>) -> Result<()> {
     let Some(dir) = dir else { return Ok(()) };
     std::fs::read_dir(dir).map(drop).map_err(|error| {
         Failure::failed(format!("{flag} {}: {error}", dir.display()))
@@ -236,21 +244,14 @@ pub(crate) async fn agent(args: &AgentArgs, setting: &Setting) -> Result<()> {
     };
     check_name("node name", &node).map_err(|error| Failure::usage(error.to_string()))?;
     args.begin.check()?;
-    named_directory("--hooks", args.hooks.as_deref())?;
-    for dir in &args.file_dir {
-        named_directory("--file-dir", Some(dir))?;
-    }
     let data_dir = crate::up::make_data_dir(&setting.data_dir()?)?;
     // Before the store is asked: that may take for ever, and another agent may be at work here.
     let _lock = crate::up::take(&data_dir)?;
     crate::log::to_file(&data_dir, "agent");
     let store = agent_store(&args.store, &environment, &data_dir).await?;
     let mut host = HostConfig::new(&data_dir, node);
-    host.hooks.clone_from(&args.hooks);
     host.environment = environment;
     host.host_ip.clone_from(&args.address);
-    host.file_dirs.clone_from(&args.file_dir);
-    host.secrets_dir.clone_from(&args.secrets_dir);
     host.server = Some(artifacts_from(setting, &data_dir)?);
     let mut parts = Parts::new();
     args.begin.set(&mut host);

@@ -45,9 +45,6 @@ pub(crate) struct UpArgs {
     /// Say when everything is ready (with --filename: everything in it), and where it answers
     #[arg(long)]
     wait: bool,
-    /// The directory of this node's hooks [default: hooks in the data directory]
-    #[arg(long, value_name = "DIR")]
-    hooks: Option<PathBuf>,
     #[command(flatten)]
     begin: BeginFlags,
     #[command(flatten)]
@@ -61,7 +58,6 @@ pub(crate) fn run(args: &UpArgs, setting: &Setting) -> Result<()> {
         crate::manifest::Manifests::read(&args.filename)?.check()?;
     }
     args.begin.check()?;
-    roles::named_directory("--hooks", args.hooks.as_deref())?;
     let data_dir = make_data_dir(&data_dir)?;
     let lock = take(&data_dir)?;
     platctrl_agent::keep_little_memory();
@@ -151,7 +147,6 @@ async fn up(args: &UpArgs, data_dir: &Path) -> Result<()> {
     // The agent first: it says what is wrong with the machine before anything listens.
     let mut host = HostConfig::new(data_dir, &node);
     host.environment = environment.clone();
-    host.hooks.clone_from(&args.hooks);
     host.server = Some(hoist::Server::Unix(place::socket(data_dir)));
     args.begin.set(&mut host);
     let agent = parts

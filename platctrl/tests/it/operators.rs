@@ -167,6 +167,27 @@ fn what_was_named_for_an_agent_has_to_be_there() {
 }
 
 #[test]
+fn the_help_of_an_agent_tells_its_own_flags_from_those_of_the_store() {
+    let rig = Rig::new();
+    for verb in [&["agent"][..], &["node", "admit"]] {
+        let help = rig.cli(&[verb, &["--help"]].concat()).ok();
+        let (own, store) = help.split_once("Reaching the store:").unwrap();
+        let flag = if verb == ["agent"] {
+            "--secrets-dir"
+        } else {
+            "--labels"
+        };
+        assert!(own.contains(flag) && !store.contains(flag), "{help}");
+        assert!(store.contains("--store-ca"), "{help}");
+    }
+    let help = rig.cli(&["up", "--help"]).ok();
+    assert!(
+        help.contains("--secrets-dir") && help.contains("--file-dir"),
+        "{help}"
+    );
+}
+
+#[test]
 fn a_second_agent_of_a_data_directory_is_told_whose_it_is_also_while_no_store_answers() {
     let mut rig = Rig::running();
     let pid = rig.up_pid();
