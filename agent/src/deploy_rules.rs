@@ -17,7 +17,9 @@
 //!     runAs: [metrics]
 //! ```
 
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{Metadata, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use platctrl_framework::model::Digest;
@@ -25,7 +27,6 @@ use platctrl_kinds::{fits_any, fits_location};
 use serde::Deserialize;
 
 use crate::authority::{Authority, Denied, Deployment};
-use crate::files;
 
 /// Bytes that such a file may have.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -75,9 +76,19 @@ impl DeployRules {
 
     fn read(&self) -> Result<Vec<Rule>, String> {
         let path = &self.path;
-        let bytes = files::read(path, MAX_BYTES).map_err(|error| error.to_string())?;
-        let bytes = bytes.ok_or_else(|| format!("{} is not there", path.display()))?;
-        is_ours(path)?;
+        let failed = |error: io::Error| match error.kind() {
+            io::ErrorKind::NotFound => format!("{} is not there", path.display()),
+            _ => format!("{} cannot be read: {error}", path.display()),
+        };
+        let mut options = OpenOptions::new();
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let file = options.read(true).open(path).map_err(failed)?;
+        // Of what was opened: in a directory of others it may be another file by now.
+        is_ours(path, &file.metadata().map_err(failed)?)?;
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
         let invalid = |why: String| format!("{} cannot be understood: {why}", path.display());
         let text = std::str::from_utf8(&bytes).map_err(|error| invalid(error.to_string()))?;
         let file: File = serde_saphyr::from_str(text)
@@ -87,11 +98,13 @@ impl DeployRules {
 }
 
 /// Whoever can write the file can allow anything.
-fn is_ours(path: &Path) -> Result<(), String> {
-    let there = std::fs::symlink_metadata(path).map_err(|error| error.to_string())?;
+fn is_ours(path: &Path, there: &Metadata) -> Result<(), String> {
+    if !there.is_file() || there.len() > MAX_BYTES {
+        return Err(format!("{} is no file of rules", path.display()));
+    }
     let owner = rustix::process::geteuid().as_raw();
     let theirs = there.uid() == owner || there.uid() == 0;
-    if there.is_symlink() || !theirs || there.mode() & 0o022 != 0 {
+    if !theirs || there.mode() & 0o022 != 0 {
         return Err(format!(
             "{} can be written by others than user {owner}: chown and chmod go-w it",
             path.display()
@@ -303,5 +316,51 @@ rules:
         assert!(node.denies(|_| {}).unwrap().contains("not there"));
         std::os::unix::fs::symlink(&real, node.path()).unwrap();
         assert!(node.denies(|_| {}).is_some(), "a link may lead anywhere");
+    }
+
+    #[test]
+    fn what_is_not_a_small_file_allows_nothing() {
+        let node = Node::new(RULES);
+        fs::remove_file(node.path()).unwrap();
+        fs::create_dir(node.path()).unwrap();
+        assert!(node.denies(|_| {}).unwrap().contains("no file of rules"));
+        fs::remove_dir(node.path()).unwrap();
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let pipe = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, node.path(), pipe, mode, 0).unwrap();
+        assert!(node.denies(|_| {}).unwrap().contains("no file of rules"));
+        fs::remove_file(node.path()).unwrap();
+        let large = usize::try_from(MAX_BYTES).unwrap();
+        node.write(&format!("{RULES}#{}", "x".repeat(large)));
+        assert!(node.denies(|_| {}).unwrap().contains("no file of rules"));
+    }
+
+    #[test]
+    fn a_file_that_is_swapped_while_it_is_looked_at_is_not_believed() {
+        use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        let node = Node::new("rules: []");
+        let other = node.dir.path().join("other.yaml");
+        fs::write(&other, RULES).unwrap();
+        fs::set_permissions(&other, fs::Permissions::from_mode(0o666)).unwrap();
+        let (swaps, done) = (AtomicU64::new(0), AtomicBool::new(false));
+        let mut allowed = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let flags = RenameFlags::EXCHANGE;
+                    renameat_with(CWD, node.path(), CWD, &other, flags).unwrap();
+                    swaps.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let mut looks = 0;
+            while looks < 2000 || swaps.load(Ordering::Relaxed) < 2000 {
+                allowed += u32::from(node.denies(|_| {}).is_none());
+                looks += 1;
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(allowed, 0);
     }
 }

@@ -40,6 +40,8 @@ mod layout;
 mod local;
 mod logs;
 mod name;
+#[cfg(test)]
+mod odd_files;
 mod pages;
 mod plan;
 mod port_book;

@@ -404,10 +404,19 @@ mod tests {
             assert_eq!(error.reason(), reason, "{file}: {error}");
             assert!(!error.to_string().contains("hunter"), "{error}");
         }
+        // Whatever a name says, it stays in its namespace, and goes through no link.
+        symlink("../other", node.from().join("default/elsewhere")).unwrap();
+        for file in ["../other/key", "elsewhere/key", "/etc/hostname"] {
+            assert!(node.give(1, file).is_err(), "{file}");
+        }
         // Nor what lies in a directory that others may change.
-        let mode = fs::Permissions::from_mode(0o777);
-        fs::set_permissions(node.from().join("default"), mode).unwrap();
-        assert_eq!(node.give(1, "db").unwrap_err().reason(), "SecretUnsafe");
+        for directory in [node.from().join("default"), node.from()] {
+            let mode = fs::Permissions::from_mode(0o777);
+            fs::set_permissions(&directory, mode).unwrap();
+            assert_eq!(node.give(1, "db").unwrap_err().reason(), "SecretUnsafe");
+            let mode = fs::Permissions::from_mode(0o755);
+            fs::set_permissions(&directory, mode).unwrap();
+        }
         assert!(!node.layout.pod(&pod()).secrets().exists());
     }
 }

@@ -139,14 +139,53 @@ fn a_user_of_that_name_that_is_not_ours_is_neither_used_nor_removed() {
 
     // Nor when a note claims it with another number, or for another name.
     let note = format!(
-        r#"{{"users":{{"{}":{{"app":"{}","uid":4242}},"root":{{"app":"x","uid":0}}}}}}"#,
+        r#"{{"users":{{"{}":{{"app":"{}","uid":4242,"gid":{}}},"root":{{"app":"x","uid":0}}}}}}"#,
         real.name(),
-        real.app
+        real.app,
+        accounts::local_group(&real.name()).unwrap().unwrap()
     );
     std::fs::write(real.path(), note).unwrap();
     assert_eq!(users.remove_created().unwrap(), Vec::<String>::new());
     assert!(accounts::local(&real.name()).unwrap().is_some());
     assert!(accounts::local("root").unwrap().is_some());
+}
+
+#[test]
+fn a_group_of_that_name_that_is_not_ours_is_neither_used_nor_removed() {
+    let Some(real) = Real::new() else { return };
+    let made = std::process::Command::new("groupadd")
+        .arg(real.name())
+        .status();
+    assert!(made.unwrap().success());
+    let users = real.users();
+    let error = text(users.resolve(None, &real.app));
+    assert!(
+        error.contains(&real.name()) && error.contains("runAs"),
+        "{error}"
+    );
+    assert_eq!(
+        accounts::local(&real.name()).unwrap(),
+        None,
+        "no user of it"
+    );
+    assert_eq!(users.remove_created().unwrap(), Vec::<String>::new());
+    assert!(accounts::local_group(&real.name()).unwrap().is_some());
+}
+
+#[test]
+fn a_number_that_somebody_else_has_by_now_is_not_given_again() {
+    let Some(real) = Real::new() else { return };
+    let other = Real::new().unwrap();
+    let taken = other.users().resolve(None, &other.app).unwrap().uid;
+    let note = format!(
+        r#"{{"users":{{"{}":{{"app":"{}","uid":{taken}}}}}}}"#,
+        real.name(),
+        real.app
+    );
+    std::fs::write(real.path(), note).unwrap();
+    let made = real.users().resolve(None, &real.app).unwrap();
+    assert_ne!(made.uid, taken);
+    assert_eq!(made.name, real.name());
 }
 
 #[test]

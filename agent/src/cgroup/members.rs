@@ -175,3 +175,33 @@ fn with_below(directory: &Path) -> Vec<PathBuf> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_that_is_not_in_the_group_any_more_is_a_strangers_and_lives() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = Group {
+            tracking: Some(dir.path().to_owned()),
+            join: Vec::new(),
+            unenforced: Vec::new(),
+        };
+        let mut stranger = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let pid = stranger.id();
+        // It was in the list when that was read, and is not now.
+        fs::write(dir.path().join("cgroup.procs"), "").unwrap();
+        kill_member(&group, pid);
+        let alive = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        assert!(!alive.contains(") Z"), "{alive}");
+        // One that is, is killed.
+        fs::write(dir.path().join("cgroup.procs"), format!("{pid}\n")).unwrap();
+        kill_member(&group, pid);
+        let status = stranger.wait().unwrap();
+        assert!(!status.success());
+    }
+}

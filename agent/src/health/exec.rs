@@ -175,6 +175,9 @@ mod tests {
             .await
             .unwrap_err();
         assert_eq!(failed, "exec /bin/sh: exited with code 3: no database");
+        let hostile = "printf 'a\\033[2J\\007b\\n' >&2; exit 3";
+        let hostile = check(hostile, LONG).await.unwrap_err();
+        assert_eq!(hostile, "exec /bin/sh: exited with code 3: a [2J b");
         let killed = check("kill -9 $$", LONG).await.unwrap_err();
         assert_eq!(killed, "exec /bin/sh: was ended by signal 9");
     }

@@ -362,3 +362,31 @@ fn opening(errno: rustix::io::Errno) -> Report {
         other => failed("open", other),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_helper_becomes_somebody_without_rights_or_stays_who_it_is() {
+        let understood = |text| ChildUser::from_argument(text);
+        assert_eq!(understood("-"), Ok(None));
+        let user = ChildUser { uid: 5, gid: 6 };
+        assert_eq!(understood("5:6"), Ok(Some(user)));
+        assert_eq!(ChildUser::argument(Some(user)), "5:6");
+        for text in [
+            "0:0",
+            "0:6",
+            "5:0",
+            "00:6",
+            "5",
+            "",
+            "5:",
+            "-1:6",
+            "4294967296:6",
+            "5:6:7",
+        ] {
+            assert!(understood(text).is_err(), "{text}");
+        }
+    }
+}

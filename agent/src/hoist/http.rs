@@ -471,6 +471,38 @@ impl Proxy {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn a_name_that_leads_to_this_machine_or_its_metadata_is_not_asked() {
+        let server = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = server.local_addr().unwrap().port();
+        let asked = async |host: Host, may_be_here| connect(&host, port, may_be_here).await;
+        let here = [
+            Host::Domain("localhost".to_owned()),
+            Host::Ipv4([127, 0, 0, 1].into()),
+            Host::Ipv6(std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped()),
+        ];
+        for host in here {
+            let refused = asked(host.clone(), false).await.unwrap_err();
+            assert!(refused.permanent, "{host}: {refused}");
+            assert!(
+                refused.reason.contains("where no artifacts are"),
+                "{refused}"
+            );
+        }
+        asked(Host::Ipv4([127, 0, 0, 1].into()), true)
+            .await
+            .unwrap();
+        // What is a machine's own for its metadata is asked in no case.
+        for may_be_here in [true, false] {
+            let metadata = Host::Ipv4([169, 254, 169, 254].into());
+            let refused = asked(metadata, may_be_here).await.unwrap_err();
+            assert!(
+                refused.reason.contains("where no artifacts are"),
+                "{refused}"
+            );
+        }
+    }
+
     #[test]
     fn a_redirect_leads_to_the_web_and_nowhere_else() {
         let from = |text: &str| Url::parse(text).unwrap();

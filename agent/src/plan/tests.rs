@@ -418,6 +418,21 @@ fn names_that_would_leave_the_pods_directories_are_refused() {
 }
 
 #[test]
+fn names_that_would_leave_the_pods_directories_are_refused_also_where_only_limits_change() {
+    let mut desired = want("u1", 2, "b");
+    let spec = std::sync::Arc::make_mut(&mut desired.spec);
+    let launchable = spec.launchables.remove("web").unwrap();
+    spec.launchables.insert("../../etc".into(), launchable);
+    let observed = Observed {
+        adjustable: true,
+        ..running("a")
+    };
+    let plan = plan(&order(desired), &observed);
+    assert!(!plan.steps.contains(&Step::Adjust), "{plan:?}");
+    assert_eq!(plan.hold.unwrap().reason(), "Invalid");
+}
+
+#[test]
 fn a_new_pod_takes_the_name_of_one_that_left_nothing() {
     let leftover = Observed {
         current: None,

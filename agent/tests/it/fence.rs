@@ -137,7 +137,9 @@ impl Loser {
         assert_eq!(node.metadata.claim.as_ref(), Some(&own));
         node.metadata.claim = Some("another".into());
         let value = serde_json::to_vec(&node).unwrap();
-        let put = with.put(node_key().store_key(Tree::Reality), value);
+        let put = with
+            .put(node_key().store_key(Tree::Reality), value)
+            .put(beat(), "the new owner's");
         self.site.rig.block_on(self.memory.commit(put)).unwrap();
         let now = self.reality(&node_key()).unwrap().metadata.claim;
         assert_eq!(now.as_deref(), Some("another"), "the fault happened");
@@ -154,6 +156,9 @@ impl Loser {
             "{ended:?}"
         );
         assert!(is_alive(self.pid) || self.restarted().is_some());
+        // It did not beat for whom it lost the name to.
+        let beat = self.memory.peek(&beat()).unwrap();
+        assert_eq!(beat.value, "the new owner's");
     }
 
     /// The process after the first, once the agent knows of it.
@@ -162,6 +167,10 @@ impl Loser {
         let pids = reports.iter().filter_map(|it| it.status.pids.get("web"));
         pids.copied().find(|pid| *pid != self.pid && is_alive(*pid))
     }
+}
+
+fn beat() -> Key {
+    Key::new(format!("x/beat/{NODE}")).unwrap()
 }
 
 fn key_of(name: &str) -> ObjectKey {

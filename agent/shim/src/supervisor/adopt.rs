@@ -116,3 +116,38 @@ fn holds(pid: u32, fifo: (u64, u64), uid: u32) -> bool {
             && fs::metadata(&path).is_ok_and(|meta| (meta.dev(), meta.ino()) == fifo)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::process::Command;
+
+    use rustix::fs::{CWD, Mode, mkfifoat};
+
+    use super::*;
+    use crate::supervisor::output::FIFO;
+
+    #[test]
+    fn who_holds_the_output_of_a_launchable_is_of_it_only_as_its_user() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FIFO);
+        mkfifoat(CWD, &path, Mode::RWXU).unwrap();
+        let fifo = File::options().read(true).write(true).open(&path).unwrap();
+        let there = fifo.metadata().unwrap();
+        let identity = (there.dev(), there.ino());
+        let mut holder = Command::new("sleep")
+            .arg("1000")
+            .stdin(fifo)
+            .spawn()
+            .unwrap();
+        let me = rustix::process::getuid().as_raw();
+        let held = [
+            holds(holder.id(), identity, me),
+            holds(holder.id(), identity, me + 1),
+            holds(holder.id(), (identity.0, identity.1 + 1), me),
+        ];
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        assert_eq!(held, [true, false, false]);
+    }
+}

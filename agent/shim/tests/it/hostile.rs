@@ -1,10 +1,12 @@
 //! A launchable whose user is hostile.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use platctrl_shim_lib::User;
+use platctrl_shim_lib::{Phase, User};
 use platctrl_test_support::needs;
 
 use crate::rig::{Rig, alive, pid_in, wait_for};
@@ -86,4 +88,35 @@ fn a_command_beside_a_launchable_that_replaced_what_it_sees_writes_to_nothing_of
     );
     assert!(alive(child));
     wait_for("it to be gone", || !alive(process));
+}
+
+#[test]
+fn somebody_else_who_reaches_the_socket_is_not_heard() {
+    if !needs::root() {
+        return;
+    }
+    let rig = Rig::new("exec sleep 1000");
+    let (mut client, state) = rig.run();
+    let socket = rig.dir.join("sock");
+    // Were they open to everybody, as they never are.
+    for (path, mode) in [(&rig.dir, 0o755), (&socket, 0o777)] {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    // A user is a thread's, as far as the kernel is concerned.
+    let heard = |user| {
+        let ask = || {
+            let id = rustix::process::Uid::from_raw(user);
+            rustix::thread::set_thread_res_uid(id, id, id).unwrap();
+            let mut stream = UnixStream::connect(&socket).unwrap();
+            let _ = stream.write_all(b"status\n");
+            let mut said = [0; 512];
+            // Who is not heard finds the connection closed, or reset.
+            stream.read(&mut said).unwrap_or(0)
+        };
+        std::thread::scope(|scope| scope.spawn(ask).join().unwrap())
+    };
+    assert_eq!(heard(USER), 0);
+    assert!(heard(0) > 0, "the rest of it is right");
+    let now = client.status().unwrap();
+    assert_eq!((now.phase, now.child), (Phase::Running, state.child));
 }

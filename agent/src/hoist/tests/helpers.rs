@@ -78,6 +78,38 @@ async fn a_tree_that_its_unpacker_tampered_with_is_refused() {
 }
 
 #[tokio::test]
+async fn a_tree_with_something_of_another_owner_is_refused() {
+    if !needs::root() {
+        return;
+    }
+    for (whose, words) in [("1", "bin/launch belongs to somebody else"), ("64999", "")] {
+        let node = Node::new();
+        let mut config = node.config();
+        let helper = config.child.program.display();
+        // It is still root, and gives what it wrote to somebody.
+        let script = format!(
+            "if [ \"$1\" = read ]; then exec {helper} \"$@\"; fi\n\
+             PATH=/usr/bin:/bin; umask 022; cd /proc/self/fd/1/ || exit 3\n\
+             mkdir bin && printf '#!/bin/sh\\n' > bin/launch && chmod 755 bin/launch\n\
+             chown 64999:64999 bin && chown {whose}:64999 bin/launch\n\
+             echo '{{\"done\":{{\"entries\":2,\"bytes\":1,\"missing\":[]}}}}' >&2"
+        );
+        config.child = ChildCommand::new("/bin/sh", ["-c", &script, "sh"]);
+        let store = Store::open(config).unwrap();
+        let artifact = node.publish("a", &good());
+        let outcome = ensured(&store, &artifact).await;
+        match words {
+            "" => drop(outcome.unwrap()),
+            words => {
+                let error = outcome.unwrap_err().to_string();
+                assert!(error.contains(words), "{error}");
+            }
+        }
+        assert_eq!(node.leftovers(), [] as [&Path; 0]);
+    }
+}
+
+#[tokio::test]
 async fn a_helper_that_dies_or_talks_nonsense_is_an_error_with_its_last_words() {
     for (script, words) in [
         ("kill -9 $$", "signal: 9"),
