@@ -432,6 +432,31 @@ mod tests {
     }
 
     #[test]
+    fn what_was_written_to_last_is_there_whole_after_the_power_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path();
+        let Some(mut disk) = platctrl_test_support::power_cut::Disk::mount(at, 32) else {
+            return;
+        };
+        let path = at.join("record");
+        let large = vec![b'x'; 100_000];
+        for (content, lasts) in [(&b"one"[..], true), (&large, true), (b"two", false)] {
+            write(&path, content, Access::mode(0o600), lasts).unwrap();
+            disk.cut();
+            let found = fs::read(&path).unwrap();
+            assert_eq!(found == content, lasts, "{} bytes", content.len());
+        }
+        write(&path, b"three", Access::mode(0o600), true).unwrap();
+        fs::remove_file(&path).unwrap();
+        disk.cut();
+        assert!(path.exists(), "nobody flushed that it is gone");
+        fs::remove_file(&path).unwrap();
+        flush_names(at).unwrap();
+        disk.cut();
+        assert!(!path.exists());
+    }
+
+    #[test]
     fn a_link_is_flipped_whole() {
         let (dir, _) = with_trash();
         let path = dir.path().join("current");

@@ -156,7 +156,7 @@ impl DrainStart {
 }
 
 /// The kernel's name for the current boot.
-fn boot_id() -> String {
+pub(crate) fn boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map(|id| id.trim().to_owned())
         .unwrap_or_default()

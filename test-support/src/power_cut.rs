@@ -9,6 +9,7 @@
 //! The mounts are in a namespace of the calling thread's, and images in memory: all of it goes with
 //! the thread and the processes it has started, whatever ends them.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -135,6 +136,11 @@ impl Drop for Disk {
 /// What this thread mounts from here on is seen by itself and what it starts, and goes with them.
 #[expect(unsafe_code, reason = "unshare can part threads from their files")]
 fn own_mounts() {
+    thread_local!(static PARTED: Cell<bool> = const { Cell::new(false) });
+    // Once: threads that it has started would not see what comes after another time.
+    if PARTED.replace(true) {
+        return;
+    }
     // SAFETY: tables of files stay shared; what is parted is what the thread sees of mounts.
     unsafe { unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;

@@ -207,8 +207,11 @@ pub(crate) fn each_line(path: &Path, mut line_is: impl FnMut(&[u8])) -> io::Resu
         if file.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
             return Ok(());
         }
-        if line != b"\n" {
-            line_is(&line);
+        // What a power cut took of a file is zeros, and the next line may begin behind them.
+        let zeros = line.iter().take_while(|byte| **byte == 0).count();
+        let line = &line[zeros..];
+        if !matches!(line, b"" | b"\n") {
+            line_is(line);
         }
     }
 }

@@ -192,7 +192,8 @@ mod tests {
     fn a_damaged_exits_file_gives_what_is_whole_in_it() {
         let dir = tempfile::tempdir().unwrap();
         let (one, two) = (exit(1, ExitStatus::Unknown), exit(2, ExitStatus::Code(0)));
-        let text = format!("{}garbage\n{}", two.encode(), one.encode());
+        let zeros = "\0".repeat(3 * 2048);
+        let text = format!("{zeros}{}garbage\n{zeros}{}", two.encode(), one.encode());
         std::fs::write(dir.path().join("exits"), text).unwrap();
         assert_eq!(read_exits(dir.path()).unwrap(), [one, two]);
     }

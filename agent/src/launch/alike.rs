@@ -11,6 +11,8 @@ use super::{SuperviseError, Unit, UnitEvent};
 
 /// Records of a unit that wait to be taken: a slow pod holds up its own supervisor's news only.
 const QUEUE: usize = 64;
+/// The file that says what a unit is to run.
+pub(super) const SPEC: &str = "spec";
 /// Between two looks at what is about to happen.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -65,12 +67,20 @@ pub(super) async fn forget(
     let dir = unit.dir.clone();
     let work = move || {
         quit(&dir)?;
-        match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
+        remove(&dir)
     };
     blocking("forget", unit, work).await
+}
+
+/// Removes the directory of a unit at rest. What it is to run goes first: a directory without that,
+/// left by whoever died over this, is of nothing that could run.
+pub(super) fn remove(dir: &Path) -> io::Result<()> {
+    let there = |result: io::Result<()>| match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
+    there(std::fs::remove_file(dir.join(SPEC)))?;
+    there(std::fs::remove_dir_all(dir))
 }
 
 /// Waits for what nobody tells.

@@ -124,9 +124,16 @@ fn is_absent(error: &io::Error) -> bool {
     )
 }
 
-/// A shim has worked in this directory, so that something of its unit may be left.
+/// A shim has worked in this directory, so that something of its unit may be left. One that was
+/// about to be removed, at rest, is removed.
 fn has_started(dir: &Path) -> io::Result<bool> {
-    Ok(read_state(dir)?.is_some())
+    if read_state(dir)?.is_none() {
+        return Ok(false);
+    }
+    if dir.join(alike::SPEC).try_exists()? {
+        return Ok(true);
+    }
+    alike::remove(dir).map(|()| false)
 }
 
 /// Nothing waits in a thread for the new process: hundreds may be made at once.

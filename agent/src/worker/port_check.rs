@@ -7,6 +7,7 @@ use super::Pod;
 use super::trouble::waiting;
 use crate::plan::Step;
 use crate::report::Trouble;
+use crate::state::boot_id;
 use crate::version::Version;
 
 impl Pod {
@@ -39,14 +40,16 @@ impl Pod {
 
     /// Something of the pod runs, or may: its ports are its own then.
     fn may_listen(&self, current: &Version) -> bool {
-        let programs = self.units.programs();
+        let (programs, boot) = (self.units.programs(), boot_id());
         programs
             .iter()
             .chain(current.programs.keys())
             .any(|program| {
                 let known = !self.units.is_at_rest(program) && self.units.is_supervised(program);
                 let state = platctrl_shim_lib::read_state(&self.paths.shim(program));
-                let left = state.ok().flatten().and_then(|state| state.child);
+                // A number of another boot is somebody else's.
+                let state = state.ok().flatten().filter(|it| it.boot_id == boot);
+                let left = state.and_then(|state| state.child);
                 // One whose supervisor was killed listens on until the next one ends it.
                 known || left.is_some_and(|it| runs(it.pid))
             })

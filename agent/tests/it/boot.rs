@@ -1,5 +1,5 @@
-//! A machine as its programs see it, from one boot to the next power cut: processes with numbers of
-//! their own, whose kernel has this name for the boot. When the first of them is killed, all are,
+//! A machine as its programs see it, from one boot to the next power cut: processes with numbers and
+//! ports of their own, whose kernel has this name for the boot. When the first of them is killed, all are,
 //! at once, wherever they have gone.
 
 use std::ffi::OsString;
@@ -65,8 +65,10 @@ fn end(child: Option<Child>) {
 /// The processes made from here on are a machine of their own, and so are its mounts.
 #[expect(unsafe_code, reason = "unshare can part threads from their files")]
 fn part() {
+    // Nobody else takes its ports while it is down.
+    let parts = UnshareFlags::NEWNS | UnshareFlags::NEWPID | UnshareFlags::NEWNET;
     // SAFETY: there is one thread, and tables of files stay as they are.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWPID) }.unwrap();
+    unsafe { unshare_unsafe(parts) }.unwrap();
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).unwrap();
 }

@@ -112,6 +112,51 @@ fn after_a_reboot_every_program_is_back_without_the_store() {
 }
 
 #[test]
+fn what_was_being_forgotten_when_the_machine_went_down_holds_up_no_end() {
+    let mut rig = Rig::new();
+    let spec = rig.script("sleeper", "#!/bin/sh\nexec sleep 1000\n");
+    let host = rig.host();
+    let (worker, told) = rig.worker(&host, want(1, &spec));
+    told.ready();
+    drop((worker, host));
+    rig.crash();
+    rig.kill_all();
+    another_boot(&rig);
+    let dir = rig.layout().pod(&name()).shim("web");
+    fs::remove_file(dir.join("spec")).unwrap();
+    assert!(platctrl_shim_lib::read_state(&dir).unwrap().is_some());
+    let host = rig.host();
+    let (_worker, told) = rig.worker(&host, tombstone(1, &spec));
+    told.wait("the end", |it| it.phase.as_str() == "Gone");
+}
+
+#[test]
+fn a_number_of_a_process_before_the_boot_keeps_no_port_from_being_looked_at() {
+    let mut rig = Rig::new();
+    let spec = rig.spec(&rig.app("one"));
+    let host = rig.host();
+    let (worker, told) = rig.worker(&host, want(1, &spec));
+    let port = told.ready().status.ports["http"];
+    drop((worker, host));
+    rig.crash();
+    rig.kill_all();
+    another_boot(&rig);
+    // Somebody has the number now, and somebody the port.
+    let dir = rig.layout().pod(&name()).shim("web");
+    let mut state = platctrl_shim_lib::read_state(&dir).unwrap().unwrap();
+    state.child.as_mut().unwrap().pid = std::process::id();
+    fs::write(dir.join("state"), state.encode()).unwrap();
+    let _taken = eventually("the port", || {
+        std::net::TcpListener::bind(("0.0.0.0", port)).ok()
+    });
+    let host = rig.host();
+    let (_worker, told) = rig.worker(&host, Order::Unknown);
+    let again = told.ready();
+    assert_ne!(again.status.ports["http"], port);
+    assert_eq!(get(again.status.ports["http"], "/version"), "one");
+}
+
+#[test]
 fn a_program_that_forks_without_end_reaches_its_limit_and_is_ended_whole() {
     if !needs::root() {
         return;

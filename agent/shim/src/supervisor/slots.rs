@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use rustix::io::pwritev;
@@ -52,14 +52,19 @@ impl SlotFile {
         if !metadata.is_file() {
             return Err(io::Error::other(format!("{path} is not a regular file")));
         }
-        if metadata.len() != count.saturating_mul(size as u64) {
+        let length = count.saturating_mul(size as u64);
+        if metadata.len() != length || !slots.are_whole()? {
+            // Never to where nothing was written yet: a power cut would leave a file of that
+            // length and nothing in it.
+            if metadata.len() > length {
+                slots.file.set_len(length)?;
+            }
             for slot in 0..count {
                 slots.fill(slot, "")?;
             }
             for (number, line) in keep {
                 slots.fill(number % count, &line)?;
             }
-            slots.file.set_len(count.saturating_mul(size as u64))?;
             if metadata.len() > 0 {
                 slots.file.sync_all()?;
             }
@@ -79,6 +84,20 @@ impl SlotFile {
             self.named.set(true);
         }
         Ok(())
+    }
+
+    /// Whether something is in every slot: one of which a power cut has left nothing but its length
+    /// has no room on the disk either.
+    fn are_whole(&self) -> io::Result<bool> {
+        for slot in 1..=self.count {
+            let mut last = [0];
+            let at = slot.saturating_mul(self.size as u64).saturating_sub(1);
+            self.file.read_exact_at(&mut last, at)?;
+            if last != *b"\n" {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn fill(&self, slot: u64, line: &str) -> io::Result<()> {
@@ -130,5 +149,43 @@ mod tests {
         );
         drop(SlotFile::open(path, 128, 4, keep).unwrap());
         assert_eq!(lines(), ["line 4"]);
+    }
+
+    #[test]
+    fn a_file_of_which_a_power_cut_left_its_length_has_room_again_and_no_line_hides() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("slots");
+        File::create(&path).unwrap().set_len(4 * 4096).unwrap();
+        assert_eq!(path.metadata().unwrap().blocks(), 0, "there is no room");
+        let slots = SlotFile::open(path.to_str().unwrap(), 4096, 4, []).unwrap();
+        slots.write(2, "line\n", true).unwrap();
+        assert!(path.metadata().unwrap().blocks() * 512 >= 4 * 4096);
+        let text = std::fs::read(&path).unwrap();
+        assert!(!text.contains(&0), "{text:?}");
+    }
+
+    #[test]
+    fn what_was_written_for_good_is_there_after_the_power_failed() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path();
+        let Some(mut disk) = platctrl_test_support::power_cut::Disk::mount(at, 32) else {
+            return;
+        };
+        let (path, line) = (at.join("slots"), |number: u64| format!("line {number}\n"));
+        std::env::set_current_dir(at).unwrap();
+        let mut slots = SlotFile::open("slots", 4096, 4, []).unwrap();
+        for number in 0..6 {
+            slots.write(number, &line(number), true).unwrap();
+            slots.write(number + 1, "not flushed\n", false).unwrap();
+            std::env::set_current_dir("/").unwrap();
+            drop(slots);
+            disk.cut();
+            let text = String::from_utf8(std::fs::read(&path).unwrap()).unwrap();
+            assert!(text.contains(&line(number)), "{number}: {text:?}");
+            assert!(!text.contains("not flushed"), "{number}");
+            std::env::set_current_dir(at).unwrap();
+            slots = SlotFile::open("slots", 4096, 4, []).unwrap();
+        }
     }
 }

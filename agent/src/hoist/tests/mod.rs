@@ -3,6 +3,7 @@
 mod attacks;
 mod helpers;
 mod node;
+mod power;
 mod raw;
 mod room;
 mod roundtrip;

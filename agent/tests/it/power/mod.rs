@@ -1,6 +1,7 @@
 //! The power fails at each step: what was not flushed is gone, and what comes after the boot goes
 //! on from what was.
 
+mod ends;
 mod node;
 
 use std::collections::BTreeMap;
