@@ -10,8 +10,7 @@ const GRACE: Duration = Duration::from_secs(1);
 fn a_pod_starts_and_answers_over_http() {
     let rig = Rig::new();
     let spec = rig.spec(&rig.app("one"));
-    let host = rig.host();
-    let (_worker, told) = rig.worker(&host, want(1, &spec));
+    let (_worker, told) = rig.attend(want(1, &spec));
     let report = told.ready();
     assert_eq!(report.phase.as_str(), "Running");
     assert_eq!(get(report.status.ports["http"], "/version"), "one");
@@ -22,9 +21,7 @@ fn a_pod_starts_and_answers_over_http() {
 fn a_killed_program_is_back_and_its_end_is_told() {
     let rig = Rig::new();
     let spec = rig.spec(&rig.app("one"));
-    let host = rig.host();
-    let (_worker, told) = rig.worker(&host, want(1, &spec));
-    let first = told.ready();
+    let (_worker, told, first) = rig.attend_ready(&spec);
     kill(first.status.pids["web"]);
     let again = told.wait("another process", |report| {
         report.is_ready() && report.status.pids["web"] != first.status.pids["web"]
@@ -45,14 +42,11 @@ fn a_killed_program_is_back_and_its_end_is_told() {
 fn an_agent_that_comes_back_finds_the_same_processes() {
     let mut rig = Rig::new();
     let spec = rig.spec(&rig.app("one"));
-    let host = rig.host();
-    let (worker, told) = rig.worker(&host, want(1, &spec));
-    let first = told.ready();
-    drop((worker, host));
+    let (worker, _, first) = rig.attend_ready(&spec);
+    drop(worker);
     rig.crash();
     assert!(is_alive(first.status.pids["web"]));
-    let host = rig.host();
-    let (_worker, told) = rig.worker(&host, want(1, &spec));
+    let (_worker, told) = rig.attend(want(1, &spec));
     let again = told.ready();
     assert_eq!(again.status.pids, first.status.pids);
     assert_eq!(again.status.ports, first.status.ports);
@@ -63,9 +57,8 @@ fn an_agent_that_comes_back_finds_the_same_processes() {
 fn a_tombstone_stops_the_pod_and_leaves_nothing() {
     let rig = Rig::new();
     let spec = rig.spec(&rig.app("one"));
-    let host = rig.host();
-    let (worker, told) = rig.worker(&host, want(1, &spec));
-    let pid = told.ready().status.pids["web"];
+    let (worker, told, first) = rig.attend_ready(&spec);
+    let pid = first.status.pids["web"];
     worker.order(tombstone(1, &spec));
     let gone = told.wait("the end", |report| report.phase.as_str() == "Gone");
     assert!(!gone.is_ready());
@@ -77,9 +70,7 @@ fn a_tombstone_stops_the_pod_and_leaves_nothing() {
 fn an_update_keeps_the_old_version_until_the_new_one_is_verified() {
     let rig = Rig::new();
     let old = rig.spec(&rig.app("one"));
-    let host = rig.host();
-    let (worker, told) = rig.worker(&host, want(1, &old));
-    let first = told.ready();
+    let (worker, told, first) = rig.attend_ready(&old);
     // Its digest is not that of the file: nothing may be stopped for it.
     let mut bad = rig.app("two");
     bad.1 = platctrl_framework::model::Digest::of("something else");
@@ -118,8 +109,7 @@ fn a_launchable_with_a_directory_of_programs_is_one_process_each() {
     let rig = Rig::new();
     let script = Some("#!/bin/sh\necho hello\nexec sleep 1000\n");
     let artifact = rig.pack("dir", &[("bin/launch/a", script), ("bin/launch/b", script)]);
-    let host = rig.host();
-    let (_worker, told) = rig.worker(&host, want(1, &rig.spec(&artifact)));
+    let (_worker, told) = rig.attend(want(1, &rig.spec(&artifact)));
     let report = told.ready();
     assert_eq!(
         report.status.pids.keys().collect::<Vec<_>>(),
@@ -144,8 +134,7 @@ fn a_program_gets_the_documented_environment_and_nothing_else() {
     let mut spec = rig.spec(&rig.app("one"));
     spec["launchables"]["web"]["env"] = serde_json::json!({"GREETING": "hi there", "HOME2": "x"});
     spec["config"] = serde_json::json!({"greeting": "hi"});
-    let host = rig.host();
-    let (_worker, told) = rig.worker(&host, want(1, &spec));
+    let (_worker, told) = rig.attend(want(1, &spec));
     let port = told.ready().status.ports["http"];
     let env = get(port, "/env");
     let mut names: Vec<_> = env
@@ -189,8 +178,7 @@ fn a_program_that_runs_to_completion_succeeds_or_fails() {
         let mut spec = rig.spec(&rig.app("one"));
         spec["launchables"]["web"]["restart"] = serde_json::json!({"policy": "Never"});
         spec["launchables"]["web"]["env"] = serde_json::json!({"EXIT_WITH": code});
-        let host = rig.host();
-        let (_worker, told) = rig.worker(&host, want(1, &spec));
+        let (_worker, told) = rig.attend(want(1, &spec));
         let report = told.wait(phase, |report| report.phase.as_str() == phase);
         assert!(!report.is_ready());
         assert_eq!(report.status.exits[0].code, code.parse().ok());
@@ -201,8 +189,7 @@ fn a_program_that_runs_to_completion_succeeds_or_fails() {
 fn a_killed_supervisor_is_replaced() {
     let rig = Rig::new();
     let spec = rig.spec(&rig.app("one"));
-    let host = rig.host();
-    let (_worker, told) = rig.worker(&host, want(1, &spec));
+    let (_worker, told) = rig.attend(want(1, &spec));
     let first = told.ready().status.pids["web"];
     let dir = rig.layout().pod(&name()).shim("web");
     let shim = platctrl_shim_lib::read_state(&dir)
@@ -223,15 +210,12 @@ fn a_killed_supervisor_is_replaced() {
 fn a_damaged_record_costs_no_restart() {
     let mut rig = Rig::new();
     let spec = rig.spec(&rig.app("one"));
-    let host = rig.host();
-    let (worker, told) = rig.worker(&host, want(1, &spec));
-    let first = told.ready();
-    drop((worker, host));
+    let (worker, _, first) = rig.attend_ready(&spec);
+    drop(worker);
     rig.crash();
     let record = rig.layout().pod(&name()).record();
     std::fs::write(&record, b"{\"format\":1,\"name\":\"def").unwrap();
-    let host = rig.host();
-    let (_worker, told) = rig.worker(&host, want(1, &spec));
+    let (_worker, told) = rig.attend(want(1, &spec));
     let again = told.ready();
     assert_eq!(again.status.pids, first.status.pids);
     assert_eq!(told.events("RecordDamaged").len(), 1);
@@ -243,9 +227,8 @@ fn a_pod_drains_before_it_is_stopped() {
     let mut spec = rig.spec(&rig.app("one"));
     spec["drainDelay"] = "500ms".into();
     spec["keepData"] = true.into();
-    let host = rig.host();
-    let (worker, told) = rig.worker(&host, want(1, &spec));
-    let pid = told.ready().status.pids["web"];
+    let (worker, told, first) = rig.attend_ready(&spec);
+    let pid = first.status.pids["web"];
     let data = rig.layout().pod(&name()).data();
     std::fs::write(data.join("precious"), "x").unwrap();
     worker.order(tombstone(1, &spec));
@@ -269,8 +252,7 @@ fn a_missing_artifact_is_named_with_the_way_out() {
     let rig = Rig::new();
     let mut artifact = rig.app("one");
     artifact.0 = format!("file:{}/nothing.tar.gz", rig.artifacts().display());
-    let host = rig.host();
-    let (_worker, told) = rig.worker(&host, want(1, &rig.spec(&artifact)));
+    let (_worker, told) = rig.attend(want(1, &rig.spec(&artifact)));
     let report = told.wait("a refusal", |report| {
         report.status.reason == "ArtifactNotFound"
     });
@@ -286,15 +268,14 @@ fn a_missing_artifact_is_named_with_the_way_out() {
 fn no_supervisor_or_program_of_an_uninstalled_node_is_left() {
     let mut rig = Rig::new();
     let spec = rig.spec(&rig.app("one"));
-    let host = rig.host();
-    let (worker, told) = rig.worker(&host, want(1, &spec));
-    let pid = told.ready().status.pids["web"];
+    let (worker, _, first) = rig.attend_ready(&spec);
+    let pid = first.status.pids["web"];
     let running = rig.block_on(platctrl_agent::uninstall(&rig.data_dir(), GRACE));
     assert!(matches!(
         running,
         Err(platctrl_agent::UninstallError::Running { .. })
     ));
-    drop((worker, host));
+    drop(worker);
     rig.crash();
     let removed = rig
         .block_on(platctrl_agent::uninstall(&rig.data_dir(), GRACE))
@@ -312,8 +293,7 @@ fn readiness_follows_the_health_check_and_is_kept_over_a_restart_of_the_agent() 
     spec["health"] = serde_json::json!({
         "http": {"port": "http"}, "interval": "20ms", "failureThreshold": 2, "grace": "20s",
     });
-    let host = rig.host();
-    let (worker, told) = rig.worker(&host, want(1, &spec));
+    let (worker, told) = rig.attend(want(1, &spec));
     let ready = told.ready();
     assert_eq!(ready.condition("Ready").unwrap().reason, "Healthy");
     let unhealthy = rig.layout().pod(&name()).data().join("unhealthy");
@@ -331,10 +311,9 @@ fn readiness_follows_the_health_check_and_is_kept_over_a_restart_of_the_agent() 
     );
     std::fs::remove_file(&unhealthy).unwrap();
     told.ready();
-    drop((worker, host));
+    drop(worker);
     rig.crash();
-    let host = rig.host();
-    let (_worker, told) = rig.worker(&host, want(1, &spec));
+    let (_worker, told) = rig.attend(want(1, &spec));
     let first = told.wait("any report", |_| true);
     assert!(first.is_ready(), "{first:?}");
 }

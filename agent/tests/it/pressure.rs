@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use platctrl_framework::client::Client;
-use platctrl_framework::store::{MemoryStore, Store};
+use platctrl_framework::store::MemoryStore;
 use serde_json::json;
 
 use crate::full::Small;
 use crate::rig::{Rig, hasty, is_alive, kill};
-use crate::store::{Site, initialise};
+use crate::store::Site;
 
 #[test]
 fn on_a_full_disk_no_further_pod_is_begun_and_those_that_are_here_go_on() {
@@ -16,20 +15,10 @@ fn on_a_full_disk_no_further_pod_is_begun_and_those_that_are_here_go_on() {
         eprintln!("skipped: mounting a small file system needs root");
         return;
     }
-    let environment = hasty();
-    let store: Arc<dyn Store> = Arc::new(MemoryStore::new(environment.clone()));
-    let rig = Rig::with(environment.clone());
+    let rig = Rig::with(hasty());
     let small = Small::mount(&rig);
-    rig.block_on(initialise(&store, &environment));
-    let client = Client::new(Arc::clone(&store), environment, "test");
-    let mut site = Site {
-        rig,
-        store,
-        client,
-        running: None,
-        handle: None,
-    };
-    site.start();
+    let store = Arc::new(MemoryStore::new(rig.environment.clone()));
+    let site = Site::of(rig, store);
     let script = Some("#!/bin/sh\nexec sleep 1000\n");
     let mut spec = site
         .rig

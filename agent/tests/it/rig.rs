@@ -91,6 +91,20 @@ pub(crate) struct Rig {
     pub(crate) environment: Environment,
 }
 
+/// A worker, and the opened node that it works on.
+pub(crate) struct Attendant {
+    worker: Worker,
+    _host: Arc<Host>,
+}
+
+impl std::ops::Deref for Attendant {
+    type Target = Worker;
+
+    fn deref(&self) -> &Worker {
+        &self.worker
+    }
+}
+
 /// A clock on which waits are a hundredth of what they say.
 struct Hasty(std::time::Instant);
 
@@ -253,6 +267,24 @@ impl Rig {
         let observer = Arc::clone(&recorder) as _;
         let worker = Worker::spawn(Arc::clone(host), observer, pod.clone(), order);
         (worker, recorder)
+    }
+
+    /// Opens the node and starts a worker for the pod `default/hello`.
+    pub(crate) fn attend(&self, order: Order) -> (Attendant, Arc<Recorder>) {
+        let host = self.host();
+        let (worker, told) = self.worker(&host, order);
+        let attendant = Attendant {
+            worker,
+            _host: host,
+        };
+        (attendant, told)
+    }
+
+    /// The same with a first generation, once that is ready.
+    pub(crate) fn attend_ready(&self, spec: &Value) -> (Attendant, Arc<Recorder>, Report) {
+        let (worker, told) = self.attend(want(1, spec));
+        let first = told.ready();
+        (worker, told, first)
     }
 
     /// Kills every supervisor and program of this node, as when the machine goes down.

@@ -59,7 +59,12 @@ impl Site {
     }
 
     pub(crate) fn on(environment: Environment, store: Arc<dyn Store>) -> Self {
-        let rig = Rig::with(environment.clone());
+        Self::of(Rig::with(environment), store)
+    }
+
+    /// With directories that are there already.
+    pub(crate) fn of(rig: Rig, store: Arc<dyn Store>) -> Self {
+        let environment = rig.environment.clone();
         rig.block_on(initialise(&store, &environment));
         let client = Client::new(Arc::clone(&store), environment, "test");
         let mut site = Self {

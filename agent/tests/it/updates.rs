@@ -312,9 +312,7 @@ fn reverted(told: &Recorder, generation: u64) -> platctrl_agent::Report {
 fn a_version_that_crashes_again_and_again_is_replaced_by_the_one_before() {
     let mut rig = Rig::new();
     let good = rig.spec(&rig.app("one"));
-    let host = rig.host();
-    let (worker, told) = rig.worker(&host, want(1, &good));
-    told.ready();
+    let (worker, told, _) = rig.attend_ready(&good);
     settled(&rig);
     let mut bad = rig.spec(&rig.app("two"));
     bad["launchables"]["web"]["env"] = json!({"EXIT_WITH": "3"});
@@ -328,10 +326,9 @@ fn a_version_that_crashes_again_and_again_is_replaced_by_the_one_before() {
     );
     assert_eq!(told.events("Reverted").len(), 1);
     // An agent that starts anew does not try it again, either.
-    drop((worker, host));
+    drop(worker);
     rig.crash();
-    let host = rig.host();
-    let (worker, told) = rig.worker(&host, want(2, &bad));
+    let (worker, told) = rig.attend(want(2, &bad));
     let again = reverted(&told, 1);
     assert_eq!(again.status.pids, report.status.pids);
     assert!(told.events("Installed").is_empty() && told.events("Started").is_empty());
@@ -348,9 +345,7 @@ fn a_version_that_crashes_again_and_again_is_replaced_by_the_one_before() {
 fn a_version_that_is_to_stay_stays_although_it_fails() {
     let rig = Rig::new();
     let good = rig.spec(&rig.app("one"));
-    let host = rig.host();
-    let (worker, told) = rig.worker(&host, want(1, &good));
-    told.ready();
+    let (worker, told, _) = rig.attend_ready(&good);
     settled(&rig);
     let mut bad = rig.spec(&rig.app("two"));
     bad["onFailedStart"] = "Stay".into();
@@ -375,9 +370,7 @@ fn a_version_that_is_not_healthy_in_time_is_replaced_by_the_one_before() {
     let mut good = rig.spec(&rig.app("one"));
     let health = json!({"http": {"port": "http"}, "interval": "20ms", "grace": "20s"});
     good["health"] = health.clone();
-    let host = rig.host();
-    let (worker, told) = rig.worker(&host, want(1, &good));
-    told.ready();
+    let (worker, told, _) = rig.attend_ready(&good);
     settled(&rig);
     let mut bad = rig.spec(&rig.app("two"));
     bad["health"] = health;
@@ -393,9 +386,7 @@ fn a_version_that_is_not_healthy_in_time_is_replaced_by_the_one_before() {
 fn a_script_that_fails_brings_back_the_version_before_and_says_what_it_wrote() {
     let rig = Rig::new();
     let good = spec(&rig, "one");
-    let host = rig.host();
-    let (worker, told) = rig.worker(&host, want(1, &good));
-    told.ready();
+    let (worker, told, _) = rig.attend_ready(&good);
     settled(&rig);
     for (generation, script) in [(2, "bin/post-activate"), (3, "bin/enable")] {
         let version = format!("bad-{generation}");

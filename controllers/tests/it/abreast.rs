@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::StreamExt;
-use platctrl_controllers::{replication_controller, testing};
+use platctrl_controllers::replication_controller;
 use platctrl_framework::model::Tree;
 use platctrl_framework::store::{Change, Limits, Prefix, Revision, Store, WatchEvent};
-use platctrl_framework::testing::{Process, Replica, Simulation};
+use platctrl_framework::testing::Simulation;
 
-use crate::simulation::object;
+use crate::simulation::{fleet_with, object, one_on_a_node};
 use crate::world::{World, controller_key, until};
 
 const NODES: usize = 50;
@@ -102,16 +102,9 @@ fn small() -> Limits {
 }
 
 fn fleet(replicas: usize) -> Simulation {
-    testing::fleet(8)
+    fleet_with(8, replication_controller::controller)
         .limits(small())
         .replicas(replicas)
-        .controllers(|replica: Replica| {
-            replica
-                .runtime()
-                .controller(replication_controller::controller())
-                .reap()
-                .elect_leader("controllers")
-        })
         .scenario(|world| async move {
             world.create(&object(8)).await?;
             world.settled().await?;
@@ -120,14 +113,7 @@ fn fleet(replicas: usize) -> Simulation {
         .invariant("never more than eight pods", |now| {
             now.processes().count() <= 8
         })
-        .invariant("one pod on a node", |now| {
-            let mut nodes: Vec<&str> = now.processes().map(Process::node).collect();
-            nodes.sort_unstable();
-            match nodes.windows(2).find(|pair| pair[0] == pair[1]) {
-                Some(pair) => Err(format!("two on {}", pair[0])),
-                None => Ok(()),
-            }
-        })
+        .invariant("one pod on a node", one_on_a_node)
 }
 
 #[test]

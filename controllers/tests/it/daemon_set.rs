@@ -6,9 +6,9 @@ use platctrl_controllers::{daemon_set, testing};
 use platctrl_framework::model::{
     Condition, ConditionStatus, Object, ObjectKey, Propagation, Resource,
 };
-use platctrl_framework::testing::{Process, Replica};
 use platctrl_kinds::{Amount, Canary, DaemonSet, DaemonSetSpec, Node, Pod, RateLimit, Span};
 
+use crate::simulation::{fleet_with, one_on_a_node, propagated};
 use crate::world::{World, controller_spec, named, until};
 
 const THREE: [(&str, &str); 3] = [("n1", "web"), ("n2", "web"), ("n3", "web")];
@@ -303,8 +303,7 @@ async fn failsafe_daemon_set_deleted_with_cascade_removes_its_pods_and_nobody_el
     world.set_is_ready("logs", 3).await;
     world.create(2, |_| {}).await;
     world.settled(2, 2).await;
-    let mut options = platctrl_framework::client::DeleteOptions::default();
-    options.propagation = Some(Propagation::Cascade);
+    let options = propagated(Propagation::Cascade);
     world.client.delete(&key("logs"), &options).await.unwrap();
     until("the set and its pods are gone", || async {
         let joined = world.client.joined(&key("logs")).await.unwrap();
@@ -317,19 +316,11 @@ async fn failsafe_daemon_set_deleted_with_cascade_removes_its_pods_and_nobody_el
 /// Its pods end with it, and nothing is left, whatever goes wrong at a write.
 #[test]
 fn a_cascading_end_of_a_daemon_set_leaves_nothing_behind_wherever_it_is_interrupted() {
-    let explored = testing::fleet(2)
-        .controllers(|replica: Replica| {
-            replica
-                .runtime()
-                .controller(daemon_set::controller())
-                .reap()
-                .elect_leader("controllers")
-        })
+    let explored = fleet_with(2, daemon_set::controller)
         .scenario(|world| async move {
             world.create(&set("logs")).await?;
             world.settled().await?;
-            let mut options = platctrl_framework::client::DeleteOptions::default();
-            options.propagation = Some(Propagation::Cascade);
+            let options = propagated(Propagation::Cascade);
             world.delete_with(&key("logs"), &options).await?;
             Ok(())
         })
@@ -340,14 +331,7 @@ fn a_cascading_end_of_a_daemon_set_leaves_nothing_behind_wherever_it_is_interrup
 
 #[test]
 fn a_daemon_set_lives_through_whatever_goes_wrong_at_a_write() {
-    let explored = testing::fleet(3)
-        .controllers(|replica: Replica| {
-            replica
-                .runtime()
-                .controller(daemon_set::controller())
-                .reap()
-                .elect_leader("controllers")
-        })
+    let explored = fleet_with(3, daemon_set::controller)
         .scenario(|world| async move {
             world.create(&set("logs")).await?;
             world.settled().await?;
@@ -358,14 +342,7 @@ fn a_daemon_set_lives_through_whatever_goes_wrong_at_a_write() {
             world.settled().await?;
             Ok(())
         })
-        .invariant("one pod on a node", |now| {
-            let mut nodes: Vec<&str> = now.processes().map(Process::node).collect();
-            nodes.sort_unstable();
-            match nodes.windows(2).find(|pair| pair[0] == pair[1]) {
-                Some(pair) => Err(format!("two on {}", pair[0])),
-                None => Ok(()),
-            }
-        })
+        .invariant("one pod on a node", one_on_a_node)
         .exhaustive()
         .unwrap();
     assert_eq!(explored.runs, explored.faults);

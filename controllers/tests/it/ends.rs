@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use platctrl_controllers::ledger::{DeleteError, enter_delete};
-use platctrl_controllers::{replication_controller, testing};
+use platctrl_controllers::replication_controller;
 use platctrl_framework::client::{Batch, DeleteOptions};
 use platctrl_framework::model::{Object, ObjectKey, Propagation, Tree};
 use platctrl_framework::store::{Store as _, Transaction};
-use platctrl_framework::testing::{FaultKind, Replica};
+use platctrl_framework::testing::FaultKind;
 use platctrl_kinds::{Amount, DisruptionBudget, DisruptionBudgetSpec, Pod, Span};
 
-use crate::simulation::object;
+use crate::simulation::{fleet_with, object};
 use crate::world::{World, controller_key, named, until};
 
 const THREE: [(&str, &str); 3] = [("n1", "web"), ("n2", "web"), ("n3", "web")];
@@ -107,14 +107,7 @@ async fn a_delete_says_how_long_it_waits() {
 /// A delete that was taken back in time did nothing, whatever goes wrong at a write.
 #[test]
 fn what_is_taken_back_in_time_never_happened() {
-    let simulation = testing::fleet(3)
-        .controllers(|replica: Replica| {
-            replica
-                .runtime()
-                .controller(replication_controller::controller())
-                .reap()
-                .elect_leader("controllers")
-        })
+    let simulation = fleet_with(3, replication_controller::controller)
         .scenario(|world| async move {
             world.create(&object(2)).await?;
             world.settled().await?;

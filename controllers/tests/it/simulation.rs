@@ -2,7 +2,8 @@
 
 use platctrl_controllers::{disruption_budget, replication_controller, testing};
 use platctrl_framework::client::DeleteOptions;
-use platctrl_framework::model::{Object, ObjectKey, Propagation};
+use platctrl_framework::controller::Controller;
+use platctrl_framework::model::{Object, ObjectKey, Propagation, Resource};
 use platctrl_framework::testing::{FaultKind, Moment, Process, Replica, Simulation, World};
 use platctrl_kinds::{
     Amount, DisruptionBudget, DisruptionBudgetSpec, Node, Pod, ReplicationController,
@@ -26,21 +27,35 @@ async fn change(
     world.settled().await
 }
 
+/// So many machines, and one controller that is led.
+pub(crate) fn fleet_with<K: Resource>(
+    nodes: usize,
+    controller: impl Fn() -> Controller<K> + Send + Sync + 'static,
+) -> Simulation {
+    testing::fleet(nodes).controllers(move |replica: Replica| {
+        replica
+            .runtime()
+            .controller(controller())
+            .reap()
+            .elect_leader("controllers")
+    })
+}
+
 fn fleet(replicas: usize) -> Simulation {
-    testing::fleet(4)
+    fleet_with(4, replication_controller::controller)
         .replicas(replicas)
-        .controllers(|replica: Replica| {
-            replica
-                .runtime()
-                .controller(replication_controller::controller())
-                .reap()
-                .elect_leader("controllers")
-        })
         .invariant("one pod on a node", one_on_a_node)
 }
 
+/// A delete of the owner with this policy.
+pub(crate) fn propagated(propagation: Propagation) -> DeleteOptions {
+    let mut options = DeleteOptions::default();
+    options.propagation = Some(propagation);
+    options
+}
+
 /// What `maxPerNode: 1` promises, of what really runs.
-fn one_on_a_node(now: &Moment<'_>) -> Result<(), String> {
+pub(crate) fn one_on_a_node(now: &Moment<'_>) -> Result<(), String> {
     let mut nodes: Vec<&str> = now.processes().map(Process::node).collect();
     nodes.sort_unstable();
     match nodes.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -161,8 +176,7 @@ fn ended(propagation: Propagation) -> Simulation {
     fleet(1).scenario(move |world| async move {
         world.create(&object(2)).await?;
         world.settled().await?;
-        let mut options = DeleteOptions::default();
-        options.propagation = Some(propagation);
+        let options = propagated(propagation);
         world.delete_with(&controller_key(), &options).await?;
         Ok(())
     })

@@ -1,8 +1,5 @@
 //! Two pods of one name on two machines, with real agents, programs, controllers and a real etcd.
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-
 use serde_json::Value;
 
 use crate::rig::{Rig, eventually, is_alive};
@@ -28,14 +25,7 @@ fn pid_on(rig: &Rig, node: &str) -> Option<u32> {
 #[test]
 fn of_two_pods_of_one_name_on_two_nodes_the_younger_never_starts_while_the_older_lives() {
     let mut pair = Pair::new();
-    let starts = pair.rig().write("starts", "");
-    fs::set_permissions(&starts, fs::Permissions::from_mode(0o666)).unwrap();
-    let started = || fs::read_to_string(&starts).unwrap();
-    let script = format!(
-        "#!/bin/sh\necho \"$NODE_NAME\" >> {}\nexec sleep 1000\n",
-        starts.display()
-    );
-    pair.rig().script_artifact("hello", &script);
+    let started = pair.noted_starts();
     let [a, b] = ["a", "b"].map(|name| format!("{}-{name}", pair.rig().app));
     let manifest = |rig: &Rig, node: &str| {
         let text = format!(

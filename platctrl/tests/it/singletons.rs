@@ -102,6 +102,19 @@ impl Pair {
         agent.end(SIGTERM);
     }
 
+    /// Makes the artifact of a program that writes down each start where every machine can, and
+    /// returns what was written.
+    pub(crate) fn noted_starts(&self) -> impl Fn() -> String + use<> {
+        let starts = self.rig().write("starts", "");
+        fs::set_permissions(&starts, fs::Permissions::from_mode(0o666)).unwrap();
+        let script = format!(
+            "#!/bin/sh\necho \"$NODE_NAME\" >> {}\nexec sleep 1000\n",
+            starts.display()
+        );
+        self.rig().script_artifact("hello", &script);
+        move || fs::read_to_string(&starts).unwrap()
+    }
+
     /// The machine dies: its agent, its supervisors and this program.
     fn dies(&mut self, node: &str, program: u32) {
         let index = self.agents.iter().position(|(name, _)| name == node);
@@ -122,15 +135,7 @@ impl Pair {
 #[test]
 fn a_singleton_is_replaced_only_after_retirement_and_not_started_when_its_machine_is_back() {
     let mut pair = Pair::new();
-    // Each start of the program is written down where every machine can.
-    let starts = pair.rig().write("starts", "");
-    fs::set_permissions(&starts, fs::Permissions::from_mode(0o666)).unwrap();
-    let started = || fs::read_to_string(&starts).unwrap();
-    let script = format!(
-        "#!/bin/sh\necho \"$NODE_NAME\" >> {}\nexec sleep 1000\n",
-        starts.display()
-    );
-    pair.rig().script_artifact("hello", &script);
+    let started = pair.noted_starts();
     pair.rig().manifest(1, |text| {
         let until = text.find("      ports:").unwrap();
         format!("{}      singleton: true\n", &text[..until])

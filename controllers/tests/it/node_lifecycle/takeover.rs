@@ -23,6 +23,16 @@ impl Fleet {
         })
         .await;
     }
+
+    /// n1 is given up, and has had all its time since.
+    async fn is_lost_no_sooner(&self, since: tokio::time::Instant) {
+        until("it is lost", || async {
+            self.says("n1", "Lost").await == Some(ConditionStatus::True)
+        })
+        .await;
+        let after = since.elapsed();
+        assert!(after >= Duration::from_secs(300), "{after:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -65,15 +75,7 @@ async fn one_that_beat_while_nobody_listened_is_not_lost_any_more() {
     .await;
     // It is given all its time anew.
     tokio::time::sleep(Duration::from_secs(200)).await;
-    until("it is lost again", || async {
-        fleet.says("n1", "Lost").await == Some(ConditionStatus::True)
-    })
-    .await;
-    assert!(
-        began.elapsed() >= Duration::from_secs(300),
-        "{:?}",
-        began.elapsed()
-    );
+    fleet.is_lost_no_sooner(began).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -96,15 +98,7 @@ async fn one_that_is_silent_and_not_given_up_gets_its_whole_time_from_who_takes_
             Some(ConditionStatus::Unknown)
         );
     }
-    until("it is lost", || async {
-        fleet.says("n1", "Lost").await == Some(ConditionStatus::True)
-    })
-    .await;
-    assert!(
-        began.elapsed() >= Duration::from_secs(300),
-        "{:?}",
-        began.elapsed()
-    );
+    fleet.is_lost_no_sooner(began).await;
 }
 
 #[tokio::test(start_paused = true)]
