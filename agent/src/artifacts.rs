@@ -1,5 +1,6 @@
 //! From a launchable's `location` and `digest` to an install on this node.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
@@ -11,7 +12,7 @@ use crate::hoist::{self, Install, Source};
 
 /// The artifacts of a node, and which of them may run.
 #[derive(Clone, Debug)]
-pub struct Artifacts {
+pub(crate) struct Artifacts {
     store: hoist::Store,
     allow_unverified: bool,
 }
@@ -19,7 +20,7 @@ pub struct Artifacts {
 /// Why an artifact is not there.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ArtifactError {
+pub(crate) enum ArtifactError {
     /// Nobody said which bytes are meant.
     #[error(
         "`{location}` has no digest: write `digest: sha256:…` beside it (`platctrl hoist inspect FILE` prints it, `apply` fills it in for local files), or have the operator allow unverified artifacts"
@@ -50,7 +51,7 @@ impl From<hoist::Error> for ArtifactError {
 impl ArtifactError {
     /// The cause in one word of camel case.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub(crate) fn reason(&self) -> &'static str {
         match self {
             Self::NoDigest { .. } => "DigestRequired",
             Self::Contradiction { .. } => "DigestMismatch",
@@ -60,7 +61,7 @@ impl ArtifactError {
 
     /// Trying again without a change can only fail again.
     #[must_use]
-    pub fn is_permanent(&self) -> bool {
+    pub(crate) fn is_permanent(&self) -> bool {
         match self {
             Self::NoDigest { .. } | Self::Contradiction { .. } => true,
             Self::Hoist(error) => error.is_permanent(),
@@ -72,7 +73,7 @@ impl Artifacts {
     /// The artifacts in `store`. With `allow_unverified`, a `file:` location needs no digest:
     /// whatever is there runs.
     #[must_use]
-    pub fn new(store: hoist::Store, allow_unverified: bool) -> Self {
+    pub(crate) fn new(store: hoist::Store, allow_unverified: bool) -> Self {
         Self {
             store,
             allow_unverified,
@@ -83,7 +84,7 @@ impl Artifacts {
     ///
     /// # Errors
     /// [`ArtifactError`].
-    pub async fn ensure(&self, launchable: &Launchable) -> Result<Install, ArtifactError> {
+    pub(crate) async fn ensure(&self, launchable: &Launchable) -> Result<Install, ArtifactError> {
         let (location, digest) = (&launchable.location, launchable.digest);
         self.ensure_at(location, digest).await
     }
@@ -92,7 +93,7 @@ impl Artifacts {
     ///
     /// # Errors
     /// [`ArtifactError`].
-    pub async fn ensure_at(
+    pub(crate) async fn ensure_at(
         &self,
         location: &str,
         stated: Option<hoist::Digest>,
@@ -119,27 +120,17 @@ impl Artifacts {
             .await
             .map_err(ArtifactError::Hoist)
     }
-}
 
-impl Artifacts {
     /// Removes what nobody uses, as [`hoist::Store::collect`].
     ///
     /// # Errors
     /// When the directories cannot be read.
-    pub async fn collect(
+    pub(crate) async fn collect(
         &self,
-        keep: &std::collections::BTreeSet<hoist::Digest>,
+        keep: &BTreeSet<hoist::Digest>,
         water: hoist::Water,
     ) -> Result<hoist::Collected, hoist::Error> {
         self.store.collect(keep, water).await
-    }
-
-    /// The room that artifacts take, and that there is.
-    ///
-    /// # Errors
-    /// When the directories cannot be read.
-    pub async fn room(&self) -> Result<hoist::Use, hoist::Error> {
-        self.store.room().await
     }
 }
 

@@ -51,6 +51,29 @@ impl<'a> Deployment<'a> {
 pub struct Denied(pub String);
 
 /// Decides what may run on a node.
+///
+/// ```
+/// use platctrl_agent::{Authority, Denied, Deployment};
+///
+/// /// Only what one team has built.
+/// #[derive(Debug)]
+/// struct OurBuilds;
+///
+/// impl Authority for OurBuilds {
+///     fn check(&self, deployment: &Deployment<'_>) -> Result<(), Denied> {
+///         let ours = |(location, _): &(&str, _)| location.starts_with("https://builds.example/");
+///         match deployment.artifacts.iter().find(|artifact| !ours(artifact)) {
+///             None => Ok(()),
+///             Some((location, _)) => Err(Denied(format!(
+///                 "{location} is not one of our builds: publish it there first"
+///             ))),
+///         }
+///     }
+/// }
+///
+/// let mut host = platctrl_agent::HostConfig::new("/var/lib/platctrl", "web1");
+/// host.authority = std::sync::Arc::new(OurBuilds);
+/// ```
 pub trait Authority: fmt::Debug + Send + Sync + 'static {
     /// Whether this may. May block for as long as it takes to read a small file.
     ///

@@ -47,6 +47,16 @@ pub enum BesideError {
 /// The program and the arguments to execute, so that `command` runs beside a program of a pod (the
 /// only one, unless `program` names it). Whoever executes it has to be root, or whom pods run as.
 ///
+/// ```no_run
+/// use platctrl_agent::{PodName, beside};
+///
+/// let pod = PodName::new("default", "hello")?;
+/// let command = ["sh".into(), "-c".into(), "env".into()];
+/// let (program, arguments) = beside("/var/lib/platctrl".as_ref(), &pod, None, &command)?;
+/// std::process::Command::new(program).args(arguments).status()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// [`BesideError`].
 pub fn beside(

@@ -183,7 +183,16 @@ pub fn inspect_node(data_dir: &Path) -> Result<InspectedNode, LayoutError> {
     })
 }
 
-/// Every pod of which there is something in a data directory. Changes nothing.
+/// Every pod of which there is something in a data directory. Changes nothing, and blocks while it
+/// reads files.
+///
+/// ```no_run
+/// let pods = platctrl_agent::inspect("/var/lib/platctrl".as_ref())?;
+/// for pod in &pods {
+///     println!("{}: {}, generation {:?}", pod.name, pod.phase, pod.running_generation);
+/// }
+/// # Ok::<(), platctrl_agent::LayoutError>(())
+/// ```
 ///
 /// # Errors
 /// When the data directory cannot be read. A damaged record only leaves its own fields empty.

@@ -1,22 +1,64 @@
 //! The node agent of platctrl: turns pod intent into running processes.
 //!
-//! Each pod has a [`Worker`], which carries out an [`Order`] and tells an [`Observer`]; it knows no
-//! store. What to do next is decided by [`plan`] over plain data, and done in steps that may be
-//! interrupted anywhere. An [`Agent`] carries orders from a store to the workers of a node and
-//! their reports back; [`launch_local`] does with one manifest and no store. Programs run under
-//! supervisors ([`launch`]) that outlive the agent.
+//! An [`Agent`] looks after the pods of one node: it carries out what a store says of them, and
+//! reports there what is so. Pods run without it. Their programs are supervised by small processes
+//! of their own ([`launch`]), so that an agent may crash, be upgraded or lose its store, and finds
+//! them again when it is back. Artifacts are taken for hostile until they have been checked
+//! ([`hoist`]); the node's operator is asked before anything runs ([`Authority`]) and told of each
+//! step ([`hooks`]).
+//!
+//! # An agent in a program of your own
+//!
+//! Its store is anything that implements [`Store`](platctrl_framework::store::Store). The node has
+//! to be admitted there: an anchor in each of [`watched_prefixes`], and a record of the node.
 //!
 //! ```no_run
-//! use platctrl_agent::{Agent, AgentConfig, HostConfig};
+//! use std::process::ExitCode;
+//! use std::sync::Arc;
+//!
+//! use platctrl_agent::{Agent, AgentConfig, AgentError, HostConfig, hoist, keep_little_memory};
+//! use platctrl_framework::store::Store;
 //! use tokio_util::sync::CancellationToken;
 //!
-//! # async fn run(store: std::sync::Arc<dyn platctrl_framework::store::Store>) -> Result<(), platctrl_agent::AgentError> {
-//! let host = HostConfig::new("/var/lib/platctrl", "web1");
-//! let agent = Agent::new(AgentConfig::new(host, store)).await?;
-//! let shutdown = CancellationToken::new();
-//! agent.run(shutdown).await // pods keep running afterwards
-//! # }
+//! fn main() -> ExitCode {
+//!     keep_little_memory();
+//!     // What fetches and unpacks artifacts is this program once more, unprivileged and sandboxed.
+//!     let mut args = std::env::args_os().skip(1).peekable();
+//!     if args.next_if(|arg| arg == hoist::child::SUBCOMMAND).is_some() {
+//!         return hoist::child::main(args);
+//!     }
+//! #   let open_our_store = || -> Arc<dyn Store> { unimplemented!() };
+//!     let runtime = tokio::runtime::Runtime::new().expect("threads can be started");
+//!     match runtime.block_on(look_after(open_our_store(), CancellationToken::new())) {
+//!         Ok(()) => ExitCode::SUCCESS,
+//!         Err(error) => {
+//!             eprintln!("{error}");
+//!             ExitCode::FAILURE
+//!         }
+//!     }
+//! }
+//!
+//! /// Works as node `web1` until `shutdown` is cancelled; pods keep running afterwards.
+//! async fn look_after(
+//!     store: Arc<dyn Store>,
+//!     shutdown: CancellationToken,
+//! ) -> Result<(), AgentError> {
+//!     let mut host = HostConfig::new("/var/lib/our-platform", "web1");
+//!     // `platctrl-shim` supervises each program; by default it lies beside this one.
+//!     host.shim = Some("/usr/libexec/platctrl-shim".into());
+//!     // The programs in here are called at every step of a pod's life.
+//!     host.hooks = Some("/etc/our-platform/hooks".into());
+//!     let agent = Agent::new(AgentConfig::new(host, store)).await?;
+//!     agent.run(shutdown).await
+//! }
 //! ```
+//!
+//! # Without a store
+//!
+//! [`launch_local`] runs the pod of one manifest, [`Worker`] one pod whose [`Order`]s come from
+//! anywhere. [`inspect`](inspect()), [`LogReader`], [`beside`](beside()) and [`UsageSample`] read
+//! the files of a data directory, whether its agent runs or not; [`uninstall`](uninstall()) ends
+//! all that is in one. Where they say that they block, call them from a thread that may.
 
 mod agent;
 mod allocator;
@@ -45,7 +87,7 @@ mod odd_files;
 mod pages;
 mod plan;
 mod port_book;
-pub mod ports;
+mod ports;
 mod report;
 mod secrets;
 mod situation;
@@ -57,7 +99,6 @@ mod worker;
 
 pub use agent::{Agent, AgentConfig, AgentError, AgentHandle, BootGates, watched_prefixes};
 pub use allocator::keep_little_memory;
-pub use artifacts::{ArtifactError, Artifacts};
 pub use authority::{AnyDeployment, Authority, Denied, Deployment};
 pub use beside::{BesideError, beside};
 pub use deploy_rules::DeployRules;
@@ -71,10 +112,8 @@ pub use layout::{Layout, LayoutError, PodPaths};
 pub use local::{LocalError, launch_local};
 pub use logs::{LogError, LogFiles, LogQuery, LogReader, logs};
 pub use name::PodName;
-pub use plan::{Hold, HookedEvents, Observed, Order, Plan, Row, Step, UPDATE, plan, update_table};
+pub use plan::{Order, Row, Step, UPDATE};
 pub use report::{Observer, PodEvent, Report};
-pub use secrets::SecretError;
-pub use situation::{Gate, Granter, Situation};
 pub use state::{
     DrainStart, Found, KnownHealth, PodRecord, Position, Preparation, Prepared, Quarantined,
 };

@@ -62,6 +62,34 @@ fn invalid(path: &str, problem: impl std::fmt::Display) -> LocalError {
 /// then stops it and removes what was made for it. `base` is the directory that artifacts given by
 /// a relative path lie in. What happens is told to `observer`.
 ///
+/// ```no_run
+/// use std::path::Path;
+/// use std::sync::Arc;
+///
+/// use platctrl_agent::{HostConfig, Observer, PodEvent, Report, launch_local};
+/// use platctrl_framework::model::RawObject;
+/// use tokio_util::sync::CancellationToken;
+///
+/// #[derive(Debug)]
+/// struct Printer;
+///
+/// impl Observer for Printer {
+///     fn report(&self, report: Report) {
+///         println!("{} is {}", report.name, report.phase.as_str());
+///     }
+///
+///     fn event(&self, event: PodEvent) {
+///         println!("{}: {}", event.reason, event.message);
+///     }
+/// }
+///
+/// # async fn try_it(manifest: &RawObject) -> Result<(), platctrl_agent::LocalError> {
+/// let node = HostConfig::new("/tmp/try", "here");
+/// let shutdown = CancellationToken::new();
+/// launch_local(node, manifest, Path::new("."), Arc::new(Printer), shutdown).await
+/// # }
+/// ```
+///
 /// # Errors
 /// [`LocalError`]; a pod that does not start is told to `observer` and tried again.
 pub async fn launch_local(

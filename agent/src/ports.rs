@@ -23,7 +23,7 @@ const ENOUGH: usize = 1_000;
 /// Why a pod cannot have its ports.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum PortError {
+pub(crate) enum PortError {
     /// Somebody else has the number that was asked for.
     #[error(
         "port {port}, asked for as `{name}`, is in use by {}: stop that, or ask for another number or none",
@@ -71,7 +71,7 @@ pub enum PortError {
 ///
 /// # Errors
 /// [`PortError`] names the port and who is in the way.
-pub fn allocate(
+pub(crate) fn allocate(
     used: &BTreeMap<u16, String>,
     wanted: &BTreeMap<String, Port>,
     previous: &BTreeMap<String, u16>,

@@ -32,7 +32,7 @@ const OPTIONS: &[&std::ffi::CStr] = &[
 /// Why a pod does not get its secrets.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum SecretError {
+pub(crate) enum SecretError {
     /// There is no such file.
     #[error("secret `{name}`: this node has no {}: put it there, for root alone to read", path.display())]
     Missing {
@@ -64,7 +64,7 @@ pub enum SecretError {
 impl SecretError {
     /// One word in camel case.
     #[must_use]
-    pub const fn reason(&self) -> &'static str {
+    pub(crate) const fn reason(&self) -> &'static str {
         match self {
             Self::Missing { .. } => "SecretMissing",
             Self::Unsafe { .. } => "SecretUnsafe",

@@ -9,7 +9,7 @@ use crate::name::PodName;
 
 /// Who may grant the restart of a pod.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Granter {
+pub(crate) enum Granter {
     /// Nobody is there to ask: the agent restarts by itself.
     #[default]
     Nobody,
@@ -21,7 +21,7 @@ pub enum Granter {
 
 /// Which pods may be begun.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Gate {
+pub(crate) enum Gate {
     /// All.
     #[default]
     Open,
@@ -34,7 +34,7 @@ pub enum Gate {
 impl Gate {
     /// Why a pod may not be begun; None: it may.
     #[must_use]
-    pub fn refuses(&self, pod: &PodName) -> Option<String> {
+    pub(crate) fn refuses(&self, pod: &PodName) -> Option<String> {
         match self {
             Self::Open => None,
             Self::Only(pods) if pods.contains(&pod.to_string()) => None,
@@ -55,14 +55,14 @@ pub(crate) struct Refusal {
 
 /// What is so now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Situation {
+pub(crate) struct Situation {
     /// Who grants restarts.
-    pub granter: Granter,
+    pub(crate) granter: Granter,
     /// Which pods may be begun.
-    pub gate: Gate,
+    pub(crate) gate: Gate,
     /// Why no further pods are taken in, while none are. Those that are here go on, get their
     /// new versions, and are started again.
-    pub full: Option<String>,
+    pub(crate) full: Option<String>,
 }
 
 /// The situation, and who hears of its changes.

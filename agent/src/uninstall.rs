@@ -64,6 +64,15 @@ pub struct Uninstalled {
 /// Stops and removes every pod of a data directory, its supervisors, cgroups and artifacts, and the
 /// users that agents made. A program may take `grace` to end.
 ///
+/// ```no_run
+/// # async fn clear() -> Result<(), platctrl_agent::UninstallError> {
+/// let grace = std::time::Duration::from_secs(10);
+/// let removed = platctrl_agent::uninstall("/var/lib/platctrl".as_ref(), grace).await?;
+/// println!("{} pods were removed", removed.pods.len());
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// The first thing that could not be removed; everything else was tried all the same.
 pub async fn uninstall(data_dir: &Path, grace: Duration) -> Result<Uninstalled, UninstallError> {

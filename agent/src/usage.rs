@@ -18,6 +18,19 @@ use crate::name::PodName;
 const TICKS_A_SECOND: u64 = 100;
 
 /// One look.
+///
+/// ```no_run
+/// use platctrl_agent::UsageSample;
+///
+/// let data_dir = "/var/lib/platctrl".as_ref();
+/// let earlier = UsageSample::take(data_dir)?;
+/// std::thread::sleep(std::time::Duration::from_secs(1));
+/// let usage = UsageSample::take(data_dir)?.since(&earlier);
+/// for (pod, used) in &usage.pods {
+///     println!("{pod}: {:?} thousandths of a processor", used.cpu_millis);
+/// }
+/// # Ok::<(), platctrl_agent::LayoutError>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UsageSample {

@@ -24,7 +24,8 @@ use std::sync::{Mutex, PoisonError};
 
 use platctrl_framework::model::{Digest, InvalidName, check_name};
 
-pub use policy::{Refusal, UserPolicy};
+pub(crate) use policy::Refusal;
+pub use policy::UserPolicy;
 
 use crate::files::FileError;
 use accounts::Account;
@@ -36,7 +37,7 @@ const LONGEST_NAME: usize = 32;
 /// Why there is no user to run a pod as.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum AuthError {
+pub(crate) enum AuthError {
     /// There is no such user.
     #[error("there is no user `{name}` on this node: make it, correct `runAs`, or leave it out")]
     NoSuchUser {
@@ -44,7 +45,7 @@ pub enum AuthError {
         name: String,
     },
     /// `runAs` is not something a user can be called.
-    #[error("`runAs: {name}` is not the name of a user")]
+    #[error("`runAs: {name}` is not the name of a user: correct it, or leave it out")]
     InvalidName {
         /// As it was given, shortened and made printable.
         name: String,
@@ -121,23 +122,23 @@ pub enum AuthError {
 
 /// A user as programs get it: exactly these ids, nothing inherited.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// The user's name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its id.
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// Its primary group.
-    pub gid: u32,
+    pub(crate) gid: u32,
     /// Its further groups, sorted.
-    pub groups: Vec<u32>,
+    pub(crate) groups: Vec<u32>,
     /// Its home according to the machine, which need not exist.
-    pub home: PathBuf,
+    pub(crate) home: PathBuf,
 }
 
 impl Identity {
     /// Who this process runs as.
     #[must_use]
-    pub fn current() -> Self {
+    pub(crate) fn current() -> Self {
         let uid = rustix::process::geteuid().as_raw();
         let gid = rustix::process::getegid().as_raw();
         let groups = rustix::process::getgroups().unwrap_or_default();
@@ -178,7 +179,7 @@ impl Identity {
 
 /// The users that pods of one agent run as.
 #[derive(Debug)]
-pub struct Users {
+pub(crate) struct Users {
     root: bool,
     policy: UserPolicy,
     /// Held while the record is read and changed, and users with it.
@@ -188,7 +189,7 @@ pub struct Users {
 impl Users {
     /// The users noted in a data directory, which has to exist by the time one is made.
     #[must_use]
-    pub fn open(data_dir: &Path, policy: UserPolicy) -> Self {
+    pub(crate) fn open(data_dir: &Path, policy: UserPolicy) -> Self {
         Self {
             root: rustix::process::geteuid().is_root(),
             policy,
@@ -200,7 +201,7 @@ impl Users {
     ///
     /// # Errors
     /// [`AuthError`] names the user and the way out.
-    pub fn resolve(&self, run_as: Option<&str>, app: &str) -> Result<Identity, AuthError> {
+    pub(crate) fn resolve(&self, run_as: Option<&str>, app: &str) -> Result<Identity, AuthError> {
         if !self.root {
             let current = Identity::current();
             return match run_as {
@@ -222,7 +223,7 @@ impl Users {
     ///
     /// # Errors
     /// [`AuthError`] names the user and the way out.
-    pub fn check(&self, run_as: Option<&str>) -> Result<(), AuthError> {
+    pub(crate) fn check(&self, run_as: Option<&str>) -> Result<(), AuthError> {
         let Some(name) = run_as else { return Ok(()) };
         match self.resolve(Some(name), "") {
             Ok(_) | Err(AuthError::NoSuchUser { .. }) => Ok(()),
@@ -334,7 +335,7 @@ impl Users {
     ///
     /// # Errors
     /// The first [`AuthError`] met; the others are removed all the same.
-    pub fn remove_created(&self) -> Result<Vec<String>, AuthError> {
+    pub(crate) fn remove_created(&self) -> Result<Vec<String>, AuthError> {
         let record = self.record.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.root {
             return Ok(Vec::new());

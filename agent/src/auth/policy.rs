@@ -28,7 +28,7 @@ pub struct UserPolicy {
 /// What is against a user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// It is root.
     Root,
     /// It is in root's group.

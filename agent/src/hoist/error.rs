@@ -96,7 +96,9 @@ pub enum Error {
         reason: String,
     },
     /// More bytes than the limit.
-    #[error("{what} is larger than {limit} bytes, the limit for an artifact on this node")]
+    #[error(
+        "{what} is larger than {limit} bytes, the limit for an artifact on this node: leave out what it does not need to run"
+    )]
     TooLarge {
         /// Whose bytes.
         what: String,
@@ -120,7 +122,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// Another process works in this data directory.
-    #[error("{} is in use by another platctrl process", path.display())]
+    #[error("{} is in use by another platctrl process: stop that one, or choose another data directory", path.display())]
     Busy {
         /// The directory.
         path: PathBuf,

@@ -304,7 +304,9 @@ pub enum RunHooksError {
     #[error(transparent)]
     Layout(#[from] LayoutError),
     /// Nothing of the pod is on this node.
-    #[error("there is no pod {0} on this node, in this data directory")]
+    #[error(
+        "there is nothing of pod {0} in this data directory: `platctrl node inspect` lists what is there"
+    )]
     NoPod(PodName),
     /// A file operation failed.
     #[error(transparent)]

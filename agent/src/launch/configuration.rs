@@ -6,20 +6,20 @@ use crate::version::Version;
 
 /// The files' contents, as YAML.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Configuration {
+pub(crate) struct Configuration {
     /// CONFIG_PATH: the manifest's `config`.
-    pub config: String,
+    pub(crate) config: String,
     /// PLATFORM_CONFIG_PATH: `{<launchable>: {cgroup: {cpus, memory}}}`.
-    pub platform: String,
+    pub(crate) platform: String,
     /// RESOURCE_LIMIT_PATH: `{launchables: {<launchable>: {cpu, memory, pids}}}`.
-    pub resource_limits: String,
+    pub(crate) resource_limits: String,
 }
 
 /// The configuration of `version`.
 ///
 /// # Errors
 /// When a value cannot be written as YAML.
-pub fn configuration(version: &Version) -> Result<Configuration, String> {
+pub(crate) fn configuration(version: &Version) -> Result<Configuration, String> {
     let yaml = |value: &Value| {
         serde_saphyr::to_string(value).map_err(|error| format!("cannot write YAML: {error}"))
     };

@@ -14,22 +14,22 @@ pub(crate) const FIXED_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/u
 
 /// What a program is told about where it runs.
 #[derive(Clone, Copy, Debug)]
-pub struct Surroundings<'a> {
+pub(crate) struct Surroundings<'a> {
     /// The node.
-    pub node: &'a str,
+    pub(crate) node: &'a str,
     /// The pod.
-    pub pod: &'a PodName,
+    pub(crate) pod: &'a PodName,
     /// Which pod of that name.
-    pub uid: &'a Uid,
+    pub(crate) uid: &'a Uid,
     /// The pod's directories.
-    pub paths: &'a PodPaths,
+    pub(crate) paths: &'a PodPaths,
 }
 
 /// The whole environment of a program of `version`: what every program gets, then the manifest's
 /// `env`, which may replace any of it. Nothing is inherited from the agent. Empty for a program
 /// that the version does not have.
 #[must_use]
-pub fn environment(
+pub(crate) fn environment(
     version: &Version,
     program: &str,
     surroundings: Surroundings<'_>,
@@ -49,7 +49,7 @@ pub fn environment(
 
 /// The whole environment of a script of a launchable, `bin/enable` say: that of its programs.
 #[must_use]
-pub fn script_environment(
+pub(crate) fn script_environment(
     version: &Version,
     launchable: &str,
     script: &str,

@@ -22,11 +22,11 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
-pub use configuration::{Configuration, configuration};
+pub(crate) use configuration::configuration;
 #[cfg(test)]
 pub(crate) use environment::tests::version;
 pub(crate) use environment::{FIXED_PATH, install_name};
-pub use environment::{Surroundings, environment, script_environment};
+pub(crate) use environment::{Surroundings, environment, script_environment};
 pub(crate) use limits::confine;
 pub(crate) use mixed::Mixed;
 pub use runit::Runit;

@@ -25,7 +25,9 @@ pub(crate) enum OnceError {
     Supervise(#[from] SuperviseError),
     #[error("it took longer than {within:?} and was killed with all that it had started")]
     TimedOut { within: Duration },
-    #[error("its processes do not end, not even by SIGKILL")]
+    #[error(
+        "its processes do not end, not even by SIGKILL: the kernel waits for a device or a network file system"
+    )]
     Stuck,
 }
 

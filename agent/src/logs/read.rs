@@ -49,7 +49,7 @@ pub struct LogQuery {
 #[non_exhaustive]
 pub enum LogError {
     /// Nothing of the pod has run here.
-    #[error("the pod has no log yet")]
+    #[error("the pod has no log yet: nothing of it has run on this node")]
     NoLog,
     /// The pod has no such program.
     #[error("the pod has no log of a launchable `{program}`: it has {}", known.join(", "))]
@@ -84,6 +84,21 @@ pub enum LogError {
 }
 
 /// A log that was found and opened.
+///
+/// ```no_run
+/// use platctrl_agent::{LogQuery, LogReader, PodName};
+///
+/// let mut query = LogQuery::default();
+/// query.tail = Some(100);
+/// let pod = PodName::new("default", "hello")?;
+/// let log = LogReader::open("/var/lib/platctrl".as_ref(), &pod, query)?;
+/// let print = |bytes: bytes::Bytes| {
+///     print!("{}", String::from_utf8_lossy(&bytes));
+///     true // and more
+/// };
+/// log.copy(&|| false, &print)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct LogReader {
     log: Log,

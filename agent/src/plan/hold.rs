@@ -5,7 +5,7 @@ use platctrl_framework::model::Uid;
 /// Why something that seems to be wanted is not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Hold {
+pub(crate) enum Hold {
     /// The intent is missing without a tombstone.
     Unexplained,
     /// The intent is of another uid, and nobody ordered the end of the one that runs.
@@ -47,7 +47,7 @@ pub enum Hold {
 impl Hold {
     /// One word in camel case.
     #[must_use]
-    pub const fn reason(&self) -> &'static str {
+    pub(crate) const fn reason(&self) -> &'static str {
         match self {
             Self::Unexplained => "Unexplained",
             Self::UidChanged { .. } => "UidChanged",
@@ -61,7 +61,7 @@ impl Hold {
 
     /// What is held, why, and the way out.
     #[must_use]
-    pub fn message(&self) -> String {
+    pub(crate) fn message(&self) -> String {
         match self {
             Self::Unexplained => "the pod's intent is missing and nobody ordered its end: what runs keeps running; `platctrl failsafe adopt` writes the intent again, `platctrl failsafe remove` ends the pod".into(),
             Self::UidChanged { running, wanted } => format!("the pod that runs is {running}, the one wanted is {wanted}, and nobody ordered the end of the first: it keeps running; `platctrl failsafe remove` ends it"),

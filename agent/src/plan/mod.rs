@@ -12,8 +12,8 @@ mod tests;
 
 use platctrl_framework::model::{Digest, Uid};
 
-pub use hold::Hold;
-pub use step::{Row, Step, UPDATE, update_table};
+pub(crate) use hold::Hold;
+pub use step::{Row, Step, UPDATE};
 
 use crate::state::{Position, Preparation};
 use crate::version::{Desired, Scripts};
@@ -31,71 +31,71 @@ pub enum Order {
 
 /// For which events of a pod's life this node has hooks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HookedEvents {
+pub(crate) struct HookedEvents {
     /// Before anything is fetched.
-    pub before_install: bool,
+    pub(crate) before_install: bool,
     /// Once it is there.
-    pub after_install: bool,
+    pub(crate) after_install: bool,
     /// Before the new version is made the current one.
-    pub before_launch: bool,
+    pub(crate) before_launch: bool,
     /// Once it does its work.
-    pub after_launch: bool,
+    pub(crate) after_launch: bool,
     /// Before a pod is removed.
-    pub before_uninstall: bool,
+    pub(crate) before_uninstall: bool,
 }
 
 /// What is so on this node.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Observed {
+pub(crate) struct Observed {
     /// Whose programs and files are here; empty when nobody's or unknown.
-    pub uid: Uid,
+    pub(crate) uid: Uid,
     /// Only the directories of the pod are known, not what they are.
-    pub unidentified: bool,
+    pub(crate) unidentified: bool,
     /// The newest generation and spec of that uid that was wanted before.
-    pub seen: Option<(u64, Digest)>,
+    pub(crate) seen: Option<(u64, Digest)>,
     /// The spec of the version that is current.
-    pub current: Option<Digest>,
+    pub(crate) current: Option<Digest>,
     /// The spec of the version that is fetched and takes over next.
-    pub next: Option<Digest>,
+    pub(crate) next: Option<Digest>,
     /// How far getting a version ready has come, and which.
-    pub preparation: Option<(Digest, Preparation)>,
+    pub(crate) preparation: Option<(Digest, Preparation)>,
     /// How far the change has come.
-    pub position: Position,
+    pub(crate) position: Position,
     /// The drain has lasted as long as it should.
-    pub drained: bool,
+    pub(crate) drained: bool,
     /// Every program of the pod that has a supervisor, and is to be stopped, is at rest.
-    pub at_rest: bool,
+    pub(crate) at_rest: bool,
     /// A program of the current version has no supervisor.
-    pub missing: bool,
+    pub(crate) missing: bool,
     /// Files of older generations are there.
-    pub stale: bool,
+    pub(crate) stale: bool,
     /// What is wanted differs from the current version in nothing that needs another process.
-    pub adjustable: bool,
+    pub(crate) adjustable: bool,
     /// The last step of the change failed, and is to be tried again.
-    pub failed: bool,
+    pub(crate) failed: bool,
     /// A version that failed to start, and of what; it is not tried again.
-    pub quarantined: Option<(Digest, String)>,
+    pub(crate) quarantined: Option<(Digest, String)>,
     /// The version that takes over next is the one that ran before.
-    pub reverting: bool,
+    pub(crate) reverting: bool,
     /// The scripts of the current version.
-    pub current_scripts: Scripts,
+    pub(crate) current_scripts: Scripts,
     /// The scripts of the next version, as far as it is there.
-    pub next_scripts: Scripts,
+    pub(crate) next_scripts: Scripts,
     /// The hooks of this node.
-    pub hooked: HookedEvents,
+    pub(crate) hooked: HookedEvents,
     /// The pod never runs twice at once: it may run elsewhere by now, unless it is wanted here.
-    pub singleton: bool,
+    pub(crate) singleton: bool,
 }
 
 /// What to do. In each of the two lists, when a step has to wait, those behind it wait with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// What gets a version ready, beside the one that runs.
-    pub prepare: Vec<Step>,
+    pub(crate) prepare: Vec<Step>,
     /// What is done with the version that runs, up to another one's taking over.
-    pub steps: Vec<Step>,
+    pub(crate) steps: Vec<Step>,
     /// What is not done, and why.
-    pub hold: Option<Hold>,
+    pub(crate) hold: Option<Hold>,
 }
 
 impl Plan {
@@ -109,7 +109,7 @@ impl Plan {
 
 /// Decides what to do.
 #[must_use]
-pub fn plan(order: &Order, observed: &Observed) -> Plan {
+pub(crate) fn plan(order: &Order, observed: &Observed) -> Plan {
     let mut plan = decide(order, observed);
     if observed.singleton && !matches!(order, Order::Want(_)) {
         // What runs is left alone; what does not may have been replaced while nobody could say so.

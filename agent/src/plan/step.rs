@@ -1,8 +1,6 @@
 //! The steps, and the table of an update: what each does, and what follows when it fails or when
 //! the agent dies in it. The book shows the same table, and a test compares the two.
 
-use std::fmt::Write as _;
-
 /// One thing to do. [`UPDATE`] says what each does that is part of an update.
 ///
 /// The position of a pod among them is in its record, and each may be interrupted anywhere and
@@ -279,30 +277,31 @@ pub const UPDATE: [Row; 18] = [
     ),
 ];
 
-/// The table of an update as Markdown.
-#[must_use]
-pub fn update_table() -> String {
-    let mut text =
-        "| step | effect | on failure | on a crash here |\n|---|---|---|---|\n".to_owned();
-    for row in UPDATE {
-        let Row {
-            step,
-            effect,
-            on_failure,
-            on_crash,
-        } = row;
-        let _ = writeln!(
-            text,
-            "| {} | {effect} | {on_failure} | {on_crash} |",
-            step.name()
-        );
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::*;
+
+    /// The table of an update as Markdown.
+    fn update_table() -> String {
+        let mut text =
+            "| step | effect | on failure | on a crash here |\n|---|---|---|---|\n".to_owned();
+        for row in UPDATE {
+            let Row {
+                step,
+                effect,
+                on_failure,
+                on_crash,
+            } = row;
+            let _ = writeln!(
+                text,
+                "| {} | {effect} | {on_failure} | {on_crash} |",
+                step.name()
+            );
+        }
+        text
+    }
 
     #[test]
     fn the_table_is_in_the_order_of_the_steps() {

@@ -13,7 +13,22 @@ use crate::name::PodName;
 use crate::plan::Order;
 use crate::report::Observer;
 
-/// A pod's worker.
+/// A pod's worker: a task that makes what runs of one pod what its last [`Order`] says.
+///
+/// ```no_run
+/// use std::sync::Arc;
+///
+/// use platctrl_agent::{Host, HostConfig, Observer, Order, PodName, Worker};
+///
+/// # async fn example(observer: Arc<dyn Observer>, order: Order, changed: Order) -> Result<(), Box<dyn std::error::Error>> {
+/// let host = Arc::new(Host::open(HostConfig::new("/var/lib/platctrl", "web1"))?);
+/// let pod = PodName::new("default", "hello")?;
+/// let worker = Worker::spawn(host, observer, pod, order);
+/// worker.order(changed); // a newer order takes the place of one that is being carried out
+/// worker.leave().await; // its programs keep running
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Worker {
     orders: watch::Sender<Order>,

@@ -35,6 +35,18 @@ const UNPACKS: usize = 2;
 const UNFINISHED: &str = ".tmp-";
 
 /// The artifacts of one node. Cheap to clone; all clones are the same store.
+///
+/// ```no_run
+/// use platctrl_agent::hoist::{Config, Digest, Source, Store};
+///
+/// # async fn example(digest: Digest) -> Result<(), Box<dyn std::error::Error>> {
+/// let store = Store::open(Config::new("/var/lib/platctrl"))?;
+/// let source = Source::parse("https://artifacts.example/hello_1.2.0.tar.gz")?;
+/// let install = store.ensure(&digest, &source).await?;
+/// println!("{} is unpacked in {}", install.digest, install.path.display());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Store {
     inner: Arc<Inner>,
