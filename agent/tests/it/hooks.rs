@@ -7,7 +7,7 @@ use platctrl_agent::{Authority, Denied, Deployment};
 use serde_json::{Value, json};
 
 use crate::rig::{Rig, eventually, is_alive, name, tombstone, want};
-use crate::updates::{hook, hook_config, lines};
+use crate::updates::{hook, hook_config, lines, settled};
 
 #[test]
 fn a_hook_finds_the_documented_environment_and_nothing_else() {
@@ -307,6 +307,8 @@ fn hooks_are_called_by_hand_beside_a_running_agent() {
     );
     let (_worker, told) = rig.worker(&host, want(1, &spec));
     told.ready();
+    // The agent itself calls none any more for this version.
+    settled(&rig);
     hook_config(
         &rig,
         "hooks:\n  10-note: {events: [after_launch]}\n  20-no: {events: [after_launch], required: true}\n  30-never: {events: [after_launch]}\n",

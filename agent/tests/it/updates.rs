@@ -59,7 +59,7 @@ fn spec(rig: &Rig, version: &str) -> Value {
 }
 
 /// The pod's position once nothing is under way, and what its record says of the rest.
-fn settled(rig: &Rig) {
+pub(crate) fn settled(rig: &Rig) {
     eventually("the pod to settle", || {
         let pods = platctrl_agent::inspect(&rig.data_dir()).unwrap();
         let pod = pods.iter().find(|pod| pod.name == name())?;
