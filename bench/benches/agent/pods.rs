@@ -17,7 +17,7 @@ use serde_json::json;
 
 const SHIM: &str = env!("CARGO_BIN_EXE_platctrl-bench-shim");
 const SOON: Duration = Duration::from_secs(60);
-const PODS: usize = 30;
+const PODS: usize = 100;
 
 /// The word by which this program writes lines: `lines SECONDS BYTES_PER_SECOND REPORT`.
 pub(crate) const LINES: &str = "lines";
