@@ -389,6 +389,7 @@ fn where_the_power_fails_while_a_pod_is_removed_its_removal_ends_after_the_boot(
         node.agent(&want(1, &spec));
         node.ready(1);
         let promised = converged(&node, "v0", 1, point);
+        node.launched();
         node.trace();
         let order = tombstone(1, &spec);
         node.held(&order, point);
@@ -401,6 +402,7 @@ fn where_the_power_fails_while_a_pod_is_removed_its_removal_ends_after_the_boot(
                 node.wait("the pod to run", |it| {
                     it["status"]["pids"]["web"].is_number()
                 });
+                node.launched();
             }
             Some(_) => drop(node.wait("a word about it", |it| it["phase"].is_string())),
             None => {}

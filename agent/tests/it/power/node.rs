@@ -157,6 +157,18 @@ impl Node {
         pods.into_iter().find(|pod| pod.name == name())
     }
 
+    /// Waits until a program has written down that it runs: being ready, it need not have yet.
+    pub(crate) fn launched(&self) {
+        let path = self.rig.artifacts().join("trace");
+        eventually("a program's word", || {
+            let lines = crate::updates::lines(&path);
+            lines
+                .iter()
+                .any(|it| it.starts_with("launch"))
+                .then_some(())
+        });
+    }
+
     /// What was written by programs, scripts and hooks since this was last asked.
     pub(crate) fn trace(&self) -> Vec<String> {
         let path = self.rig.artifacts().join("trace");
