@@ -73,10 +73,10 @@ impl Disk {
         let mut make = Command::new("mkfs.ext4");
         make.args(["-q", "-F", "-m", "0", "-J", "size=16"]);
         make.args(["-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard"]);
-        if !run(make.arg(&image), "mkfs.ext4") || !mount_image(&image, at) {
-            return None;
-        }
-        Some(disk)
+        let made = output(make.arg(&image), "mkfs.ext4")?;
+        let said = String::from_utf8_lossy(&made.stderr);
+        assert!(made.status.success(), "mkfs.ext4: {said}");
+        mount_image(&image, at).then_some(disk)
     }
 
     fn image(&self) -> PathBuf {
@@ -151,24 +151,27 @@ fn mount_image(image: &Path, at: &Path) -> bool {
     let mut mount = Command::new("mount");
     mount.args(["-n", "-t", "ext4", "-o"]);
     mount.arg("loop,commit=86400,noauto_da_alloc,nodiscard,errors=remount-ro");
-    run(mount.arg(image).arg(at), "mount and loop devices")
-}
-
-/// False where there is no such program, or it cannot do this here, which is told.
-fn run(command: &mut Command, what: &str) -> bool {
-    let Output { status, stderr, .. } = match command.output() {
-        Ok(output) => output,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            needs::lacks(what);
-            return false;
-        }
-        Err(error) => panic!("{what}: {error}"),
+    let what = "mount and loop devices";
+    let Some(mounted) = output(mount.arg(image).arg(at), what) else {
+        return false;
     };
-    if !status.success() {
-        eprintln!("{}", String::from_utf8_lossy(&stderr));
+    if !mounted.status.success() {
+        eprintln!("{}", String::from_utf8_lossy(&mounted.stderr));
         needs::lacks(what);
     }
-    status.success()
+    mounted.status.success()
+}
+
+/// None where there is no such program, which is told.
+fn output(command: &mut Command, what: &str) -> Option<Output> {
+    match command.output() {
+        Ok(output) => Some(output),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            needs::lacks(what);
+            None
+        }
+        Err(error) => panic!("{what}: {error}"),
+    }
 }
 
 /// Copies an image at a moment when its device is given nothing.
@@ -265,7 +268,7 @@ mod tests {
     #[test]
     fn what_was_flushed_is_there_after_a_cut_and_nothing_else_is() {
         let area = tempfile::tempdir().unwrap();
-        let Some(mut disk) = Disk::mount(area.path(), 32) else {
+        let Some(mut disk) = Disk::mount(area.path(), 64) else {
             return;
         };
         let put = |name: &str, text: &str| {

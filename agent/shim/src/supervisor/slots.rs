@@ -169,7 +169,7 @@ mod tests {
     fn what_was_written_for_good_is_there_after_the_power_failed() {
         let dir = tempfile::tempdir().unwrap();
         let at = dir.path();
-        let Some(mut disk) = platctrl_test_support::power_cut::Disk::mount(at, 32) else {
+        let Some(mut disk) = platctrl_test_support::power_cut::Disk::mount(at, 64) else {
             return;
         };
         let (path, line) = (at.join("slots"), |number: u64| format!("line {number}\n"));
