@@ -23,6 +23,16 @@ pub(crate) struct Node {
     boot: Option<Boot>,
     pub(crate) rig: Rig,
     disk: Disk,
+    _area: Area,
+}
+
+/// Where the node is. It cannot be removed with the node, while the disk is mounted in it.
+struct Area(PathBuf);
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// A machine from its boot to its end.
@@ -40,6 +50,7 @@ impl Node {
     pub(crate) fn new() -> Option<Self> {
         let rig = Rig::new();
         fs::create_dir(rig.data_dir()).unwrap();
+        let area = Area(rig.data_dir().parent().unwrap().to_owned());
         let disk = Disk::mount(&rig.data_dir(), SIZE)?;
         fs::write(rig.artifacts().join("trace"), "").unwrap();
         let anybody = std::os::unix::fs::PermissionsExt::from_mode(0o666);
@@ -48,6 +59,7 @@ impl Node {
             boot: None,
             rig,
             disk,
+            _area: area,
         })
     }
 
