@@ -178,6 +178,9 @@ fn with_below(directory: &Path) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     #[test]
@@ -188,16 +191,24 @@ mod tests {
             join: Vec::new(),
             unenforced: Vec::new(),
         };
-        let mut stranger = std::process::Command::new("sleep")
-            .arg("1000")
+        let mut stranger = Command::new("cat")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let pid = stranger.id();
+        let (mut to, from) = (
+            stranger.stdin.take().unwrap(),
+            stranger.stdout.take().unwrap(),
+        );
         // It was in the list when that was read, and is not now.
         fs::write(dir.path().join("cgroup.procs"), "").unwrap();
         kill_member(&group, pid);
-        let alive = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-        assert!(!alive.contains(") Z"), "{alive}");
+        // A process that was sent SIGKILL answers nothing any more, also where it is not dead yet.
+        to.write_all(b"here\n").unwrap();
+        let mut answer = String::new();
+        BufReader::new(from).read_line(&mut answer).unwrap();
+        assert_eq!(answer, "here\n");
         // One that is, is killed.
         fs::write(dir.path().join("cgroup.procs"), format!("{pid}\n")).unwrap();
         kill_member(&group, pid);

@@ -16,7 +16,7 @@ use platctrl_kinds::PodPhase;
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::rig::{hasty, is_alive, kill};
+use crate::rig::{SOON, hasty, is_alive, kill};
 use crate::store::{NODE, Site, key, node_key};
 
 /// A store that can keep an agent's beats, by which it would notice, and notes what became of
@@ -150,7 +150,11 @@ impl Loser {
     fn notices(&mut self) {
         self.store.keeps.send_replace(false);
         let (_, task) = self.site.running.take().unwrap();
-        let ended = self.site.rig.block_on(task).unwrap();
+        let ended = self
+            .site
+            .rig
+            .block_on(async { tokio::time::timeout(SOON, task).await });
+        let ended = ended.expect("it notices").unwrap();
         assert!(
             matches!(ended, Err(AgentError::NameInUse { .. })),
             "{ended:?}"

@@ -11,7 +11,7 @@ use platctrl_framework::model::{Metadata, Object, ObjectKey, Tree};
 use platctrl_framework::store::{MemoryStore, Store, Transaction};
 use platctrl_kinds::{Node, Pod};
 
-use crate::rig::{is_alive, kill};
+use crate::rig::{SOON, is_alive, kill};
 use crate::store::{NODE, Site, initialise, key, node_key};
 
 impl Site {
@@ -254,7 +254,10 @@ fn another_agent_that_takes_the_record_is_noticed_by_the_next_beat() {
     let put = Transaction::new().put(key, value);
     site.rig.block_on(site.store.commit(put)).unwrap();
     let (_, task) = site.running.take().unwrap();
-    let ended = site.rig.block_on(task).unwrap();
+    let ended = site
+        .rig
+        .block_on(async { tokio::time::timeout(SOON, task).await });
+    let ended = ended.expect("it notices").unwrap();
     assert!(
         matches!(ended, Err(platctrl_agent::AgentError::NameInUse { .. })),
         "{ended:?}"
