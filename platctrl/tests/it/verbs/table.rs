@@ -170,10 +170,11 @@ pub(super) const ROWS: &[Row] = &[
     ends("run-hooks", "nope before_launch", Alone, &[5]),
     ends("uninstall", "--data-dir AREA/data", Alone, &[2]),
     row("node inspect", "", Alone),
+    // Before what ends the pod's processes, this one with them.
+    row("exec", "POD -- true", Here),
     row("restart", "POD --now", Here),
     row("stop", "POD --now", Here),
     row("start", "POD", Here),
-    row("exec", "POD -- true", Here),
     row("config show", "", Alone),
     row("config contexts", "", Alone),
     row("config set", "another -n web", Alone),
