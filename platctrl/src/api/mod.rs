@@ -10,7 +10,9 @@ mod turn;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,7 +31,7 @@ pub(crate) use transport::{Remote, Token, Transport};
 use crate::error::{Code, Failure, Result};
 use crate::output;
 
-/// How long an answer may take to begin.
+/// How long an answer may take to begin while nothing is sent.
 const ANSWER: Duration = Duration::from_secs(60);
 /// The largest answer that is taken into memory.
 const MAX_ANSWER: usize = 256 << 20;
@@ -88,7 +90,17 @@ impl Api {
         &self.transport
     }
 
-    async fn send(&self, mut request: Request<Body>) -> Result<Response<Incoming>> {
+    async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>> {
+        self.send_while(request, || false).await
+    }
+
+    /// Sends a request, and waits for its answer for as long as `moves` says that something was
+    /// sent since it was last asked.
+    async fn send_while(
+        &self,
+        mut request: Request<Body>,
+        moves: impl FnMut() -> bool,
+    ) -> Result<Response<Incoming>> {
         if let Transport::Tls(remote) = &self.transport {
             let headers = request.headers_mut();
             let host = remote.url.trim_start_matches("https://");
@@ -116,9 +128,9 @@ impl Api {
             .map_err(broken)?;
         // Ends with the answer's body, or with this process.
         tokio::spawn(connection.with_upgrades());
-        match tokio::time::timeout(ANSWER, sender.send_request(request)).await {
-            Ok(answer) => answer.map_err(broken),
-            Err(_) => Err(Failure::new(
+        match answered(sender.send_request(request), moves).await {
+            Some(answer) => answer.map_err(broken),
+            None => Err(Failure::new(
                 Code::Timeout,
                 format!(
                     "{} did not answer within {} s",
@@ -223,11 +235,12 @@ impl Api {
         size: u64,
         mut tell: impl FnMut(u64) + Send + Sync + 'static,
     ) -> Result<()> {
-        let mut sent = 0;
+        let sent = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&sent);
         let frames = tokio_util::io::ReaderStream::with_capacity(file, 64 << 10);
         let frames = frames.map_ok(move |piece| {
-            sent += piece.len() as u64;
-            tell(sent);
+            let length = piece.len() as u64;
+            tell(counted.fetch_add(length, Ordering::Relaxed) + length);
             Frame::data(piece)
         });
         let body = BoxBody::new(StreamBody::new(frames));
@@ -235,7 +248,13 @@ impl Api {
         request
             .headers_mut()
             .insert(header::CONTENT_LENGTH, size.into());
-        let (parts, body) = self.send(request).await?.into_parts();
+        // A large file over a slow line takes as long as it takes.
+        let mut before = 0;
+        let moves = move || {
+            let now = sent.load(Ordering::Relaxed);
+            std::mem::replace(&mut before, now) < now
+        };
+        let (parts, body) = self.send_while(request, moves).await?.into_parts();
         if parts.status.is_success() {
             return Ok(());
         }
@@ -292,6 +311,21 @@ impl Api {
 /// no object.
 pub(crate) fn take(value: &mut Value, field: &str) -> Value {
     value.get_mut(field).map(Value::take).unwrap_or_default()
+}
+
+/// What comes within [`ANSWER`], and within as long again whenever something moved meanwhile.
+async fn answered<T>(
+    answer: impl Future<Output = T>,
+    mut moves: impl FnMut() -> bool,
+) -> Option<T> {
+    let mut answer = pin!(answer);
+    loop {
+        match tokio::time::timeout(ANSWER, answer.as_mut()).await {
+            Ok(answer) => return Some(answer),
+            Err(_) if moves() => {}
+            Err(_) => return None,
+        }
+    }
 }
 
 /// An error with all its causes.
@@ -443,6 +477,20 @@ mod tests {
                 .contains('\x1b')
         );
         assert_eq!(refused(StatusCode::NOT_FOUND, b"").code, Code::NotFound);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_waited_for_while_something_is_sent_and_no_longer() {
+        let late = || tokio::time::sleep(ANSWER * 5);
+        assert!(answered(late(), || true).await.is_some());
+        let began = tokio::time::Instant::now();
+        let mut pieces = 2;
+        let moves = || {
+            pieces -= 1;
+            pieces >= 0
+        };
+        assert!(answered(late(), moves).await.is_none());
+        assert_eq!(began.elapsed(), ANSWER * 3);
     }
 
     #[test]

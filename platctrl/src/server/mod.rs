@@ -21,6 +21,7 @@ mod failsafe;
 mod hub;
 mod insert;
 mod insight;
+mod linger;
 mod list;
 mod maintenance;
 mod network;

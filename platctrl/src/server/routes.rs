@@ -15,8 +15,8 @@ use super::asker::Asker;
 use super::dispatch::objects_at;
 use super::status::{Failure, Result, json_response};
 use super::{
-    App, Maintained, audit, auth, discovery, failsafe, insight, maintenance, openapi, reach,
-    streams,
+    App, Maintained, audit, auth, discovery, failsafe, insight, linger, maintenance, openapi,
+    reach, streams,
 };
 
 pub(super) fn router(app: Arc<App>) -> Router {
@@ -64,6 +64,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/auth/tokens", get(auth::list).post(auth::create))
         .route("/auth/tokens/{name}", axum::routing::delete(auth::revoke))
         .layer(middleware::from_fn_with_state(app.clone(), auth::admit))
+        .layer(middleware::map_request(linger::to_the_end))
         .with_state(app)
 }
 

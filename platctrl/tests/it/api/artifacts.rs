@@ -22,6 +22,31 @@ fn unfinished(api: &Api) -> usize {
     std::fs::read_dir(api.dir.path().join("artifacts/partial")).map_or(0, Iterator::count)
 }
 
+fn connected(api: &Api) -> UnixStream {
+    let stream = platctrl::server::connect(&api.dir.path().join("platctrl.sock")).unwrap();
+    stream.set_nonblocking(true).unwrap();
+    UnixStream::from_std(stream).unwrap()
+}
+
+/// The one answer that is said over a connection, which stays open.
+async fn answer(stream: &mut UnixStream) -> String {
+    let mut answer = String::new();
+    loop {
+        if let Some((head, body)) = answer.split_once("\r\n\r\n") {
+            let length = head
+                .lines()
+                .find_map(|line| line.strip_prefix("content-length: "));
+            if body.len() >= length.unwrap().parse().unwrap() {
+                return answer;
+            }
+        }
+        let mut bytes = [0; 4096];
+        let read = stream.read(&mut bytes).await.unwrap();
+        assert!(read > 0, "it ended after {answer}");
+        answer.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
+    }
+}
+
 #[tokio::test]
 async fn an_artifact_is_stored_by_its_digest_and_read_again() {
     let api = Api::start().await;
@@ -75,9 +100,7 @@ async fn an_artifact_of_another_digest_is_refused_and_leaves_nothing() {
 async fn an_upload_that_breaks_off_leaves_nothing() {
     let api = Api::start().await;
     let hex = Digest::of("whole").hex();
-    let stream = platctrl::server::connect(&api.dir.path().join("platctrl.sock")).unwrap();
-    stream.set_nonblocking(true).unwrap();
-    let mut stream = UnixStream::from_std(stream).unwrap();
+    let mut stream = connected(&api);
     let head = format!(
         "PUT {} HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\nwho",
         path(&hex)
@@ -109,20 +132,43 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
 #[tokio::test]
 async fn an_artifact_that_is_too_large_is_refused_before_it_is_sent() {
     let api = Api::start().await;
-    let stream = platctrl::server::connect(&api.dir.path().join("platctrl.sock")).unwrap();
-    stream.set_nonblocking(true).unwrap();
-    let mut stream = UnixStream::from_std(stream).unwrap();
+    let mut stream = connected(&api);
     let length = 1024_u64 * 1024 * 1024 + 1;
     let head = format!(
-        "PUT {} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n",
+        "PUT {} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n",
         path(&"ab".repeat(32))
     );
     stream.write_all(head.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
+    let answer = answer(&mut stream).await;
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
     assert!(answer.contains("RequestEntityTooLarge"), "{answer}");
     assert_eq!(unfinished(&api), 0);
+}
+
+#[tokio::test]
+async fn who_is_refused_while_it_uploads_hears_why_and_not_of_a_broken_pipe() {
+    let api = Api::start().await;
+    let mut stream = connected(&api);
+    // Far more than the connection holds: it comes to its end only if the server takes it.
+    let upload = vec![7; 16 << 20];
+    let head = format!(
+        "PUT {} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
+        path("x"),
+        upload.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // The answer is there before the upload begins.
+    stream.readable().await.unwrap();
+    stream.write_all(&upload).await.unwrap();
+    let answer = answer(&mut stream).await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert!(answer.contains("no SHA-256 digest"), "{answer}");
+    // And the connection can be used on.
+    let next = "GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    stream.write_all(next.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
 #[tokio::test]
