@@ -307,6 +307,11 @@ impl Users {
             uid,
             gid,
         };
+        for (name, made) in made.iter().filter(|(other, _)| *other != name) {
+            if let Err(error) = give_back(name, made) {
+                tracing::warn!(%error, "a user that somebody deleted cannot be made again");
+            }
+        }
         made.insert(name.to_owned(), entry(uid, group));
         record.write(&made)?;
         let added = accounts::add(name, &comment(app), uid, group);
@@ -355,6 +360,18 @@ impl Users {
         record.write(&left)?;
         failure.map_or(Ok(removed), Err)
     }
+}
+
+/// Makes a user again that we made and somebody deleted. Its programs may still run: its number must
+/// not become another app's.
+fn give_back(name: &str, made: &Made) -> Result<(), AuthError> {
+    let Some(uid) = made.uid else { return Ok(()) };
+    let noted = check_name("app", &made.app).is_ok() && name == user_name(&made.app);
+    if !noted || accounts::local(name)?.is_some() || accounts::by_uid(uid)?.is_some() {
+        return Ok(());
+    }
+    let group = accounts::local_group(name)?;
+    accounts::add(name, &comment(&made.app), Some(uid), group)
 }
 
 /// Removes a user if it is the one we made. Says whether it did.

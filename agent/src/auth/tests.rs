@@ -189,6 +189,22 @@ fn a_number_that_somebody_else_has_by_now_is_not_given_again() {
 }
 
 #[test]
+fn the_number_of_a_deleted_user_becomes_no_other_apps() {
+    let Some(real) = Real::new() else { return };
+    let other = Real::new().unwrap();
+    // The number that the next user is given, and the user it belongs to is gone.
+    let uid = other.users().resolve(None, &other.app).unwrap().uid;
+    accounts::delete(&other.name()).unwrap();
+    let note = format!(
+        r#"{{"users":{{"{}":{{"app":"{}","uid":{uid}}}}}}}"#,
+        other.name(),
+        other.app
+    );
+    std::fs::write(real.path(), note).unwrap();
+    assert_ne!(real.users().resolve(None, &real.app).unwrap().uid, uid);
+}
+
+#[test]
 fn a_crash_between_note_and_user_leaves_nothing_that_is_not_removed() {
     let Some(real) = Real::new() else { return };
     // As it was when the power went after useradd.

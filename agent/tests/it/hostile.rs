@@ -120,11 +120,18 @@ fn a_user_that_was_deleted_costs_no_restart_and_is_made_again_with_its_number() 
     }
     let rig = Rig::new();
     let mut spec = rig.script("idle", "#!/bin/sh\nid -u\necho end\nexec sleep 1000\n");
+    let user = format!("pc-{}", rig.app);
+    // A number that nobody on this machine is given unasked: it stays free while the user is gone.
+    let uid = rand::random_range(40_000..50_000).to_string();
+    let note = format!(
+        r#"{{"users":{{"{user}":{{"app":"{}","uid":{uid}}}}}}}"#,
+        rig.app
+    );
     let host = rig.host();
+    fs::write(rig.data_dir().join("users.json"), note).unwrap();
     let (worker, told) = rig.worker(&host, want(1, &spec));
     let first = told.ready();
-    let uid = rig.said("end").remove(0);
-    let user = format!("pc-{}", rig.app);
+    assert_eq!(rig.said("end").remove(0), uid);
     let passwd = || fs::read_to_string("/etc/passwd").unwrap();
     let line = format!("{user}:");
     assert!(passwd().lines().any(|it| it.starts_with(&line)));
