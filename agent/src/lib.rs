@@ -17,7 +17,8 @@
 //! use std::sync::Arc;
 //!
 //! use platctrl_agent::{Agent, AgentConfig, AgentError, HostConfig, hoist, keep_little_memory};
-//! use platctrl_framework::store::Store;
+//! use platctrl_framework::environment::Environment;
+//! use platctrl_framework::store::{MemoryStore, Store};
 //! use tokio_util::sync::CancellationToken;
 //!
 //! fn main() -> ExitCode {
@@ -27,15 +28,20 @@
 //!     if args.next_if(|arg| arg == hoist::child::SUBCOMMAND).is_some() {
 //!         return hoist::child::main(args);
 //!     }
-//! #   let open_our_store = || -> Arc<dyn Store> { unimplemented!() };
-//!     let runtime = tokio::runtime::Runtime::new().expect("threads can be started");
-//!     match runtime.block_on(look_after(open_our_store(), CancellationToken::new())) {
+//!     match run() {
 //!         Ok(()) => ExitCode::SUCCESS,
 //!         Err(error) => {
 //!             eprintln!("{error}");
 //!             ExitCode::FAILURE
 //!         }
 //!     }
+//! }
+//!
+//! fn run() -> Result<(), Box<dyn std::error::Error>> {
+//!     // In its place the one that your controllers work on.
+//!     let store: Arc<dyn Store> = Arc::new(MemoryStore::new(Environment::system()));
+//!     let runtime = tokio::runtime::Runtime::new()?;
+//!     Ok(runtime.block_on(look_after(store, CancellationToken::new()))?)
 //! }
 //!
 //! /// Works as node `web1` until `shutdown` is cancelled; pods keep running afterwards.

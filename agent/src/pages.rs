@@ -6,18 +6,14 @@
 //! because whoever looks at what it costs counts them. Pages that are used again come back from the
 //! kernel's cache of the file, in a millisecond for all of them.
 
-#![cfg_attr(
-    target_os = "linux",
-    expect(
-        unsafe_code,
-        reason = "the kernel is told which addresses are not needed"
-    )
+#![expect(
+    unsafe_code,
+    reason = "the kernel is told which addresses are not needed"
 )]
 
 use std::ops::Range;
 
 /// Lets go of all pages of this program that are as in its file. Those in use come back.
-#[cfg(target_os = "linux")]
 pub(crate) fn give_back() {
     // Without `/proc` everything stays where it is.
     let Ok(mappings) = std::fs::read_to_string("/proc/self/smaps") else {
@@ -154,7 +150,6 @@ Anonymous:             0 kB
         assert_eq!(unchanged(MAPPINGS, 0x1), []);
     }
 
-    #[cfg(target_os = "linux")]
     #[test]
     fn a_program_goes_on_with_less_in_memory() {
         let resident = || {

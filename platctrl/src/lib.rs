@@ -1,4 +1,4 @@
-//! The platctrl distribution: one binary that is server, controllers, agent and command line.
+//! The platctrl distribution: server, controllers, agent and command line.
 //!
 //! [`main`] is the whole program, [`agent`] that of a machine's agent alone. `platctrl up` runs everything in one process on one machine;
 //! every other verb is a client of the API that it serves.

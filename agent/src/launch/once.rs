@@ -40,7 +40,8 @@ pub(crate) fn run_number(parts: &[&str]) -> u64 {
 }
 
 /// Runs a unit to its end, or waits for the run of the same number that was begun before; one that
-/// went down with the machine, or its supervisor, is begun again. Its result stays with the supervisor until [`forget`] is called, so that it is not run again.
+/// went down with the machine, or its supervisor, is begun again. Its result stays with the
+/// supervisor until [`forget`] is called, so that it is not run again.
 pub(crate) async fn run(
     supervisor: &dyn Supervisor,
     unit: &Unit,
