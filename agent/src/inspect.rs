@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use platctrl_framework::model::{Digest, Uid};
-use platctrl_kinds::{Exit, PodPhase};
-use platctrl_shim_lib::{Phase, State};
+use platctrl_kinds::Exit;
+use platctrl_shim_lib::State;
 use serde::{Deserialize, Serialize};
 
 use crate::disk;
 use crate::files::FileError;
 use crate::health::Verdict;
+use crate::launch::activity;
 use crate::layout::{Layout, LayoutError, PodPaths};
 use crate::name::PodName;
+use crate::report::phase_of_programs;
 use crate::state::{PodRecord, Position};
 use crate::version::{Desired, RunAs, Version};
 use crate::worker::AskedRestart;
@@ -300,27 +302,14 @@ fn phase(record: &PodRecord, states: &BTreeMap<String, State>) -> String {
     let Some(current) = record.current.as_ref().filter(|_| stays && !ends) else {
         return record.phase.clone();
     };
-    let phases = || {
-        let programs = current.programs.keys();
-        programs.map(|program| states.get(program).map(|state| state.phase))
-    };
-    let ended_well = |program: &String| {
+    let programs = current.programs.keys().map(|program| {
         let mut exits = record.exits.iter().rev();
         let exit = exits.find(|exit| exit.launchable == *program);
-        exit.is_some_and(|exit| exit.code == Some(0))
-    };
-    let phase = if phases().all(|phase| phase == Some(Phase::Exited)) {
-        match current.programs.keys().all(ended_well) {
-            true => PodPhase::Succeeded,
-            false => PodPhase::Failed,
-        }
-    } else if phases().any(|phase| phase == Some(Phase::Running))
-        && phases().all(|phase| phase != Some(Phase::Starting))
-    {
-        PodPhase::Running
-    } else {
-        PodPhase::Starting
-    };
+        let ended_well = exit.is_some_and(|exit| exit.code == Some(0));
+        let state = states.get(program);
+        (state.map(|state| activity(state.phase)), ended_well)
+    });
+    let phase = phase_of_programs(&programs.collect::<Vec<_>>());
     phase.as_str().to_owned()
 }
 

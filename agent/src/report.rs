@@ -245,36 +245,34 @@ fn phase(facts: &Facts<'_>) -> PodPhase {
             _ => PodPhase::Pending,
         };
     };
-    let activities: Vec<_> = current
-        .programs
-        .keys()
-        .map(|program| {
-            let unit = facts.units.get(program);
-            let state = unit.and_then(|unit| unit.state.as_ref());
-            (
-                state.map(|state| state.activity),
-                unit.and_then(|unit| unit.last_exit.as_ref()),
-            )
-        })
-        .collect();
-    let is = |activity| activities.iter().any(|(known, _)| *known == Some(activity));
-    if activities
+    let programs = current.programs.keys().map(|program| {
+        let unit = facts.units.get(program);
+        let state = unit.and_then(|unit| unit.state.as_ref());
+        let exit = unit.and_then(|unit| unit.last_exit.as_ref());
+        let ended_well = exit.is_some_and(|exit| exit.code == Some(0));
+        (state.map(|state| state.activity), ended_well)
+    });
+    phase_of_programs(&programs.collect::<Vec<_>>())
+}
+
+/// Where in its life a version is that is meant to run, from what each of its programs does, as far
+/// as that is known, and whether the last run of it ended well.
+pub(crate) fn phase_of_programs(programs: &[(Option<Activity>, bool)]) -> PodPhase {
+    let is = |activity| programs.iter().any(|(known, _)| *known == Some(activity));
+    let mut ended_well = programs.iter().map(|(_, well)| *well);
+    if programs
         .iter()
-        .all(|(activity, _)| *activity == Some(Activity::Finished))
+        .all(|(known, _)| *known == Some(Activity::Finished))
     {
-        let well = activities
-            .iter()
-            .all(|(_, exit)| exit.is_some_and(|exit| exit.code == Some(0)));
-        return if well {
-            PodPhase::Succeeded
-        } else {
-            PodPhase::Failed
+        return match ended_well.all(|well| well) {
+            true => PodPhase::Succeeded,
+            false => PodPhase::Failed,
         };
     }
-    if is(Activity::Running) && !is(Activity::Starting) {
-        return PodPhase::Running;
+    match is(Activity::Running) && !is(Activity::Starting) {
+        true => PodPhase::Running,
+        false => PodPhase::Starting,
     }
-    PodPhase::Starting
 }
 
 /// How a run ended, in words.

@@ -64,7 +64,8 @@ pub use marks::{Mark, MarkKind, read_marks};
 pub use process::ProcessId;
 pub use protocol::{Reply, Request};
 pub use spec::{
-    LogSpec, Resource, Restart, RestartPolicy, Rlimit, Spec, SpecError, User, read_spec, write_spec,
+    LogSpec, Resource, Restart, RestartPolicy, Rlimit, SPEC_FILE, Spec, SpecError, User, read_spec,
+    write_spec,
 };
 pub use state::{Phase, State, is_alive, read_state};
 pub use supervisor::main;

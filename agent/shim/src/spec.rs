@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use text::{read_spec, write_spec};
+pub use text::{SPEC_FILE, read_spec, write_spec};
 
 /// Everything a shim must know to run its launchable.
 ///

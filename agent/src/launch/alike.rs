@@ -5,14 +5,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use platctrl_shim_lib::SPEC_FILE;
 use tokio::sync::mpsc;
 
 use super::{SuperviseError, Unit, UnitEvent};
 
 /// Records of a unit that wait to be taken: a slow pod holds up its own supervisor's news only.
 const QUEUE: usize = 64;
-/// The file that says what a unit is to run.
-pub(super) const SPEC: &str = "spec";
 /// Between two looks at what is about to happen.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -79,7 +78,7 @@ pub(super) fn remove(dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     };
-    there(std::fs::remove_file(dir.join(SPEC)))?;
+    there(std::fs::remove_file(dir.join(SPEC_FILE)))?;
     there(std::fs::remove_dir_all(dir))
 }
 

@@ -32,6 +32,7 @@ pub(crate) use mixed::Mixed;
 pub use runit::Runit;
 pub(crate) use runit::is_runit;
 pub use shim::Shims;
+pub(crate) use shim::activity;
 
 /// A program under a supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
-use platctrl_shim_lib::{Phase, Spec, State, read_exits, read_spec, read_state, write_spec};
+use platctrl_shim_lib::{
+    Phase, SPEC_FILE, Spec, State, read_exits, read_spec, read_state, write_spec,
+};
 use tokio::sync::mpsc;
 
 use super::alike::{self, blocking};
@@ -151,7 +153,7 @@ impl Runit {
     }
 
     fn end(&self, dir: &Path, timeout: Duration) -> io::Result<bool> {
-        if !dir.join("spec").exists() {
+        if !dir.join(SPEC_FILE).exists() {
             return Ok(false);
         }
         std::fs::write(dir.join(STOPPED), "")?;

@@ -10,8 +10,8 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 use platctrl_shim_lib::protocol::GREETING;
 use platctrl_shim_lib::{
-    Client, ExitRecord, ExitStatus, Phase, Reply, Request, RestartPolicy, Spec, State, User,
-    is_alive, read_state, spawn, spawn_command, spawn_down, spawned, write_spec,
+    Client, ExitRecord, ExitStatus, Phase, Reply, Request, RestartPolicy, SPEC_FILE, Spec, State,
+    User, is_alive, read_state, spawn, spawn_command, spawn_down, spawned, write_spec,
 };
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -130,7 +130,7 @@ fn has_started(dir: &Path) -> io::Result<bool> {
     if read_state(dir)?.is_none() {
         return Ok(false);
     }
-    if dir.join(alike::SPEC).try_exists()? {
+    if dir.join(SPEC_FILE).try_exists()? {
         return Ok(true);
     }
     alike::remove(dir).map(|()| false)
@@ -314,17 +314,22 @@ pub(super) fn to_shim(unit: &UnitSpec) -> Spec {
     spec
 }
 
+/// What a program does, as its shim says.
+pub(crate) fn activity(phase: Phase) -> Activity {
+    match phase {
+        Phase::Stopped => Activity::Stopped,
+        Phase::Starting => Activity::Starting,
+        Phase::Running => Activity::Running,
+        Phase::Backoff => Activity::Waiting,
+        Phase::Exited => Activity::Finished,
+        // Stopping, and what a newer shim may distinguish: not at rest yet.
+        _ => Activity::Stopping,
+    }
+}
+
 pub(super) fn from_state(state: &State) -> UnitState {
     UnitState {
-        activity: match state.phase {
-            Phase::Stopped => Activity::Stopped,
-            Phase::Starting => Activity::Starting,
-            Phase::Running => Activity::Running,
-            Phase::Backoff => Activity::Waiting,
-            Phase::Exited => Activity::Finished,
-            // Stopping, and what a newer shim may distinguish: not at rest yet.
-            _ => Activity::Stopping,
-        },
+        activity: activity(state.phase),
         generation: state.generation,
         pid: state.child.map(|child| child.pid),
         started: state.child.and_then(|_| timestamp(state.started_unix_ms)),

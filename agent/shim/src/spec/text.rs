@@ -237,6 +237,9 @@ impl Lines {
     }
 }
 
+/// The file in a shim's directory that says what to run.
+pub const SPEC_FILE: &str = "spec";
+
 /// Writes `<dir>/spec` so that a reader sees the old one or the whole new one. Creates `dir` (mode
 /// 0700) when it is missing; its parent must exist.
 ///
@@ -251,7 +254,8 @@ pub fn write_spec(dir: &Path, spec: &Spec) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    let (new, path) = (dir.join("spec.new"), dir.join("spec"));
+    let path = dir.join(SPEC_FILE);
+    let new = path.with_extension("new");
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -272,7 +276,7 @@ pub fn write_spec(dir: &Path, spec: &Spec) -> io::Result<()> {
 /// When there is none or it cannot be used.
 pub fn read_spec(dir: &Path) -> io::Result<Spec> {
     let mut text = Vec::new();
-    fs::File::open(dir.join("spec"))?
+    fs::File::open(dir.join(SPEC_FILE))?
         .take(MAX_BYTES)
         .read_to_end(&mut text)?;
     Ok(Spec::decode(&text)?)
