@@ -17,9 +17,8 @@
 //!     runAs: [metrics]
 //! ```
 
-use std::fs::{Metadata, OpenOptions};
-use std::io::{self, Read as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use platctrl_framework::model::Digest;
@@ -27,6 +26,7 @@ use platctrl_kinds::{fits_any, fits_location};
 use serde::Deserialize;
 
 use crate::authority::{Authority, Denied, Deployment};
+use crate::files;
 
 /// Bytes that such a file may have.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -76,19 +76,10 @@ impl DeployRules {
 
     fn read(&self) -> Result<Vec<Rule>, String> {
         let path = &self.path;
-        let failed = |error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => format!("{} is not there", path.display()),
-            _ => format!("{} cannot be read: {error}", path.display()),
-        };
-        let mut options = OpenOptions::new();
-        options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
-        let file = options.read(true).open(path).map_err(failed)?;
-        // Of what was opened: in a directory of others it may be another file by now.
-        is_ours(path, &file.metadata().map_err(failed)?)?;
-        let mut bytes = Vec::new();
-        file.take(MAX_BYTES)
-            .read_to_end(&mut bytes)
-            .map_err(failed)?;
+        let file = files::open(path, MAX_BYTES).map_err(|error| error.to_string())?;
+        let file = file.ok_or_else(|| format!("{} is not there", path.display()))?;
+        is_ours(path, &file.metadata)?;
+        let bytes = file.read().map_err(|error| error.to_string())?;
         let invalid = |why: String| format!("{} cannot be understood: {why}", path.display());
         let text = std::str::from_utf8(&bytes).map_err(|error| invalid(error.to_string()))?;
         let file: File = serde_saphyr::from_str(text)
@@ -99,9 +90,6 @@ impl DeployRules {
 
 /// Whoever can write the file can allow anything.
 fn is_ours(path: &Path, there: &Metadata) -> Result<(), String> {
-    if !there.is_file() || there.len() > MAX_BYTES {
-        return Err(format!("{} is no file of rules", path.display()));
-    }
     let owner = rustix::process::geteuid().as_raw();
     let theirs = there.uid() == owner || there.uid() == 0;
     if !theirs || there.mode() & 0o022 != 0 {
@@ -323,16 +311,16 @@ rules:
         let node = Node::new(RULES);
         fs::remove_file(node.path()).unwrap();
         fs::create_dir(node.path()).unwrap();
-        assert!(node.denies(|_| {}).unwrap().contains("no file of rules"));
+        assert!(node.denies(|_| {}).unwrap().contains("no regular file"));
         fs::remove_dir(node.path()).unwrap();
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
         let pipe = rustix::fs::FileType::Fifo;
         rustix::fs::mknodat(rustix::fs::CWD, node.path(), pipe, mode, 0).unwrap();
-        assert!(node.denies(|_| {}).unwrap().contains("no file of rules"));
+        assert!(node.denies(|_| {}).unwrap().contains("no regular file"));
         fs::remove_file(node.path()).unwrap();
         let large = usize::try_from(MAX_BYTES).unwrap();
         node.write(&format!("{RULES}#{}", "x".repeat(large)));
-        assert!(node.denies(|_| {}).unwrap().contains("no file of rules"));
+        assert!(node.denies(|_| {}).unwrap().contains("no regular file"));
     }
 
     #[test]

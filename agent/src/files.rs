@@ -179,7 +179,37 @@ fn temporary_name(name: &OsStr) -> OsString {
 /// Reads a file of at most `limit` bytes without following a link at its end. None when there is
 /// none.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
-    use std::io::Read as _;
+    match open(path, limit)? {
+        Some(file) => file.read().map(Some),
+        None => Ok(None),
+    }
+}
+
+/// A file that is open, and what was true of it then: by its path it may be another one by now.
+#[derive(Debug)]
+pub(crate) struct Opened<'a> {
+    path: &'a Path,
+    file: std::fs::File,
+    limit: u64,
+    /// Whose it is, and who may write it.
+    pub(crate) metadata: std::fs::Metadata,
+}
+
+impl Opened<'_> {
+    /// What is in it, up to the limit that it was opened with.
+    pub(crate) fn read(self) -> Result<Vec<u8>, FileError> {
+        use std::io::Read as _;
+        let mut bytes = Vec::new();
+        match self.file.take(self.limit).read_to_end(&mut bytes) {
+            Ok(_) => Ok(bytes),
+            Err(error) => Err(FileError::new("read", self.path, error)),
+        }
+    }
+}
+
+/// Opens a file of at most `limit` bytes without following a link at its end. None when there is
+/// none.
+pub(crate) fn open(path: &Path, limit: u64) -> Result<Option<Opened<'_>>, FileError> {
     let error = |source: io::Error| FileError::new("read", path, source);
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match openat(CWD, path, flags, Mode::empty()) {
@@ -192,9 +222,12 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError
         let why = format!("it is no regular file of at most {limit} bytes");
         return Err(error(io::Error::new(io::ErrorKind::InvalidData, why)));
     }
-    let mut bytes = Vec::new();
-    file.take(limit).read_to_end(&mut bytes).map_err(error)?;
-    Ok(Some(bytes))
+    Ok(Some(Opened {
+        path,
+        file,
+        limit,
+        metadata,
+    }))
 }
 
 /// How often a directory that keeps filling up is emptied before giving up.
