@@ -1,6 +1,7 @@
 //! Tests of the whole module: archives made by hand, byte by byte, and real helper processes.
 
 mod attacks;
+mod broken_off;
 mod helpers;
 mod node;
 mod power;

@@ -5,10 +5,10 @@ use std::os::unix::fs::FileExt as _;
 
 use platctrl_test_support::power_cut::Disk;
 
-use super::node::{Node, wait_until};
+use super::broken_off::{BrokenOff, large};
+use super::node::Node;
 use super::raw::Raw;
-use super::web_server::{Answer, WebServer, cut, file};
-use crate::hoist::{Digest, Error, Store};
+use crate::hoist::Digest;
 
 /// What the disk has of a part when the power fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,50 +21,21 @@ enum Left {
     Garbage,
 }
 
-fn artifact() -> Vec<u8> {
-    let noise = (0u32..20_000).flat_map(|i| Digest::of(i.to_le_bytes()).hex().into_bytes());
-    Raw::good().file("noise", &noise.collect::<Vec<u8>>()).gz()
-}
-
 #[tokio::test]
 async fn a_part_that_the_power_failed_over_is_gone_on_with_or_begun_anew_and_comes_out_whole() {
-    let artifact = artifact();
-    let (digest, half) = (Digest::of(&artifact), artifact.len() / 2);
+    let artifact = large();
+    let digest = Digest::of(&artifact);
     for left in [Left::Nothing, Left::Part, Left::Garbage] {
         let node = Node::new();
         let Some(mut disk) = Disk::mount(&node.path("data"), 64) else {
             return;
         };
-        let body = artifact.clone();
-        let server = WebServer::plain(move |asked, number| match number {
-            0 => match cut(file(asked, &body, "\"one\""), half) {
-                Answer::Bytes(bytes) => Answer::Silence(bytes),
-                other => other,
-            },
-            _ => file(asked, &body, "\"one\""),
-        })
-        .await;
-        let store = node.open();
-        let source = server.source("/a");
-        let asking = {
-            let (store, source) = (store.clone(), source.clone());
-            tokio::spawn(async move { store.ensure(&digest, &source).await })
-        };
-        let part = node.path(&format!("data/cache/partial/{}.part", digest.hex()));
-        wait_until("a part", || {
-            fs::metadata(&part).is_ok_and(|it| it.len() > 100_000)
-        })
-        .await;
-        asking.abort();
-        let _ = asking.await;
-        drop(store);
-        // The thread that writes may hold it for a moment longer.
-        let store = loop {
-            match Store::open(node.config()) {
-                Err(Error::Busy { .. }) => tokio::task::yield_now().await,
-                opened => break opened.unwrap(),
-            }
-        };
+        let BrokenOff {
+            server,
+            source,
+            part,
+            store,
+        } = BrokenOff::new(&node, &artifact).await;
         drop(store);
         let length = fs::metadata(&part).unwrap().len();
         if left != Left::Nothing {

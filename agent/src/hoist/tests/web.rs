@@ -1,23 +1,15 @@
 //! Artifacts from the web and from S3, fetched by real helper processes from servers of the test's.
 
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use super::broken_off::{BrokenOff, large};
 use super::node::{Node, good, wait_until};
-use super::raw::Raw;
 use super::tree;
 use super::web_server::{Answer, Asked, WebServer, cut, file, full, head};
-use crate::hoist::{Digest, Error, Network, S3, Source, Store, Timeouts};
+use crate::hoist::{Digest, Network, S3, Source, Store, Timeouts};
 
 /// An artifact that does not come in one piece.
-fn large() -> Vec<u8> {
-    let noise: Vec<u8> = (0u32..20_000)
-        .flat_map(|i| Digest::of(i.to_le_bytes()).hex().into_bytes())
-        .collect();
-    Raw::good().file("noise", &noise).gz()
-}
-
 fn store_with(node: &Node, change: impl FnOnce(&mut crate::hoist::Config)) -> Store {
     let mut config = node.config();
     change(&mut config);
@@ -283,41 +275,10 @@ async fn a_transfer_that_breaks_off_goes_on_where_it_stopped() {
 async fn an_agent_that_was_restarted_goes_on_with_what_the_one_before_had() {
     let node = Node::new();
     let artifact = large();
-    let (digest, half) = (Digest::of(&artifact), artifact.len() / 2);
-    let body = artifact.clone();
-    let server = WebServer::plain(move |asked, number| match number {
-        0 => {
-            let Answer::Bytes(bytes) = cut(file(asked, &body, "\"one\""), half) else {
-                unreachable!()
-            };
-            Answer::Silence(bytes)
-        }
-        _ => file(asked, &body, "\"one\""),
-    })
-    .await;
-    let store = node.open();
-    let source = server.source("/a");
-    let asking = {
-        let (store, source) = (store.clone(), source.clone());
-        tokio::spawn(async move { store.ensure(&digest, &source).await })
-    };
-    let part = node.path(&format!("data/cache/partial/{}.part", digest.hex()));
-    wait_until("a part", || {
-        fs::metadata(&part).is_ok_and(|it| it.len() > 1000)
-    })
-    .await;
-    asking.abort();
-    let _ = asking.await;
-    drop(store);
-    let store = loop {
-        // The thread that writes may hold it for a moment longer.
-        match Store::open(node.config()) {
-            Err(Error::Busy { .. }) => tokio::task::yield_now().await,
-            opened => break opened.unwrap(),
-        }
-    };
-    store.ensure(&digest, &source).await.unwrap();
-    let asked = server.asked();
+    let begun = BrokenOff::new(&node, &artifact).await;
+    let digest = Digest::of(&artifact);
+    begun.store.ensure(&digest, &begun.source).await.unwrap();
+    let asked = begun.server.asked();
     assert!(
         asked[1].from().is_some_and(|from| from > 0),
         "{:?}",
