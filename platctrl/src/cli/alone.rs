@@ -9,33 +9,16 @@ use std::ffi::OsStr;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
 
-use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Subcommand};
 
-use super::{Refusal, ServerFlags, Setting, end, process};
+use super::{Cli, Refusal, Setting, end, process};
 use crate::error::{Failure, Result};
 use crate::roles;
 
 /// The program's name.
 pub(super) const PROGRAM: &str = "platctrl-agent";
 
-/// What the program understands of the command line.
-#[derive(Debug, Parser)]
-#[command(
-    name = "platctrl",
-    version,
-    propagate_version = false,
-    max_term_width = 100
-)]
-struct Cli {
-    #[command(flatten)]
-    server: ServerFlags,
-    /// Say more on standard error; twice for everything
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
-    verbose: u8,
-    #[command(subcommand)]
-    verb: Verb,
-}
-
+/// What the program understands of the command line's verbs.
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Look after the pods of this machine, on a store that many machines use
@@ -67,9 +50,9 @@ pub(super) fn turn_into() -> Result<()> {
 /// The whole program, on the arguments of this process.
 pub(crate) fn run() -> ExitCode {
     platctrl_agent::keep_little_memory();
-    let understood = Cli::command()
+    let understood = Cli::<Verb>::command()
         .try_get_matches()
-        .and_then(|matches| Cli::from_arg_matches(&matches).map(|cli| (cli, matches)));
+        .and_then(|matches| Cli::<Verb>::from_arg_matches(&matches).map(|cli| (cli, matches)));
     let (cli, matches) = match understood {
         Ok(understood) => understood,
         Err(error) => return Refusal::Usage(error).report(),
@@ -97,7 +80,8 @@ mod tests {
 
     #[test]
     fn both_programs_understand_the_same_of_an_agent() {
-        Cli::command().debug_assert();
-        assert_eq!(flags(Cli::command()), flags(super::super::Cli::command()));
+        Cli::<Verb>::command().debug_assert();
+        let all = Cli::<super::super::Verb>::command();
+        assert_eq!(flags(Cli::<Verb>::command()), flags(all));
     }
 }

@@ -207,8 +207,11 @@ pub(crate) fn missing(target: &Target, namespace: &str, items: &[Value]) -> Fail
 
 /// A node says that a pod has several programs: whoever asked said too little.
 pub(super) fn one_of_several(failure: Failure) -> Failure {
-    match failure.message.contains(" has several programs: ") {
-        true => Failure::usage(failure.message).hint("name one with --launchable"),
-        false => failure,
+    let is_missing = |(field, _): &(String, String)| field == "launchable";
+    if !failure.fields.iter().any(is_missing) {
+        return failure;
     }
+    // The first line has the programs, the others what the hint says better.
+    let message = failure.message.lines().next().unwrap_or_default();
+    Failure::usage(message).hint("name one with --launchable")
 }

@@ -64,14 +64,14 @@ pub(crate) use find::list;
     after_help = "Exit codes: 0 ok, 1 failed, 2 usage or ambiguous, 3 unreachable or \
 uninitialised, 4 denied, 5 not found, 6 conflict, 7 timeout, 8 held by a failsafe."
 )]
-struct Cli {
+struct Cli<V: Subcommand> {
     #[command(flatten)]
     server: ServerFlags,
     /// Say more on standard error; twice for everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
     #[command(subcommand)]
-    verb: Verb,
+    verb: V,
 }
 
 /// Where the server is.
@@ -217,7 +217,7 @@ enum Verb {
 
 /// Whether these arguments are taken, without doing anything.
 pub(crate) fn takes(arguments: &[String]) -> std::result::Result<(), String> {
-    match Cli::try_parse_from(arguments) {
+    match Cli::<Verb>::try_parse_from(arguments) {
         Err(error) if error.use_stderr() => Err(error.to_string()),
         // Help and versions are answers, too.
         _ => Ok(()),
@@ -240,7 +240,7 @@ pub(crate) fn verbs() -> Vec<Vec<String>> {
         }
     }
     let mut found = Vec::new();
-    gather(&Cli::command(), &[], &mut found);
+    gather(&Cli::<Verb>::command(), &[], &mut found);
     found
 }
 
@@ -486,12 +486,12 @@ impl Refusal {
 }
 
 /// Understands the arguments; the context's namespace stands where none is given.
-fn understand() -> std::result::Result<(Cli, Setting), Refusal> {
+fn understand() -> std::result::Result<(Cli<Verb>, Setting), Refusal> {
     let parse = |grammar: clap::Command| {
         let matches = grammar.try_get_matches()?;
-        Cli::from_arg_matches(&matches).map(|cli| (cli, matches))
+        Cli::<Verb>::from_arg_matches(&matches).map(|cli| (cli, matches))
     };
-    let (cli, matches) = parse(Cli::command()).map_err(Refusal::Usage)?;
+    let (cli, matches) = parse(Cli::<Verb>::command()).map_err(Refusal::Usage)?;
     if !cli.verb.is_of_a_client() {
         let setting = Setting::new(&cli.server, cli.verbose, &matches, None);
         return Ok((cli, setting));
@@ -509,7 +509,7 @@ fn understand() -> std::result::Result<(Cli, Setting), Refusal> {
     }
     // The grammar wants it for as long as this process is there, and so does the command.
     let namespace = String::from(setting.namespace()).leak();
-    let grammar = with_namespace(Cli::command(), namespace);
+    let grammar = with_namespace(Cli::<Verb>::command(), namespace);
     let (cli, _) = parse(grammar).map_err(Refusal::Usage)?;
     Ok((cli, setting))
 }
@@ -587,7 +587,7 @@ fn run_verb(verb: Verb, setting: &Setting) -> Result<()> {
         Verb::Version(args) => client(version::run(&args, setting)),
         Verb::Completion { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "platctrl", &mut script);
+            clap_complete::generate(shell, &mut Cli::<Verb>::command(), "platctrl", &mut script);
             output::print_bytes(&script)
         }
     }
@@ -650,6 +650,6 @@ mod tests {
 
     #[test]
     fn the_grammar_is_consistent() {
-        Cli::command().debug_assert();
+        Cli::<Verb>::command().debug_assert();
     }
 }

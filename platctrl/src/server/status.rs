@@ -136,6 +136,14 @@ impl Failure {
         Self::new(code, "Invalid", message).with_causes(causes)
     }
 
+    /// Nothing says which of several it is about.
+    pub(super) fn ambiguous(message: impl Into<String>, parameter: &str) -> Self {
+        let cause = FieldError::new(parameter, "is not given");
+        let mut failure = Self::bad_request(message).with_causes(vec![cause]);
+        failure.0.cause = "FieldValueRequired";
+        failure
+    }
+
     /// Fields that others answer for.
     pub(super) fn owned_by_others(message: impl Into<String>, causes: Vec<FieldError>) -> Self {
         let mut failure = Self::conflict(message).with_causes(causes);

@@ -263,17 +263,15 @@ fn what_is_wrong_with_an_artifact_comes_with_what_to_do_about_it() {
 #[test]
 fn a_pod_that_runs_to_its_end_ends_its_launch_and_shows_what_it_said() {
     let rig = Rig::new();
+    let dir = rig.path("local");
+    let dir = dir.to_str().unwrap();
+    let run = |pod: &Value| {
+        rig.write("pod.yaml", pod.to_string());
+        rig.cli(&["launch", "--local", "pod.yaml", "--data-dir", dir])
+    };
     let launch = |code: &str| {
         let job = json!({"web": {"restart": {"policy": "Never"}, "env": {"CODE": code}}});
-        rig.write("pod.yaml", pod(&rig, "job", job).to_string());
-        let dir = rig.path("local");
-        rig.cli(&[
-            "launch",
-            "--local",
-            "pod.yaml",
-            "--data-dir",
-            dir.to_str().unwrap(),
-        ])
+        run(&pod(&rig, "job", job))
     };
     assert_eq!(launch("0").ok(), "here\n");
     let failed = launch("7");
@@ -286,16 +284,7 @@ fn a_pod_that_runs_to_its_end_ends_its_launch_and_shows_what_it_said() {
     // One that cannot be run is not tried for ever.
     let mut broken = pod(&rig, "job", json!({"web": {}}));
     broken["spec"]["launchables"]["web"]["entryPoints"] = json!(["bin/other"]);
-    rig.write("pod.yaml", broken.to_string());
-    let dir = rig.path("local");
-    rig.cli(&[
-        "launch",
-        "--local",
-        "pod.yaml",
-        "--data-dir",
-        dir.to_str().unwrap(),
-    ])
-    .fails(
+    run(&broken).fails(
         1,
         &["bin/other is missing; what is started is an executable file"],
     );

@@ -140,7 +140,8 @@ fn refused(error: &BesideError) -> Failure {
     let text = error.to_string();
     match error {
         BesideError::NoPod { .. } => Failure::not_found(text),
-        BesideError::NoProgram { .. } | BesideError::Several { .. } => Failure::bad_request(text),
+        BesideError::Several { .. } => Failure::ambiguous(text, "launchable"),
+        BesideError::NoProgram { .. } => Failure::bad_request(text),
         _ => Failure::internal(text),
     }
 }

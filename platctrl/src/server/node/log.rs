@@ -96,6 +96,7 @@ fn failure(error: &LogError, query: &Query) -> Failure {
             };
             Failure::bad_request(error.to_string())
         }
+        LogError::Several { .. } => Failure::ambiguous(error.to_string(), "launchable"),
         error => Failure::bad_request(error.to_string()),
     }
 }
