@@ -565,4 +565,17 @@ mod tests {
             PodPhase::Running
         );
     }
+    #[test]
+    fn a_pod_runs_once_one_of_its_programs_does_and_none_is_still_starting() {
+        use Activity::{Running, Starting, Stopping, Waiting};
+        let phase = |known: &[Option<Activity>]| {
+            let programs: Vec<_> = known.iter().map(|known| (*known, false)).collect();
+            phase_of_programs(&programs)
+        };
+        assert_eq!(phase(&[Some(Running), Some(Running)]), PodPhase::Running);
+        assert_eq!(phase(&[Some(Running), Some(Starting)]), PodPhase::Starting);
+        assert_eq!(phase(&[Some(Running), Some(Waiting)]), PodPhase::Running);
+        assert_eq!(phase(&[Some(Running), None]), PodPhase::Running);
+        assert_eq!(phase(&[Some(Stopping), None]), PodPhase::Starting);
+    }
 }
