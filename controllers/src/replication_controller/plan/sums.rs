@@ -19,9 +19,9 @@ pub struct Sums {
     pub ending: bool,
 }
 
-/// What [`plan`] says where nothing is to be done, as far as sums can tell: every pod is there,
-/// of the present template and where it may be. None: it has to be asked. For a controller of
-/// whose name no orphans are, and whose pods run beside no others.
+/// What [`plan`](super::plan) says where nothing is to be done, as far as sums can tell: every pod
+/// is there, of the present template and where it may be. None: it has to be asked. For a
+/// controller of whose name no orphans are, and whose pods run beside no others.
 #[must_use]
 pub fn at_rest(sums: &Sums, replicas: u32) -> Option<Plan> {
     let rests =
@@ -33,10 +33,10 @@ pub fn at_rest(sums: &Sums, replicas: u32) -> Option<Plan> {
     })
 }
 
-/// What [`plan`] says where pods are missing and nothing else is to be done, as far as sums can
-/// tell: each that is there is of the present template and where it may be. `place` chooses nodes
-/// for so many new ones. None: it has to be asked. For a controller that is not disabled, of whose
-/// name no orphans are, and whose pods run beside no others.
+/// What [`plan`](super::plan) says where pods are missing and nothing else is to be done, as far as
+/// sums can tell: each that is there is of the present template and where it may be. `place` chooses
+/// nodes for so many new ones. None: it has to be asked. For a controller that is not disabled, of
+/// whose name no orphans are, and whose pods run beside no others.
 #[must_use]
 pub fn grow(sums: &Sums, replicas: u32, place: impl FnOnce(u32) -> Vec<String>) -> Option<Plan> {
     let wanted = replicas
