@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use super::child::Report;
 use super::config::Timeouts;
 use super::download::{self, Begin, Origin, Trouble};
-use super::partial::Partial;
+use super::partial::{Alone, Partial};
 use super::process::{Passing, unpack_error};
 use super::server::Server;
 use super::source::{self, Source};
@@ -32,9 +32,14 @@ const RESUMED: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Fetches `digest` from `source` into the cache.
-pub(super) async fn fetch(store: &Inner, digest: &Digest, source: &Source) -> Result<(), Error> {
+pub(super) async fn fetch(
+    store: &Inner,
+    digest: &Digest,
+    source: &Source,
+    alone: &Alone,
+) -> Result<(), Error> {
     let after = store.config.timeouts.total;
-    match tokio::time::timeout(after, fetch_in_time(store, digest, source)).await {
+    match tokio::time::timeout(after, fetch_in_time(store, digest, source, alone)).await {
         Ok(outcome) => outcome,
         Err(_) => Err(Error::TimedOut {
             what: format!("fetching {source}"),
@@ -44,12 +49,17 @@ pub(super) async fn fetch(store: &Inner, digest: &Digest, source: &Source) -> Re
     }
 }
 
-async fn fetch_in_time(store: &Inner, digest: &Digest, source: &Source) -> Result<(), Error> {
+async fn fetch_in_time(
+    store: &Inner,
+    digest: &Digest,
+    source: &Source,
+    alone: &Alone,
+) -> Result<(), Error> {
     let (mut resumed, mut got) = (0, 0);
     let mut whole = false;
     loop {
         let mut spliced = false;
-        let attempt = attempt(store, digest, source, &mut spliced).await;
+        let attempt = attempt(store, digest, source, alone, &mut spliced).await;
         let Err(error) = attempt else { return Ok(()) };
         match &error {
             // The part may have been of other bytes than the rest: once more from the start.
@@ -85,10 +95,12 @@ async fn attempt(
     store: &Inner,
     digest: &Digest,
     source: &Source,
+    alone: &Alone,
     spliced: &mut bool,
 ) -> Result<(), Error> {
     let (directory, key, origin) = (store.partial_directory(), *digest, source_key(source));
-    let mut partial = blocking(move || Partial::open(&directory, &key, &origin)).await?;
+    let alone = Alone::clone(alone);
+    let mut partial = blocking(move || Partial::open(&directory, &key, &origin, alone)).await?;
     let timeouts = &store.config.timeouts;
     let resume = partial.resume();
     let mut body = within(timeouts.stall, source, ask(store, digest, source, resume)).await?;

@@ -1,14 +1,17 @@
 //! An artifact on its way into the cache: `cache/partial/<hex>.part`, and beside it, once it is
 //! known how to go on with it later, `<hex>.json`.
 //!
-//! One writer at a time has it: whoever fetches a digest holds its lock. What is left of a transfer
+//! One writer at a time has it: whoever fetches a digest holds its lock, which is held on until the
+//! file is let go of, also by a thread that writes for somebody who gave up. What is left of a transfer
 //! that broke off is worth keeping only when the server can give the rest of the same bytes; in all
 //! other cases nothing is left. Nothing is believed of it either: the digest covers the whole.
 
+use std::any::Any;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use platctrl_framework::failpoint;
@@ -21,6 +24,9 @@ use super::{Digest, Error};
 /// How long a part is kept for going on.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
 const NOTE_BYTES: u64 = 64 * 1024;
+
+/// While it lives nobody else works on a digest.
+pub(super) type Alone = Arc<dyn Any + Send + Sync>;
 
 /// How to go on.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +47,7 @@ pub(super) struct Partial {
     hasher: Hasher,
     validator: Option<String>,
     state: Worth,
+    _alone: Alone,
 }
 
 /// What is left of a file in the making when it is dropped.
@@ -56,7 +63,12 @@ enum Worth {
 
 impl Partial {
     /// Opens what there is of `digest` from `origin`, reading it once. Blocks.
-    pub(super) fn open(directory: &Path, digest: &Digest, origin: &str) -> Result<Self, Error> {
+    pub(super) fn open(
+        directory: &Path,
+        digest: &Digest,
+        origin: &str,
+        alone: Alone,
+    ) -> Result<Self, Error> {
         let path = directory.join(format!("{}.part", digest.hex()));
         let io = |e| Error::io("write", &path, e);
         let note = path.with_extension("json");
@@ -89,6 +101,7 @@ impl Partial {
             validator,
             state: Worth::Part,
             path,
+            _alone: alone,
         })
     }
 
@@ -251,7 +264,7 @@ mod tests {
     fn a_part_is_gone_on_with_only_from_where_it_came_and_where_the_server_can() {
         let dir = tempfile::tempdir().unwrap();
         let digest = Digest::of("all of it");
-        let open = |origin| Partial::open(dir.path(), &digest, origin).unwrap();
+        let open = |origin| Partial::open(dir.path(), &digest, origin, Arc::new(())).unwrap();
         let mut part = open("here");
         assert_eq!(part.resume(), None);
         part.begin(&begin(0, Some("\"x\""))).unwrap();
@@ -283,10 +296,28 @@ mod tests {
     }
 
     #[test]
+    fn whoever_comes_next_finds_the_file_as_it_is_left() {
+        struct Next(PathBuf);
+        impl Drop for Next {
+            fn drop(&mut self) {
+                assert_eq!(fs::read_dir(&self.0).unwrap().count(), 0);
+                fs::write(self.0.join("next"), "").unwrap();
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let alone = Arc::new(Next(dir.path().to_owned()));
+        let digest = Digest::of("x");
+        let mut part = Partial::open(dir.path(), &digest, "here", alone).unwrap();
+        part.write(b"half").unwrap();
+        drop(part);
+        assert!(dir.path().join("next").exists());
+    }
+
+    #[test]
     fn what_nobody_will_go_on_with_is_swept_away() {
         let dir = tempfile::tempdir().unwrap();
         let digest = Digest::of("x");
-        let mut part = Partial::open(dir.path(), &digest, "here").unwrap();
+        let mut part = Partial::open(dir.path(), &digest, "here", Arc::new(())).unwrap();
         part.begin(&begin(0, Some("\"x\""))).unwrap();
         part.write(b"all ").unwrap();
         drop(part);

@@ -8,10 +8,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use platctrl_framework::failpoint;
-use tokio::sync::OwnedMutexGuard;
 
 use super::{Inner, UNFINISHED, blocking};
 use crate::hoist::install::{self, Install, Told};
+use crate::hoist::partial::Alone;
 use crate::hoist::source::Source;
 use crate::hoist::{Digest, Error, fetch};
 
@@ -21,7 +21,9 @@ impl Inner {
         digest: Digest,
         source: Source,
     ) -> Result<Install, Error> {
-        let mut guard = self.digest_lock(&digest).lock_owned().await;
+        // With the store, which is open for as long as somebody works in it.
+        let guard = self.digest_lock(&digest).lock_owned().await;
+        let alone: Alone = Arc::new((guard, Arc::clone(&self)));
         let path = self.install_path(&digest);
         let found = blocking(move || {
             let install = install::installed(&path, &digest);
@@ -38,24 +40,17 @@ impl Inner {
                 // Its own share first: who waits for a server holds up nobody else.
                 let share = self.share(source.server());
                 let permits = (share.acquire().await, self.fetches.acquire().await);
-                fetch::fetch(&self, &digest, &source).await?;
+                fetch::fetch(&self, &digest, &source, &alone).await?;
                 drop(permits);
                 fresh = true;
                 continue;
             };
             // In a task of its own: once it has begun, giving up must not leave half of it.
-            let task = tokio::spawn(Arc::clone(&self).install(digest, artifact, guard));
-            let outcome;
-            (guard, outcome) = match task.await {
-                Ok(done) => done,
-                Err(e) => {
-                    return Err(Error::io(
-                        "install",
-                        digest.to_string(),
-                        io::Error::other(e),
-                    ));
-                }
-            };
+            let alone = Alone::clone(&alone);
+            let task = tokio::spawn(Arc::clone(&self).install(digest, artifact, alone));
+            let outcome = task
+                .await
+                .map_err(|e| Error::io("install", digest.to_string(), io::Error::other(e)))?;
             match outcome {
                 // Bytes that were right when they were fetched have changed on the disk since.
                 Err(Error::DigestMismatch { actual, .. }) if !fresh => {
@@ -75,12 +70,10 @@ impl Inner {
         self: Arc<Self>,
         digest: Digest,
         artifact: File,
-        guard: OwnedMutexGuard<()>,
-    ) -> (OwnedMutexGuard<()>, Result<Install, Error>) {
-        let permit = self.unpacks.acquire().await;
-        let outcome = Arc::clone(&self).install_alone(digest, artifact).await;
-        drop(permit);
-        (guard, outcome)
+        _alone: Alone,
+    ) -> Result<Install, Error> {
+        let _permit = self.unpacks.acquire().await;
+        Arc::clone(&self).install_alone(digest, artifact).await
     }
 
     async fn install_alone(

@@ -9,9 +9,11 @@ use std::sync::atomic::Ordering;
 use platctrl_test_support::needs;
 use tokio::sync::Notify;
 
+use super::broken_off::large;
 use super::node::{Node, ensured, good, wait_until};
 use super::raw::{Block, Raw, gzip};
 use super::unix_server::{ok, serve_when};
+use super::web_server::{Answer, WebServer};
 use super::{rule, tree};
 use crate::hoist::{Digest, Error, Rule, Source, Store};
 
@@ -128,6 +130,34 @@ async fn a_fetch_that_everybody_gave_up_leaves_nothing_and_can_be_had_again() {
     .await;
     let (_, source) = node.publish("a.tar.gz", &artifact);
     store.ensure(&digest, &source).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_given_up_can_be_had_again_at_once() {
+    let node = Node::new();
+    let store = node.open();
+    let artifact = large();
+    let (digest, source) = node.publish("a.tar.gz", &artifact);
+    let (head, body) = ok(&artifact);
+    let half = [head.as_bytes(), &body[..body.len() / 2]].concat();
+    let server = WebServer::plain(move |_, _| Answer::Silence(half.clone())).await;
+    let part = node.path(&format!("data/cache/partial/{}.part", digest.hex()));
+    for _ in 0..20 {
+        let asking = {
+            let (store, source) = (store.clone(), server.source("/a"));
+            tokio::spawn(async move { store.ensure(&digest, &source).await })
+        };
+        wait_until("a part", || {
+            fs::metadata(&part).is_ok_and(|it| it.len() > 0)
+        })
+        .await;
+        asking.abort();
+        let _ = asking.await;
+        // Whoever writes for the one that gave up writes on for a moment, and removes it all.
+        let install = store.ensure(&digest, &source).await.unwrap();
+        fs::remove_dir_all(install.path).unwrap();
+        fs::remove_file(node.path(&format!("data/cache/sha256/{}", digest.hex()))).unwrap();
+    }
 }
 
 #[tokio::test]
