@@ -1,17 +1,20 @@
 //! Numbers for a pod's ports: fixed ones as asked, the others free and then kept.
 //!
 //! A number that the pod already has is kept without looking: the pod itself may be listening on
-//! it. Any other number is tried by listening on it for a moment, and one that somebody listens
-//! on is refused with the name of that process where `/proc` tells.
+//! it. Any other number is tried by taking it for a moment, and one that somebody listens on is
+//! refused with the name of that process where `/proc` tells.
 
 mod holder;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::os::fd::OwnedFd;
 
 use platctrl_kinds::Port;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
 
 /// Where ports are picked: below what Linux picks for outgoing connections by default.
 const PREFERRED: RangeInclusive<u16> = 20_000..=32_767;
@@ -120,8 +123,8 @@ pub(crate) fn allocate(
 
 fn try_fixed(port: u16, name: &str) -> Result<(), PortError> {
     let name = || name.to_owned();
-    match listen(port) {
-        Ok(()) => Ok(()),
+    match look(port) {
+        Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(PortError::InUse {
             port,
             name: name(),
@@ -140,17 +143,33 @@ fn try_fixed(port: u16, name: &str) -> Result<(), PortError> {
 
 /// Nobody listens on it.
 pub(crate) fn is_free(port: u16) -> bool {
-    listen(port).is_ok()
+    look(port).is_ok()
 }
 
-/// Listens on the port of every address for a moment. Connections of the past do not count.
-fn listen(port: u16) -> io::Result<()> {
-    TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
-    match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(error),
+/// Takes the port of every address for as long as what it returns lives. Connections of the past do
+/// not count.
+///
+/// It does not listen: a process that another thread is starting has a copy of all that is open, and
+/// in the way of whoever looks next, or of the program itself, would be what listens.
+fn look(port: u16) -> io::Result<(OwnedFd, Option<OwnedFd>)> {
+    let four = take(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
+    match take(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
+        Err(Errno::ADDRINUSE) => Err(Errno::ADDRINUSE.into()),
         // There may be no IPv6 here.
-        _ => Ok(()),
+        six => Ok((four, six.ok())),
     }
+}
+
+fn take(address: SocketAddr) -> Result<OwnedFd, Errno> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // With others that do not listen either it is shared.
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    bind(&socket, &address)?;
+    Ok(socket)
 }
 
 /// Every number to try, once each. They begin anywhere, so that the number a pod gave back is not
@@ -191,6 +210,8 @@ fn parse_range(text: &str) -> Option<RangeInclusive<u16>> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     fn wanted(ports: &[(&str, Option<u16>)]) -> BTreeMap<String, Port> {
@@ -219,6 +240,17 @@ mod tests {
     }
 
     #[test]
+    fn whoever_looks_at_a_port_is_in_nobodys_way() {
+        let port = some_free_port();
+        let looks = look(port).unwrap();
+        assert!(is_free(port), "for another look");
+        TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap();
+        if looks.1.is_some() {
+            TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
+        }
+    }
+
+    #[test]
     fn dynamic_ports_are_free_distinct_and_outside_the_range_of_outgoing_connections() {
         let wanted = wanted(&[("a", None), ("b", None), ("c", None)]);
         let given = allocate(&nobody(), &wanted, &BTreeMap::new()).unwrap();
@@ -230,7 +262,7 @@ mod tests {
                 ephemeral.as_ref().is_none_or(|range| !range.contains(port)),
                 "{port}"
             );
-            listen(*port).unwrap();
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, *port)).unwrap();
         }
     }
 

@@ -22,7 +22,11 @@ fn how_a_program_ended_and_how_long_it_waits_outlive_a_power_cut() {
     node.agent(&order);
     let report = node.wait("its ends", |it| {
         let exits = it["status"]["exits"].as_array();
-        exits.is_some_and(|exits| exits.len() >= 2) && it["status"]["restarts"] == 1
+        // How long it waits is on the disk, too, by the time that it is told to wait.
+        let waits = it["status"]
+            .to_string()
+            .contains("is started again after a while");
+        exits.is_some_and(|exits| exits.len() >= 2) && it["status"]["restarts"] == 1 && waits
     });
     node.cut();
     let dir = node.rig.layout().pod(&name()).shim("web");
