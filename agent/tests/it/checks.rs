@@ -16,8 +16,8 @@ use crate::store::Site;
 fn a_command_checks_a_pod_as_its_user_in_its_groups_and_decides_whether_it_is_ready() {
     let rig = Rig::new();
     let mut spec = rig.spec(&rig.app("one"));
-    let script = "id -u > $HOME/by.new; cat /proc/self/cgroup > $HOME/in; mv $HOME/by.new $HOME/by; \
-                  test -e $HOME/well || { echo not well yet >&2; exit 3; }";
+    let script = "cd $HOME; id -u > by.new; cat /proc/self/cgroup > in.new; mv in.new in; mv by.new by; \
+                  test -e well || { echo not well yet >&2; exit 3; }";
     spec["health"] = json!({
         "exec": {"command": ["sh", "-c", script]},
         "interval": "20ms", "timeout": "30s", "failureThreshold": 1, "grace": "1ms",
