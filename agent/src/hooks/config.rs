@@ -327,5 +327,17 @@ mod tests {
         std::fs::write(dir.path().join(CONFIG), "").unwrap();
         mode(&dir.path().join(CONFIG), 0o666);
         assert!(open());
+        mode(&dir.path().join(CONFIG), 0o644);
+        assert!(!open());
+        if !platctrl_test_support::needs::root() {
+            return;
+        }
+        // Whoever owns a file can make it writable.
+        for path in [dir.path(), &dir.path().join("a"), &dir.path().join(CONFIG)] {
+            std::os::unix::fs::chown(path, Some(65_534), None).unwrap();
+            assert!(open(), "{}", path.display());
+            std::os::unix::fs::chown(path, Some(0), None).unwrap();
+        }
+        assert!(!open());
     }
 }

@@ -60,6 +60,10 @@ async fn a_tree_that_its_unpacker_tampered_with_is_refused() {
         ("ln -s /etc/shadow l; finish 3", "l links to where"),
         ("ln -s ../../x bin/l; finish 3", "bin/l links to where"),
         ("rm bin/launch; finish 1", "bin/launch is missing"),
+        (
+            "d=d; while [ ${#d} -lt 79 ]; do d=$d/d; done; mkdir -p $d; finish 42",
+            "is nested too deeply",
+        ),
     ] {
         let node = Node::new();
         let store = taken_over(&node, script);
