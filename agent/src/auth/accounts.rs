@@ -70,22 +70,19 @@ fn read(path: &str) -> Result<String, AuthError> {
     }
 }
 
+/// The users in `/etc/passwd`.
+pub(super) fn all() -> Result<Vec<Account>, AuthError> {
+    Ok(read(PASSWD)?.lines().filter_map(Account::parse).collect())
+}
+
 /// The user of that name in `/etc/passwd`.
 pub(super) fn local(name: &str) -> Result<Option<Account>, AuthError> {
-    let text = read(PASSWD)?;
-    Ok(text
-        .lines()
-        .filter_map(Account::parse)
-        .find(|account| account.name == name))
+    Ok(all()?.into_iter().find(|account| account.name == name))
 }
 
 /// The first user with that id in `/etc/passwd`.
 pub(super) fn by_uid(uid: u32) -> Result<Option<Account>, AuthError> {
-    let text = read(PASSWD)?;
-    Ok(text
-        .lines()
-        .filter_map(Account::parse)
-        .find(|account| account.uid == uid))
+    Ok(all()?.into_iter().find(|account| account.uid == uid))
 }
 
 /// The user of that name, wherever this machine has its users from.

@@ -307,8 +307,9 @@ impl Users {
             uid,
             gid,
         };
+        let there = accounts::all()?;
         for (name, made) in made.iter().filter(|(other, _)| *other != name) {
-            if let Err(error) = give_back(name, made) {
+            if let Err(error) = give_back(name, made, &there) {
                 tracing::warn!(%error, "a user that somebody deleted cannot be made again");
             }
         }
@@ -362,22 +363,26 @@ impl Users {
     }
 }
 
-/// Makes a user again that we made and somebody deleted. Its programs may still run: its number must
-/// not become another app's.
-fn give_back(name: &str, made: &Made) -> Result<(), AuthError> {
+/// Makes a user again that we made and that is not there any more. Its programs may still run: its
+/// number must not become another app's.
+fn give_back(name: &str, made: &Made, there: &[Account]) -> Result<(), AuthError> {
     let Some(uid) = made.uid else { return Ok(()) };
-    let noted = check_name("app", &made.app).is_ok() && name == user_name(&made.app);
-    if !noted || accounts::local(name)?.is_some() || accounts::by_uid(uid)?.is_some() {
+    let known = |account: &Account| account.name == name || account.uid == uid;
+    if !is_of_app(name, made) || there.iter().any(known) {
         return Ok(());
     }
     let group = accounts::local_group(name)?;
     accounts::add(name, &comment(&made.app), Some(uid), group)
 }
 
+/// A damaged or changed note speaks of nobody else's users.
+fn is_of_app(name: &str, made: &Made) -> bool {
+    check_name("app", &made.app).is_ok() && name == user_name(&made.app)
+}
+
 /// Removes a user if it is the one we made. Says whether it did.
 fn remove(name: &str, made: &Made) -> Result<bool, AuthError> {
-    // A damaged or changed note removes nobody else.
-    if check_name("app", &made.app).is_err() || name != user_name(&made.app) {
+    if !is_of_app(name, made) {
         return Ok(false);
     }
     let account = accounts::local(name)?;

@@ -57,6 +57,12 @@ fn an_app_gets_a_user_of_its_own_once_and_only_that_is_removed() {
     assert_eq!(made.name, format!("pc-{}", real.app));
     assert!((1..1000).contains(&made.uid), "{made:?}");
     assert_eq!(made.groups, Vec::<u32>::new());
+    let note = std::fs::read_to_string(real.path()).unwrap();
+    let note: serde_json::Value = serde_json::from_str(&note).unwrap();
+    assert_eq!(
+        note["users"][&made.name]["uid"], made.uid,
+        "for when it is deleted"
+    );
     assert_eq!(users.resolve(None, &real.app).unwrap(), made);
     assert_eq!(
         real.users().resolve(None, &real.app).unwrap(),

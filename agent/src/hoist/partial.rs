@@ -1,10 +1,11 @@
 //! An artifact on its way into the cache: `cache/partial/<hex>.part`, and beside it, once it is
 //! known how to go on with it later, `<hex>.json`.
 //!
-//! One writer at a time has it: whoever fetches a digest holds its lock, which is held on until the
-//! file is let go of, also by a thread that writes for somebody who gave up. What is left of a transfer
-//! that broke off is worth keeping only when the server can give the rest of the same bytes; in all
-//! other cases nothing is left. Nothing is believed of it either: the digest covers the whole.
+//! One writer at a time has it: whoever fetches a digest holds its lock, which is held until the
+//! file is let go of, also by a thread that writes for somebody who gave up. What is left of a
+//! transfer that broke off is worth keeping only when the server can give the rest of the same
+//! bytes; in all other cases nothing is left. Nothing is believed of it either: the digest covers
+//! the whole.
 
 use std::any::Any;
 use std::fs::{self, File, OpenOptions};

@@ -135,7 +135,7 @@ async fn an_artifact_that_is_too_large_is_refused_before_it_is_sent() {
     let mut stream = connected(&api);
     let length = 1024_u64 * 1024 * 1024 + 1;
     let head = format!(
-        "PUT {} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n",
+        "PUT {} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n",
         path(&"ab".repeat(32))
     );
     stream.write_all(head.as_bytes()).await.unwrap();
